@@ -1,0 +1,125 @@
+//! The operations of one step, and who can execute them on this machine.
+//!
+//! Tensors are contiguous f32 on the backend's device. T is the number of rows of the step (tokens
+//! of all sequences), D the head size, H query heads, G KV heads.
+
+use candle_core::{Device, Tensor};
+
+use crate::{
+    Arena, AttentionPlan, Move, PageRef, RawMatrix, Result, RopeTable,
+    portable::{self, Portable},
+};
+
+/// What attention leaves for the output projection and for [`Backend::attribute`].
+pub struct Attended {
+    /// (T, H * D), rotated back.
+    pub out: Tensor,
+    /// (T, H): log-sum-exp of the scaled scores.
+    pub lse: Tensor,
+}
+
+/// A weight matrix prepared for one backend: y = x W^T.
+pub trait Linear: Send + Sync {
+    /// x (M, in), returns (M, out).
+    fn forward(&self, x: &Tensor) -> Result<Tensor>;
+
+    /// Dequantized rows of W: (ids.len(), in). A token embedding is a lookup of rows.
+    fn rows(&self, ids: &[u32]) -> Result<Tensor>;
+
+    /// Resident bytes.
+    fn bytes(&self) -> usize;
+}
+
+/// What a token's metadata says; see [`Backend::attributions`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenAttribution {
+    pub position: u32,
+    pub attribution: f32,
+}
+
+/// One device's kernels. A backend overrides only what it makes faster: every default is the
+/// portable twin, on host memory.
+pub trait Backend: Send + Sync {
+    fn name(&self) -> &'static str;
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    fn arena(&self, layout: crate::PageLayout, num_pages: usize) -> Result<Arena> {
+        Ok(Arena::host(layout, num_pages))
+    }
+
+    /// Prepares a weight matrix whose rows are those of `parts`, one after the other (QKV and
+    /// gate/up run as one). Quantized parts stay quantized.
+    fn linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
+        portable::matmul::linear(parts)
+    }
+
+    /// x (T, C), weight (C): x / sqrt(mean(x^2) + eps) * weight.
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        portable::activation::rms_norm(x, weight, eps)
+    }
+
+    /// gate_up (T, 2F), returns (T, F): silu(gate) * up.
+    fn silu_mul(&self, gate_up: &Tensor) -> Result<Tensor> {
+        portable::activation::silu_mul(gate_up)
+    }
+
+    /// qkv (T, (H + 2G) * D): applies RoPE to q and k, rotates q, k and v, writes k and v to the
+    /// plan's F16 slots with attribution 0, and returns q (T, H * D), rotated.
+    fn write_kv(
+        &self,
+        arena: &mut Arena,
+        layer: usize,
+        qkv: &Tensor,
+        rope: &RopeTable,
+        plan: &AttentionPlan,
+    ) -> Result<Tensor> {
+        portable::write_kv::write_kv(arena, layer, qkv, rope, plan)
+    }
+
+    /// q (T, H * D) from [`Backend::write_kv`]: softmax attention of each row over all pages of its
+    /// sequence, as far as the row's position and the window let it see, scaled by 1/sqrt(D).
+    fn attention(
+        &self,
+        arena: &Arena,
+        layer: usize,
+        q: &Tensor,
+        plan: &AttentionPlan,
+    ) -> Result<Attended> {
+        portable::attention::attention(arena, layer, q, plan)
+    }
+
+    /// Updates the attributions of the spans that ask for it; see [`crate::Scoring`].
+    fn attribute(
+        &self,
+        arena: &mut Arena,
+        layer: usize,
+        q: &Tensor,
+        attended: &Attended,
+        plan: &AttentionPlan,
+    ) -> Result<()> {
+        portable::attribution::attribute(arena, layer, q, attended, plan)
+    }
+
+    /// Position and attribution of every token of `pages`, in order.
+    fn attributions(&self, arena: &Arena, pages: &[PageRef]) -> Result<Vec<TokenAttribution>> {
+        Ok(portable::attribution::attributions(arena, pages))
+    }
+
+    /// Executes the moves as if all reads came before all writes. A token that stays in its tier is
+    /// copied bit by bit; one that changes tier is decoded and coded anew.
+    fn compact(&self, arena: &mut Arena, moves: &[Move]) -> Result<()> {
+        portable::compact::compact(arena, moves);
+        Ok(())
+    }
+}
+
+/// Every backend of this build, fastest first, with the test whether this machine can run it.
+const BACKENDS: &[fn() -> Option<Box<dyn Backend>>] = &[|| Some(Box::new(Portable))];
+
+/// The backends this machine can run, fastest first; never empty.
+pub fn available() -> Vec<Box<dyn Backend>> {
+    BACKENDS.iter().filter_map(|new| new()).collect()
+}

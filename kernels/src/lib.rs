@@ -1,0 +1,25 @@
+//! The KV cache's page format and every operation that touches its memory.
+//!
+//! Nothing above this crate knows a stride; nothing in it knows what a request is. A [`Backend`]
+//! executes one step of a model on one device; [`portable`] is the specification the others are
+//! tested against.
+
+pub mod arena;
+pub mod backend;
+pub mod codec;
+mod error;
+pub mod hadamard;
+pub mod matrix;
+pub mod page;
+pub mod plan;
+pub mod portable;
+pub mod rope;
+mod tensor;
+
+pub use arena::Arena;
+pub use backend::{Attended, Backend, Linear, available};
+pub use error::{Error, Result};
+pub use matrix::RawMatrix;
+pub use page::{PageId, PageLayout, PageRef, Slot, TIERS, Tier};
+pub use plan::{AttentionPlan, Move, Scoring, Signal, Span};
+pub use rope::{Rope, RopeTable};

@@ -1,0 +1,17 @@
+//! The specification: every operation in plain Rust, written to be read.
+
+pub mod activation;
+pub mod attention;
+pub mod attribution;
+pub mod compact;
+pub mod matmul;
+pub mod write_kv;
+
+/// Runs anywhere.
+pub struct Portable;
+
+impl crate::Backend for Portable {
+    fn name(&self) -> &'static str {
+        "portable"
+    }
+}
