@@ -1,1 +1,4 @@
+//! Keepwell: an LLM inference server that keeps what matters in its KV cache.
 
+pub mod compress;
+pub mod engine;

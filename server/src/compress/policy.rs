@@ -1,0 +1,22 @@
+//! Which tokens matter: one trait, one table.
+
+/// Stub until the policies land.
+pub trait Policy: Sync {
+    fn name(&self) -> &'static str;
+}
+
+pub static POLICIES: &[&dyn Policy] = &[];
+
+/// Index into [`POLICIES`]; only names in the table have one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyId(usize);
+
+impl PolicyId {
+    pub fn from_name(name: &str) -> Option<Self> {
+        POLICIES.iter().position(|p| p.name() == name).map(Self)
+    }
+
+    pub fn policy(self) -> &'static dyn Policy {
+        POLICIES[self.0]
+    }
+}

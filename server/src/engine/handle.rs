@@ -1,0 +1,205 @@
+//! The engine as others see it: a channel that takes requests and one that gives events back.
+
+use tokio::sync::mpsc;
+
+use crate::compress::PolicyId;
+
+/// One sequence to generate. Text never enters the engine: token ids in, token ids out.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    pub prompt: Vec<u32>,
+    /// Upper bound of generated tokens; at least 1, prompt and it together fit the context.
+    pub max_tokens: usize,
+    /// Tokens that end the generation (and are not counted as text), the model's own included.
+    pub stop_token_ids: Vec<u32>,
+    pub sampling: SamplingParams,
+    pub kv_cache: KvCacheParams,
+}
+
+/// How the next token is chosen. Defaults: sample from the whole distribution at temperature 1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy.
+    pub temperature: f32,
+    pub top_p: f32,
+    /// 0 is off.
+    pub top_k: usize,
+    pub min_p: f32,
+    /// Without one, the engine draws one.
+    pub seed: Option<u64>,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub repetition_penalty: f32,
+    /// Report the chosen token's log-probability and those of this many likeliest tokens.
+    pub logprobs: Option<usize>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: None,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logprobs: None,
+        }
+    }
+}
+
+/// The loss a request accepts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KvCacheParams {
+    /// Share, in (0, 1], of the bytes the same tokens take in F16; 1 is no compression.
+    pub budget: f32,
+    /// The share that memory pressure may push the request down to; at most `budget`.
+    pub min_budget: f32,
+    pub policy: PolicyId,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    Token(SampledToken),
+    /// The last event of a generation that ran.
+    Finished(Outcome),
+    /// The last event of a generation that could not run on; the engine lives on.
+    Failed(EngineError),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    pub id: u32,
+    /// Present when the request asked for log-probabilities.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Natural logarithms, of the model's distribution before temperature and penalties.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    pub chosen: f32,
+    /// Likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token was drawn (it is not sent as an event), or the caller called `stop`.
+    Stop,
+    /// `max_tokens` was reached.
+    Length,
+    /// The server is shutting down.
+    Abort,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    pub reason: FinishReason,
+    pub num_prompt_tokens: usize,
+    pub num_generated_tokens: usize,
+    pub kv_cache: KvUsage,
+}
+
+/// What a sequence's cache held when it ended, from the ledger.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct KvUsage {
+    pub budget: f32,
+    /// Bytes of all pages held, metadata and slack included.
+    pub bytes: usize,
+    /// The largest that `bytes` has been.
+    pub peak_bytes: usize,
+    /// K and V of the same tokens in plain F16.
+    pub f16_bytes: usize,
+    /// (token, layer, KV head) entries by tier, in the order of `TIERS`.
+    pub tokens: [usize; keepwell_kernels::TIERS.len()],
+    pub evicted: usize,
+}
+
+/// Why the engine did not run a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// No waiting would help: at its budget the request needs more pages than the arena has.
+    #[error(
+        "the request needs {needed_bytes} bytes of KV cache, the server has {total_bytes}: \
+         shorten the prompt or max_tokens, or lower kv_cache.budget"
+    )]
+    DoesNotFit { needed_bytes: usize, total_bytes: usize },
+    #[error("{num_waiting} requests are waiting already, try again later")]
+    QueueFull { num_waiting: usize },
+    #[error("the server is shutting down")]
+    Stopped,
+    #[error("the engine failed on this request: {0}")]
+    Internal(String),
+}
+
+pub(super) enum Command {
+    Generate {
+        request: GenerateRequest,
+        events: mpsc::UnboundedSender<Event>,
+    },
+    /// Finish the generation whose events go to this channel.
+    Stop {
+        events: mpsc::UnboundedSender<Event>,
+    },
+    /// Abort what runs and end the thread.
+    Shutdown,
+}
+
+/// Cheap to clone; the engine ends when `shutdown` is called.
+#[derive(Clone)]
+pub struct EngineHandle {
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl EngineHandle {
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Command>) {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        (Self { commands }, receiver)
+    }
+
+    /// Hands a request over. Its fate arrives as events; dropping the generation cancels it.
+    ///
+    /// # Errors
+    /// [`EngineError::Stopped`] when the engine is gone.
+    pub fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
+        let (sender, events) = mpsc::unbounded_channel();
+        self.commands
+            .send(Command::Generate { request, events: sender.clone() })
+            .map_err(|_| EngineError::Stopped)?;
+        Ok(Generation { events, sender: sender.downgrade(), commands: self.commands.clone() })
+    }
+
+    pub fn shutdown(&self) {
+        // Already gone is as good as shut down.
+        let _ = self.commands.send(Command::Shutdown);
+    }
+}
+
+/// The receiving end of one sequence.
+pub struct Generation {
+    events: mpsc::UnboundedReceiver<Event>,
+    sender: mpsc::WeakUnboundedSender<Event>,
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl Generation {
+    /// The next event; after the last one, or if the engine died, `None`.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// For callers outside an async runtime.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+
+    /// Asks the engine to finish now, as if a stop token had been drawn: a few more tokens may
+    /// arrive, then [`Event::Finished`] with the usage.
+    pub fn stop(&self) {
+        if let Some(events) = self.sender.upgrade() {
+            let _ = self.commands.send(Command::Stop { events });
+        }
+    }
+}

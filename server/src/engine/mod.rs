@@ -1,0 +1,8 @@
+//! The engine thread: it owns the model, the arena and every sequence.
+
+mod handle;
+
+pub use handle::{
+    EngineError, EngineHandle, Event, FinishReason, GenerateRequest, Generation, KvCacheParams,
+    KvUsage, Outcome, SampledToken, SamplingParams, TokenLogprobs,
+};
