@@ -3,3 +3,4 @@
 pub mod cache;
 pub mod compress;
 pub mod engine;
+pub mod sched;
