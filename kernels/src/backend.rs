@@ -116,8 +116,11 @@ pub trait Backend: Send + Sync {
     }
 }
 
-/// Every backend of this build, fastest first, with the test whether this machine can run it.
-const BACKENDS: &[fn() -> Option<Box<dyn Backend>>] = &[|| Some(Box::new(Portable))];
+/// A backend, if this machine can run it.
+type Probe = fn() -> Option<Box<dyn Backend>>;
+
+/// Every backend of this build, fastest first.
+const BACKENDS: &[Probe] = &[|| Some(Box::new(Portable))];
 
 /// The backends this machine can run, fastest first; never empty.
 pub fn available() -> Vec<Box<dyn Backend>> {

@@ -9,6 +9,7 @@ pub mod backend;
 pub mod codec;
 mod error;
 pub mod hadamard;
+pub mod linear;
 pub mod matrix;
 pub mod page;
 pub mod plan;

@@ -8,6 +8,7 @@ pub mod matmul;
 pub mod write_kv;
 
 /// Runs anywhere.
+#[derive(Clone, Copy)]
 pub struct Portable;
 
 impl crate::Backend for Portable {
