@@ -10,6 +10,9 @@ use crate::{
     portable::{self, Portable},
 };
 
+#[cfg(target_arch = "x86_64")]
+use crate::x86;
+
 /// What attention leaves for the output projection and for [`Backend::attribute`].
 pub struct Attended {
     /// (T, H * D), rotated back.
@@ -120,7 +123,13 @@ pub trait Backend: Send + Sync {
 type Probe = fn() -> Option<Box<dyn Backend>>;
 
 /// Every backend of this build, fastest first.
-const BACKENDS: &[Probe] = &[|| Some(Box::new(Portable))];
+const BACKENDS: &[Probe] = &[
+    #[cfg(target_arch = "x86_64")]
+    || Some(Box::new(x86::Avx512::new()?)),
+    #[cfg(target_arch = "x86_64")]
+    || Some(Box::new(x86::Avx2::new()?)),
+    || Some(Box::new(Portable)),
+];
 
 /// The backends this machine can run, fastest first; never empty.
 pub fn available() -> Vec<Box<dyn Backend>> {

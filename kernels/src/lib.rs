@@ -16,6 +16,8 @@ pub mod plan;
 pub mod portable;
 pub mod rope;
 mod tensor;
+#[cfg(target_arch = "x86_64")]
+pub mod x86;
 
 pub use arena::Arena;
 pub use backend::{Attended, Backend, Linear, available};

@@ -114,34 +114,40 @@ fn put_row<const LINES: usize>(
     }
 }
 
-/// Rows of x in 8 bits: x = scale * code for each 32 of a row.
+/// Rows of x that meet a panel together.
+pub const GROUP_ROWS: usize = 8;
+
+/// 32 activations of up to 8 rows in 8 bits: x = scale * code.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
 pub struct Activations {
-    /// Blocks of one row.
-    pub num_blocks: usize,
-    /// (M, blocks)
-    pub codes: Vec<[i8; BLOCK]>,
-    /// (M, blocks)
-    pub scales: Vec<f32>,
-    /// (M, blocks): scale * sum of the codes, what the weights' minima are multiplied with.
-    pub sums: Vec<f32>,
+    pub codes: [[i8; BLOCK]; GROUP_ROWS],
+    pub scales: [f32; GROUP_ROWS],
+    /// scale * sum of the codes, what the weights' minima are multiplied with.
+    pub sums: [f32; GROUP_ROWS],
 }
 
 impl Activations {
-    /// Memory for `rows` rows of `num_blocks` blocks.
-    pub fn zeros(rows: usize, num_blocks: usize) -> Self {
-        let len = rows * num_blocks;
-        Self {
-            num_blocks,
-            codes: vec![[0; BLOCK]; len],
-            scales: vec![0.0; len],
-            sums: vec![0.0; len],
+    pub const ZERO: Self = Self {
+        codes: [[0; BLOCK]; GROUP_ROWS],
+        scales: [0.0; GROUP_ROWS],
+        sums: [0.0; GROUP_ROWS],
+    };
+}
+
+/// Codes up to 8 rows of x, each of `out.len()` blocks.
+#[inline(always)]
+pub fn quantize_group(x: &[[f32; BLOCK]], out: &mut [Activations]) {
+    for (row, x) in x.chunks_exact(out.len()).enumerate() {
+        for (x, out) in x.iter().zip(&mut *out) {
+            (out.scales[row], out.sums[row]) = quantize(x, &mut out.codes[row]);
         }
     }
 }
 
 /// Codes one block. Returns its scale and scale * sum of codes.
 #[inline(always)]
-pub fn quantize(x: &[f32; BLOCK], codes: &mut [i8; BLOCK]) -> (f32, f32) {
+fn quantize(x: &[f32; BLOCK], codes: &mut [i8; BLOCK]) -> (f32, f32) {
     // Magnitudes compare as integers, which vectorizes; a NaN is the largest and reaches y.
     let largest = f32::from_bits(x.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0));
     let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };

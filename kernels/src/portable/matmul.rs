@@ -1,13 +1,11 @@
 //! Matrix products: the arithmetic every other kernel reproduces, up to the order of float sums.
 
-use std::ops::Range;
-
 use crate::{
     Linear, RawMatrix, Result,
     linear::{
         self, Kernel,
         ggml::BLOCK,
-        packed::{Activations, Block, LANES, quantize},
+        packed::{Activations, Block, LANES, quantize_group},
     },
     portable::Portable,
 };
@@ -17,30 +15,26 @@ pub fn linear(parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
 }
 
 impl Kernel for Portable {
-    fn quantize(self, x: &[[f32; BLOCK]], out: (&mut [[i8; BLOCK]], &mut [f32], &mut [f32])) {
-        let (codes, scales, sums) = out;
-        for (((x, codes), scale), sum) in x.iter().zip(codes).zip(scales).zip(sums) {
-            (*scale, *sum) = quantize(x, codes);
-        }
+    fn quantize(self, x: &[[f32; BLOCK]], out: &mut [Activations]) {
+        quantize_group(x, out);
     }
 
     fn panel<const LINES: usize>(
         self,
         panel: &[Block<LINES>],
-        x: &Activations,
-        rows: Range<usize>,
+        x: &[Activations],
         y: &mut [[f32; LANES]],
     ) {
         y.fill([0.0; LANES]);
-        for (b, block) in panel.iter().enumerate() {
+        for (block, x) in panel.iter().zip(x) {
             let d = block.d.map(f32::from);
             let m = block.m.map(f32::from);
             let codes = unpack(block);
-            for (row, y) in rows.clone().zip(&mut *y) {
-                let i = row * x.num_blocks + b;
-                let dots = dots(&codes, &x.codes[i]);
+            for (row, y) in y.iter_mut().enumerate() {
+                let dots = dots(&codes, &x.codes[row]);
                 for lane in 0..LANES {
-                    y[lane] += d[lane] * (x.scales[i] * dots[lane] as f32) + m[lane] * x.sums[i];
+                    y[lane] += d[lane] * (x.scales[row] * dots[lane] as f32);
+                    y[lane] += m[lane] * x.sums[row];
                 }
             }
         }
