@@ -81,10 +81,10 @@ fn tile<const LINES: usize, const R: usize>(
         let mut dots = [_mm512_setzero_si512(); R];
         for group in 0..GROUPS {
             let codes = codes(block, group);
-            for r in 0..R {
-                let (x, _) = x.codes[r].as_chunks::<4>();
+            for (dot, x) in dots.iter_mut().zip(&x.codes) {
+                let (x, _) = x.as_chunks::<4>();
                 let x = _mm512_set1_epi32(i32::from_le_bytes(x[group].map(|x| x as u8)));
-                dots[r] = _mm512_dpbusd_epi32(dots[r], codes, x);
+                *dot = _mm512_dpbusd_epi32(*dot, codes, x);
             }
         }
         let (d, m) = (floats(&block.d), floats(&block.m));
