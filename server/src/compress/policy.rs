@@ -5,7 +5,21 @@ pub trait Policy: Sync {
     fn name(&self) -> &'static str;
 }
 
-pub static POLICIES: &[&dyn Policy] = &[];
+struct Stub(&'static str);
+
+impl Policy for Stub {
+    fn name(&self) -> &'static str {
+        self.0
+    }
+}
+
+pub static POLICIES: &[&dyn Policy] = &[
+    &Stub("attribution"),
+    &Stub("attention_mass"),
+    &Stub("recency"),
+    &Stub("key_norm"),
+    &Stub("random"),
+];
 
 /// Index into [`POLICIES`]; only names in the table have one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -171,6 +171,11 @@ impl EngineHandle {
         Ok(Generation { events, sender: sender.downgrade(), commands: self.commands.clone() })
     }
 
+    /// Whether the engine still takes requests.
+    pub fn is_alive(&self) -> bool {
+        !self.commands.is_closed()
+    }
+
     pub fn shutdown(&self) {
         // Already gone is as good as shut down.
         let _ = self.commands.send(Command::Shutdown);
