@@ -1,4 +1,6 @@
 //! Keepwell: an LLM inference server that keeps what matters in its KV cache.
 
+pub mod cli;
 pub mod compress;
 pub mod engine;
+pub mod http;
