@@ -21,5 +21,5 @@ pub use backend::{Attended, Backend, Linear, available};
 pub use error::{Error, Result};
 pub use matrix::RawMatrix;
 pub use page::{PageId, PageLayout, PageRef, Slot, TIERS, Tier};
-pub use plan::{AttentionPlan, Move, Scoring, Signal, Span};
+pub use plan::{AttentionPlan, Move, Scoring, Signal, Span, Write};
 pub use rope::{Rope, RopeTable};

@@ -36,8 +36,8 @@ pub struct Span {
 /// The attention of one step, over all layers.
 ///
 /// `pages` holds, for each (layer, span, KV head) in this order, the head's pages, the tokens of
-/// this step included (`len` counts them already). `slots` holds, for each (layer, KV head, row),
-/// where the row's K and V are written.
+/// this step included (`len` counts them already). `writes` holds, for each (layer, KV head, row),
+/// where the row's K and V go.
 #[derive(Clone, Debug, Default)]
 pub struct AttentionPlan {
     pub num_kv_heads: usize,
@@ -47,7 +47,7 @@ pub struct AttentionPlan {
     pub pages: Vec<PageRef>,
     /// `pages` of (layer, span, head) number i are `page_starts[i]..page_starts[i + 1]`.
     pub page_starts: Vec<u32>,
-    pub slots: Vec<Slot>,
+    pub writes: Vec<Write>,
     /// A query at position t sees positions in `(t - window, t]`.
     pub window: Option<u32>,
 }
@@ -62,10 +62,10 @@ impl AttentionPlan {
         &self.pages[self.page_starts[i] as usize..self.page_starts[i + 1] as usize]
     }
 
-    /// The slots of all rows for one (layer, KV head).
-    pub fn slots(&self, layer: usize, kv_head: usize) -> &[Slot] {
+    /// Where all rows of one (layer, KV head) are written.
+    pub fn writes(&self, layer: usize, kv_head: usize) -> &[Write] {
         let start = (layer * self.num_kv_heads + kv_head) * self.num_rows();
-        &self.slots[start..start + self.num_rows()]
+        &self.writes[start..start + self.num_rows()]
     }
 
     /// The positions a query at `position` sees, given the window.
@@ -73,6 +73,13 @@ impl AttentionPlan {
         let first = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
         first..position + 1
     }
+}
+
+/// A new token's place: an F16 slot, and its position counted from the page's base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Write {
+    pub slot: Slot,
+    pub offset: i16,
 }
 
 /// One token changes place, and perhaps tier. `offset` is its position in the new page.

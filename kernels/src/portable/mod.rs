@@ -5,6 +5,7 @@ pub mod attention;
 pub mod attribution;
 pub mod compact;
 pub mod matmul;
+pub mod segment;
 pub mod write_kv;
 
 /// Runs anywhere.

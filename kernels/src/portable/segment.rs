@@ -1,0 +1,132 @@
+//! Decoded views of a head's pages, shared by the portable kernels.
+
+use half::{bf16, f16};
+
+use crate::{Arena, PageLayout, PageRef, page::PageArrays, page::Tier};
+
+/// The tokens of one (sequence, layer, KV head), decoded.
+pub struct Segment {
+    pub head_dim: usize,
+    /// (N, D), rotated.
+    pub keys: Vec<f32>,
+    /// (N, D), rotated.
+    pub values: Vec<f32>,
+    pub positions: Vec<u32>,
+}
+
+impl Segment {
+    pub fn decode(arena: &Arena, pages: &[PageRef]) -> Self {
+        let layout = arena.layout();
+        let head_dim = layout.head_dim;
+        let num_tokens: usize = pages.iter().map(|p| usize::from(p.len)).sum();
+        let mut segment = Self {
+            head_dim,
+            keys: vec![0.0; num_tokens * head_dim],
+            values: vec![0.0; num_tokens * head_dim],
+            positions: Vec::with_capacity(num_tokens),
+        };
+        let keys = segment.keys.chunks_exact_mut(head_dim);
+        let mut vectors = keys.zip(segment.values.chunks_exact_mut(head_dim));
+        for page in pages {
+            let bytes = arena.page(page.page);
+            for (index, (key, value)) in (0..usize::from(page.len)).zip(&mut vectors) {
+                decode_token(layout, bytes, page.tier, index, key, value);
+                segment.positions.push(position(layout, bytes, page, index));
+            }
+        }
+        segment
+    }
+
+    pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    pub fn key(&self, token: usize) -> &[f32] {
+        &self.keys[token * self.head_dim..(token + 1) * self.head_dim]
+    }
+
+    pub fn value(&self, token: usize) -> &[f32] {
+        &self.values[token * self.head_dim..(token + 1) * self.head_dim]
+    }
+}
+
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+pub fn decode_token(
+    layout: &PageLayout,
+    page: &[u8],
+    tier: Tier,
+    index: usize,
+    key: &mut [f32],
+    value: &mut [f32],
+) {
+    let (info, at) = (tier.info(), layout.arrays(tier));
+    let (k, v) = codes(&at, index);
+    let scale = |bytes: usize, start: usize| {
+        if bytes == 0 { f16::ONE } else { f16::from_bits(read_u16(page, start + 2 * index)) }
+    };
+    info.key.decode(&page[k], scale(info.key.scale_bytes(), at.key_scales), key);
+    info.value.decode(&page[v], scale(info.value.scale_bytes(), at.value_scales), value);
+}
+
+pub fn encode_token(
+    layout: &PageLayout,
+    page: &mut [u8],
+    tier: Tier,
+    index: usize,
+    key: &[f32],
+    value: &[f32],
+) {
+    let (info, at) = (tier.info(), layout.arrays(tier));
+    let (k, v) = codes(&at, index);
+    let key_scale = info.key.encode(key, &mut page[k]);
+    if info.key.scale_bytes() > 0 {
+        write_u16(page, at.key_scales + 2 * index, key_scale.to_bits());
+    }
+    let value_scale = info.value.encode(value, &mut page[v]);
+    if info.value.scale_bytes() > 0 {
+        write_u16(page, at.value_scales + 2 * index, value_scale.to_bits());
+    }
+}
+
+/// Byte ranges of one token's K and V codes.
+fn codes(at: &PageArrays, index: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
+    let k = at.keys + index * at.key_bytes;
+    let v = at.values + index * at.value_bytes;
+    (k..k + at.key_bytes, v..v + at.value_bytes)
+}
+
+pub fn position(layout: &PageLayout, bytes: &[u8], page: &PageRef, index: usize) -> u32 {
+    let at = layout.arrays(page.tier).positions + 2 * index;
+    page.base.wrapping_add_signed(i32::from(read_u16(bytes, at) as i16))
+}
+
+pub fn set_offset(layout: &PageLayout, page: &mut [u8], tier: Tier, index: usize, offset: i16) {
+    write_u16(page, layout.arrays(tier).positions + 2 * index, offset as u16);
+}
+
+pub fn attribution(layout: &PageLayout, page: &[u8], tier: Tier, index: usize) -> f32 {
+    let at = layout.arrays(tier).attributions + 2 * index;
+    bf16::from_bits(read_u16(page, at)).to_f32()
+}
+
+pub fn set_attribution(
+    layout: &PageLayout,
+    page: &mut [u8],
+    tier: Tier,
+    index: usize,
+    attribution: f32,
+) {
+    let bits = bf16::from_f32(attribution).to_bits();
+    write_u16(page, layout.arrays(tier).attributions + 2 * index, bits);
+}
+
+fn read_u16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn write_u16(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+}
