@@ -116,6 +116,7 @@ fn finished(request: &GenerateRequest, reason: FinishReason) -> Event {
         reason,
         num_prompt_tokens: request.prompt.len(),
         num_generated_tokens: 0,
+        ended_by_stop_token: false,
         kv_cache: KvUsage {
             budget: request.kv_cache.budget,
             bytes: KV_BYTES,

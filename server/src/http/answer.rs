@@ -6,6 +6,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 
 use super::App;
 use super::choice::{Choice, Delta, TextToken, Update};
+use super::context::TokenLimit;
 use super::error::ApiError;
 use super::latency::Stopwatch;
 use super::params::Params;
@@ -17,8 +18,10 @@ use crate::engine::{FinishReason, GenerateRequest, SamplingParams};
 /// What to generate: `params.n` choices of each prompt.
 pub struct Job {
     pub prompts: Vec<Vec<u32>>,
-    /// Upper bound of generated tokens, for each prompt.
-    pub max_tokens: Vec<usize>,
+    /// For each prompt.
+    pub limits: Vec<TokenLimit>,
+    /// Whether the answer goes on in the prompt's last line, as a completion does.
+    pub continues: bool,
     pub params: Params,
 }
 
@@ -67,19 +70,20 @@ pub async fn answer(
 
 /// Hands every choice to the engine.
 fn submit(app: &App, job: Job, stopwatch: Stopwatch) -> Result<Updates, ApiError> {
-    let Job { prompts, max_tokens, params } = job;
+    let Job { prompts, limits, continues, params } = job;
     let mut choices = Vec::new();
-    for (prompt, max_tokens) in prompts.into_iter().zip(max_tokens) {
+    for (prompt, limit) in prompts.into_iter().zip(limits) {
         for nth in 0..params.n {
             let generation = app.engine.generate(GenerateRequest {
                 prompt: prompt.clone(),
-                max_tokens,
+                max_tokens: limit.max_tokens,
+                may_shorten: limit.may_shorten,
                 stop_token_ids: params.stop_token_ids.clone(),
                 sampling: with_nth_seed(&params.sampling, nth),
                 kv_cache: params.kv_cache,
             })?;
             let stop = StopStrings::new(params.stop.clone());
-            let detokenizer = app.text.detokenizer();
+            let detokenizer = app.text.detokenizer(continues);
             choices.push(Choice::new(choices.len(), generation, detokenizer, stop, stopwatch));
         }
     }

@@ -14,10 +14,10 @@ use super::answer::{Job, Shape, Whole, answer};
 use super::body::{JsonObject, off_worker};
 use super::choice::Delta;
 use super::context::MaxTokens;
-use super::envelope::Identity;
+use super::envelope::{Identity, finish_reason};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::latency::{Stopwatch, finish_reason};
+use super::latency::Stopwatch;
 use super::logprobs::ChatLogprobs;
 use super::messages;
 use super::params::{MAX_LOGPROBS, Params};
@@ -48,14 +48,15 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, ChatShape), Api
     let max_tokens =
         MaxTokens::read(&fields, &["max_completion_tokens", "max_tokens"], usize::MAX)?;
     let prompt = tokenize(&chat(&fields)?, app.text.as_ref())?;
-    let max_tokens = max_tokens.within(app.model.max_model_len, prompt.len(), "messages")?;
+    let limit = max_tokens.within(app.model.max_model_len, prompt.len(), "messages")?;
     let include_usage = params.stream.is_some_and(|options| options.include_usage);
     let shape = ChatShape {
         identity: Identity::new("chatcmpl", &app.model.name, include_usage),
         text: app.text.clone(),
         logprobs: params.sampling.logprobs.is_some(),
     };
-    Ok((Job { prompts: vec![prompt], max_tokens: vec![max_tokens], params }, shape))
+    let job = Job { prompts: vec![prompt], limits: vec![limit], continues: false, params };
+    Ok((job, shape))
 }
 
 fn num_logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
@@ -69,11 +70,9 @@ fn num_logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
 }
 
 fn chat(fields: &Fields) -> Result<Chat, ApiError> {
-    let messages = messages::read(fields)?;
+    let messages = Value::Array(messages::read(fields)?);
     let add_generation_prompt = fields.bool("add_generation_prompt")?.unwrap_or(true);
-    fields.object("chat_template_kwargs")?;
-    let variables = fields.get("chat_template_kwargs").and_then(Value::as_object).cloned();
-    Ok(Chat { messages, add_generation_prompt, variables: variables.unwrap_or_default() })
+    Ok(Chat { messages, add_generation_prompt })
 }
 
 fn tokenize(chat: &Chat, text: &dyn Text) -> Result<Vec<u32>, ApiError> {

@@ -148,7 +148,7 @@ impl Choice {
             true => (FinishReason::Stop, self.num_tokens),
             false => (outcome.reason, outcome.num_generated_tokens),
         };
-        self.stopwatch.finished(reason);
+        self.stopwatch.finished();
         let kv_cache = outcome.kv_cache;
         let finished = Finished { index: self.index, reason, num_tokens, kv_cache };
         self.ready.push_back(Update::Finished(finished));

@@ -14,10 +14,10 @@ use super::answer::{Job, Shape, Whole, answer};
 use super::body::{JsonObject, off_worker};
 use super::choice::Delta;
 use super::context::MaxTokens;
-use super::envelope::Identity;
+use super::envelope::{Identity, finish_reason};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::latency::{Stopwatch, finish_reason};
+use super::latency::Stopwatch;
 use super::logprobs::CompletionLogprobs;
 use super::params::{MAX_LOGPROBS, Params};
 use super::prompts::{self, Prompt};
@@ -51,7 +51,7 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, CompletionShape
     let max_tokens = MaxTokens::read(&fields, &["max_tokens"], DEFAULT_MAX_TOKENS)?;
     let prompts = prompts::read(&fields, app)?;
     let fit = |p: &Prompt| max_tokens.within(app.model.max_model_len, p.ids.len(), &p.param);
-    let max_tokens = prompts.iter().map(fit).collect::<Result<_, _>>()?;
+    let limits = prompts.iter().map(fit).collect::<Result<_, _>>()?;
     let include_usage = params.stream.is_some_and(|options| options.include_usage);
     let shape = CompletionShape {
         identity: Identity::new("cmpl", &app.model.name, include_usage),
@@ -60,7 +60,8 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, CompletionShape
         echoes: if echo { echoes(&prompts, app)? } else { vec![] },
         n: params.n,
     };
-    Ok((Job { prompts: prompts.into_iter().map(|p| p.ids).collect(), max_tokens, params }, shape))
+    let prompts = prompts.into_iter().map(|p| p.ids).collect();
+    Ok((Job { prompts, limits, continues: true, params }, shape))
 }
 
 fn echo(fields: &Fields, logprobs: bool) -> Result<bool, ApiError> {

@@ -5,6 +5,14 @@ use axum::http::StatusCode;
 use super::error::ApiError;
 use super::fields::Fields;
 
+/// How many tokens a prompt's choices may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenLimit {
+    pub max_tokens: usize,
+    /// The request named no limit: fewer are fine too.
+    pub may_shorten: bool,
+}
+
 /// A request's bound of generated tokens.
 #[derive(Clone, Copy, Debug)]
 pub enum MaxTokens {
@@ -34,17 +42,17 @@ impl MaxTokens {
         max_model_len: usize,
         prompt_len: usize,
         param: &str,
-    ) -> Result<usize, ApiError> {
+    ) -> Result<TokenLimit, ApiError> {
         if prompt_len == 0 {
             return Err(ApiError::invalid(param, "the prompt has no tokens"));
         }
         let rest = max_model_len.saturating_sub(prompt_len);
-        let (field, wanted, granted) = match self {
-            Self::Asked(name, asked) => (name, asked, asked),
-            Self::Default(default) => (param, 1, default.min(rest)),
+        let (field, wanted, max_tokens, may_shorten) = match self {
+            Self::Asked(name, asked) => (name, asked, asked, false),
+            Self::Default(default) => (param, 1, default.min(rest), true),
         };
         if wanted <= rest {
-            return Ok(granted);
+            return Ok(TokenLimit { max_tokens, may_shorten });
         }
         let at = if rest == 0 { param } else { field };
         let message = format!(

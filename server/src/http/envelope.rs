@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::usage::Usage;
+use crate::engine::FinishReason;
 
 /// The identity of an answer.
 pub struct Identity {
@@ -62,4 +63,13 @@ impl Identity {
 pub fn unix_seconds() -> u64 {
     // A clock before 1970 is no reason to fail.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The reason's name.
+pub fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Abort => "abort",
+    }
 }

@@ -20,6 +20,7 @@ mod metrics;
 mod models;
 mod params;
 mod prompts;
+mod recorder;
 mod sse;
 mod stop;
 #[cfg(test)]
@@ -39,8 +40,8 @@ use axum::response::{IntoResponse, Response};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
 
-pub use self::latency::{describe, with_buckets};
 pub use self::params::KvDefaults;
+pub use self::recorder::{describe, recorder};
 pub use self::text::{Chat, Detokenizer, Text};
 
 use self::error::ApiError;

@@ -1,7 +1,7 @@
 //! What the HTTP layer needs of a tokenizer and a chat template.
 
 use anyhow::Result;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// Between text and token ids. All of it may take long for large inputs: call it off the async
 /// workers, but for the single tokens that a [`Detokenizer`] takes.
@@ -20,7 +20,8 @@ pub trait Text: Send + Sync {
     /// The model has no template, or the template refuses the conversation.
     fn render_chat(&self, chat: &Chat) -> Result<String>;
 
-    fn detokenizer(&self) -> Box<dyn Detokenizer>;
+    /// `continues`: the text goes on in the prompt's last line, so that a space at its start counts.
+    fn detokenizer(&self, continues: bool) -> Box<dyn Detokenizer>;
 
     /// The bytes one token stands for; often not UTF-8 by themselves.
     fn token_bytes(&self, id: u32) -> Vec<u8>;
@@ -39,8 +40,8 @@ pub trait Detokenizer: Send {
 
 /// What a chat template reads.
 pub struct Chat {
-    pub messages: Vec<Value>,
+    /// An array of objects with `role` and, as a string, `content`.
+    pub messages: Value,
+    /// Whether to open the assistant's turn.
     pub add_generation_prompt: bool,
-    /// Further variables of the template, `chat_template_kwargs` in vLLM's API.
-    pub variables: Map<String, Value>,
 }

@@ -43,7 +43,9 @@ async fn usage_tells_tokens_and_the_bytes_of_the_cache_by_tier() {
 async fn the_answer_may_take_the_rest_of_the_context() {
     let server = Server::new(says(""));
     server.chat(json!({})).await;
+    server.chat(json!({"max_tokens": 3})).await;
     assert_eq!(server.request(0).max_tokens, MAX_MODEL_LEN - server.request(0).prompt.len());
+    assert!(server.request(0).may_shorten && !server.request(1).may_shorten);
 }
 
 #[tokio::test]

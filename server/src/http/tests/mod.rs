@@ -45,7 +45,7 @@ impl Text for ByteText {
     /// `user:hi|assistant:`
     fn render_chat(&self, chat: &Chat) -> Result<String> {
         let mut prompt = String::new();
-        for message in &chat.messages {
+        for message in chat.messages.as_array().unwrap() {
             let (Some(role), Some(content)) =
                 (message["role"].as_str(), message["content"].as_str())
             else {
@@ -59,7 +59,7 @@ impl Text for ByteText {
         Ok(prompt + if chat.add_generation_prompt { "assistant:" } else { "" })
     }
 
-    fn detokenizer(&self) -> Box<dyn Detokenizer> {
+    fn detokenizer(&self, _continues: bool) -> Box<dyn Detokenizer> {
         Box::new(ByteDetokenizer::default())
     }
 
