@@ -1,5 +1,14 @@
 //! score -> price -> compact: what is kept in which tier.
+//!
+//! Kernels accumulate a signal per cached token; a [`Policy`] turns it into a score; [`price`]
+//! turns scores and a number of pages into tiers; [`crate::cache::Repack`] turns tiers into moves.
 
+mod plan;
+mod policies;
 mod policy;
+mod price;
+mod score;
 
-pub use policy::{POLICIES, Policy, PolicyId};
+pub use plan::{Goal, HeadTokens, Protection, decide, repack};
+pub use policy::{POLICIES, Policy, PolicyId, Queries, TokenSignals};
+pub use price::{Candidate, Prices, assign};

@@ -1,5 +1,7 @@
 //! The engine thread: it owns the model, the arena and every sequence.
 
+#[cfg(test)]
+pub(crate) mod fake;
 mod handle;
 
 pub use handle::{

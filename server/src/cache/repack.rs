@@ -1,0 +1,152 @@
+//! New tiers for a head's tokens: which token goes to which slot, as plain data.
+//!
+//! The tokens of a tier stay dense: those that keep their tier close ranks in its first pages,
+//! those that arrive follow, whole pages come back. Otherwise eviction would save nothing.
+
+use keepwell_kernels::{Move, PageLayout, PageRef, Slot, TIERS, Tier};
+
+use super::{HeadPages, Ledger, PageTable};
+
+/// What becomes of one token; `None` evicts it.
+pub type Assignment = Option<Tier>;
+
+/// One head's repacking, decided but not yet booked.
+#[derive(Debug)]
+pub struct Repack {
+    head: usize,
+    /// The tokens of each tier, in their new order.
+    tokens: [Vec<Token>; TIERS.len()],
+    old: HeadPages,
+    /// Pages needed less pages held.
+    pub page_change: isize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Token {
+    from: Slot,
+    from_tier: Tier,
+    position: u32,
+}
+
+impl Repack {
+    /// `positions` and `assignments` go token by token through the head's pages.
+    pub fn new(
+        table: &PageTable,
+        head: usize,
+        positions: &[u32],
+        assignments: &[Assignment],
+        layout: &PageLayout,
+    ) -> Self {
+        let old = table.head(head).clone();
+        let mut tokens: [Vec<Token>; TIERS.len()] = Default::default();
+        let mut arrivals: [Vec<Token>; TIERS.len()] = Default::default();
+        let places = old.pages.iter().flat_map(|page| {
+            (0..page.len).map(|index| (page.tier, Slot { page: page.page, index }))
+        });
+        for ((from_tier, from), (&position, &to)) in places.zip(positions.iter().zip(assignments)) {
+            let Some(to) = to else { continue };
+            let list = if to == from_tier { &mut tokens } else { &mut arrivals };
+            list[to as usize].push(Token { from, from_tier, position });
+        }
+        for (tokens, arrivals) in tokens.iter_mut().zip(&mut arrivals) {
+            tokens.append(arrivals);
+        }
+        let mut repack = Self { head, tokens, old, page_change: 0 };
+        let needed = repack.lay_out(layout).len();
+        repack.page_change = needed as isize - repack.old.pages.len() as isize;
+        repack
+    }
+
+    /// Books the new pages and returns the moves. Releases come first, so that a repacking that
+    /// shrinks never needs a free page; the moves' reads must precede their writes.
+    ///
+    /// Returns `None`, and changes nothing, when pages do not suffice.
+    pub fn book(self, table: &mut PageTable, ledger: &mut Ledger) -> Option<Vec<Move>> {
+        let runs = self.lay_out(ledger.layout());
+        let fresh = runs.iter().filter(|run| run.reused.is_none()).count();
+        let kept: Vec<PageRef> = runs.iter().filter_map(|run| run.reused).collect();
+        let freed: Vec<PageRef> =
+            self.old.pages.iter().filter(|p| !kept.contains(p)).copied().collect();
+        if fresh > ledger.num_free() + freed.len() {
+            return None;
+        }
+        for page in &freed {
+            ledger.release(page.page, page.tier);
+        }
+        let (mut pages, mut moves) = (HeadPages::default(), Vec::new());
+        for run in runs {
+            let page = run.page(ledger);
+            moves.extend(
+                run.tokens.iter().enumerate().filter_map(|(i, t)| t.move_to(&page, i, &run)),
+            );
+            pages.pages.push(page);
+        }
+        table.replace_head(self.head, pages);
+        Some(moves)
+    }
+
+    /// The new pages, tier by tier; the old pages of a tier are used again first.
+    fn lay_out(&self, layout: &PageLayout) -> Vec<Run<'_>> {
+        let mut runs = Vec::new();
+        for info in &TIERS {
+            let mut reusable = self.old.pages.iter().filter(|p| p.tier == info.tier);
+            let mut rest = &self.tokens[info.tier as usize][..];
+            while let Some(first) = rest.first() {
+                let reused = reusable.next().copied();
+                let base = match reused {
+                    Some(page) if page.reaches(first.position) => page.base,
+                    _ => first.position,
+                };
+                let page = PageRef { base, ..reused.unwrap_or(self.old.pages[0]) };
+                let len = rest
+                    .iter()
+                    .take(layout.capacity(info.tier))
+                    .take_while(|t| page.reaches(t.position))
+                    .count();
+                let (tokens, after) = rest.split_at(len);
+                runs.push(Run { tier: info.tier, reused, base, tokens });
+                rest = after;
+            }
+        }
+        runs
+    }
+}
+
+/// The tokens of one new page.
+struct Run<'a> {
+    tier: Tier,
+    reused: Option<PageRef>,
+    base: u32,
+    tokens: &'a [Token],
+}
+
+impl Run<'_> {
+    fn page(&self, ledger: &mut Ledger) -> PageRef {
+        let page = match self.reused {
+            Some(reused) => reused.page,
+            None => ledger.allocate(self.tier).expect("counted by book"),
+        };
+        PageRef { page, base: self.base, len: self.tokens.len() as u16, tier: self.tier }
+    }
+}
+
+impl Token {
+    /// The move into slot `index` of `page`, unless the token is there already.
+    fn move_to(&self, page: &PageRef, index: usize, run: &Run) -> Option<Move> {
+        let to = Slot { page: page.page, index: index as u16 };
+        let same_base = run.reused.is_some_and(|reused| reused.base == page.base);
+        if self.from == to && same_base {
+            return None;
+        }
+        Some(Move {
+            from: self.from,
+            from_tier: self.from_tier,
+            to,
+            to_tier: page.tier,
+            offset: page.offset(self.position),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+//! One compress event of one sequence, decided: tiers for all its tokens, then moves.
+
+use keepwell_kernels::{Move, PageLayout, Tier};
+
+use super::{Candidate, Policy, Prices, TokenSignals, assign, score};
+use crate::cache::{Assignment, Ledger, PageTable, Repack};
+
+/// Moves that one kernel call stages at most, unless a single head needs more.
+const MOVES_PER_BATCH: usize = 16_384;
+
+/// Position and accumulated signal of each token of one (layer, KV head), in page order.
+#[derive(Clone, Debug, Default)]
+pub struct HeadTokens {
+    pub positions: Vec<u32>,
+    pub signals: Vec<f32>,
+}
+
+/// Tokens that keep a tier whatever their score: never evicted, and 8 bits where that is a small
+/// part of the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protection {
+    /// First positions: attention sinks (StreamingLLM).
+    pub sinks: usize,
+    /// Last positions: no query has judged them yet.
+    pub recent: usize,
+    /// Last positions of the prompt: the question and what calls for the answer.
+    pub prompt_end: usize,
+}
+
+impl Default for Protection {
+    fn default() -> Self {
+        Self { sinks: 4, recent: 64, prompt_end: 64 }
+    }
+}
+
+impl Protection {
+    fn covers(&self, position: usize, prompt_len: usize, seq_len: usize) -> bool {
+        let prompt_end = prompt_len.saturating_sub(self.prompt_end)..prompt_len;
+        position < self.sinks || position + self.recent >= seq_len || prompt_end.contains(&position)
+    }
+}
+
+/// What an event is to achieve.
+pub struct Goal<'a> {
+    pub policy: &'a dyn Policy,
+    pub protection: Protection,
+    pub prompt_len: usize,
+    /// Pages the sequence may hold afterwards.
+    pub max_pages: usize,
+}
+
+/// Tiers for every token of the sequence, per head in page order.
+pub fn decide(
+    table: &PageTable,
+    tokens: &[HeadTokens],
+    goal: &Goal,
+    layout: &PageLayout,
+) -> Vec<Vec<Assignment>> {
+    let protected_tier = protected_tier(table, goal, layout);
+    let heads: Vec<_> = tokens
+        .iter()
+        .enumerate()
+        .map(|(head, tokens)| candidates(table, head, tokens, goal, protected_tier))
+        .collect();
+    assign(&heads, goal.max_pages, &Prices::default(), layout)
+}
+
+/// 8 bits as long as the protected tokens then take no more than a third of the pages.
+fn protected_tier(table: &PageTable, goal: &Goal, layout: &PageLayout) -> Tier {
+    let covers = |position: &usize| goal.protection.covers(*position, goal.prompt_len, table.len());
+    let num_protected = (0..table.len()).filter(covers).count();
+    let pages = num_protected.div_ceil(layout.capacity(Tier::K8V8)) * table.num_heads();
+    if pages <= goal.max_pages / 3 { Tier::K8V8 } else { Tier::K4V4 }
+}
+
+fn candidates(
+    table: &PageTable,
+    head: usize,
+    tokens: &HeadTokens,
+    goal: &Goal,
+    protected_tier: Tier,
+) -> Vec<Candidate> {
+    let HeadTokens { positions, signals } = tokens;
+    let mut scores = vec![0f32; positions.len()];
+    let seen = TokenSignals { head, seq_len: table.len(), positions, signals };
+    goal.policy.score(&seen, &mut scores);
+    score::refine(positions, &mut scores);
+    let tiers = table.head(head).pages.iter().flat_map(|p| (0..p.len).map(|_| p.tier));
+    let covers = |p: u32| goal.protection.covers(p as usize, goal.prompt_len, table.len());
+    positions
+        .iter()
+        .zip(scores)
+        .zip(tiers)
+        .map(|((&position, score), tier)| {
+            let fixed = covers(position).then_some(tier.max(protected_tier));
+            Candidate { score, tier, fixed }
+        })
+        .collect()
+}
+
+/// Books the assignments and returns the moves in batches: within a batch all reads come before
+/// all writes, and the batches run in order. Heads that shrink go first, so that the sequence never
+/// holds more than the larger of before and after.
+pub fn repack(
+    table: &mut PageTable,
+    ledger: &mut Ledger,
+    tokens: &[HeadTokens],
+    assignments: &[Vec<Assignment>],
+) -> Vec<Vec<Move>> {
+    let layout = *ledger.layout();
+    let mut repacks: Vec<_> = tokens
+        .iter()
+        .zip(assignments)
+        .enumerate()
+        .map(|(head, (tokens, tiers))| Repack::new(table, head, &tokens.positions, tiers, &layout))
+        .collect();
+    repacks.sort_by_key(|repack| repack.page_change);
+    let mut batches = vec![Vec::new()];
+    for repack in repacks {
+        // A head for which no page is left stays as it is until the next event.
+        let Some(moves) = repack.book(table, ledger) else { continue };
+        if batches.last().is_some_and(|batch| batch.len() + moves.len() > MOVES_PER_BATCH) {
+            batches.push(Vec::new());
+        }
+        batches.last_mut().expect("starts with one").extend(moves);
+    }
+    batches.retain(|batch| !batch.is_empty());
+    batches
+}

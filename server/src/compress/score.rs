@@ -1,0 +1,66 @@
+//! From a policy's raw scores to what the price works with.
+
+/// Evidence comes in runs of tokens (the digits of a number, a name): each token gets the largest
+/// score within this distance (SnapKV pools over the same width).
+const POOL_RADIUS: u32 = 2;
+/// Share of the head's mean mixed into each score: the queries seen are a sample, and a token that
+/// they ignored may matter to the next one (DefensiveKV clamps at the mean).
+const SHRINKAGE: f32 = 0.1;
+
+/// Pools, shrinks and scales the scores of one head so that their mean is 1: heads of all layers
+/// then stand on one price. `positions` need not be sorted.
+pub fn refine(positions: &[u32], scores: &mut [f32]) {
+    pool(positions, scores);
+    let mean = scores.iter().sum::<f32>() / scores.len().max(1) as f32;
+    if mean <= 0.0 || !mean.is_finite() {
+        scores.fill(1.0);
+        return;
+    }
+    for score in scores {
+        *score = (1.0 - SHRINKAGE) * *score / mean + SHRINKAGE;
+    }
+}
+
+/// Replaces each score with the largest among positions within [`POOL_RADIUS`].
+fn pool(positions: &[u32], scores: &mut [f32]) {
+    let len = positions.iter().max().map_or(0, |p| *p as usize + 1);
+    let mut by_position = vec![0f32; len];
+    for (&position, &score) in positions.iter().zip(scores.iter()) {
+        by_position[position as usize] = score;
+    }
+    for (&position, score) in positions.iter().zip(scores) {
+        let first = position.saturating_sub(POOL_RADIUS) as usize;
+        let end = (position + POOL_RADIUS + 1).min(len as u32) as usize;
+        *score = by_position[first..end].iter().fold(0f32, |m, s| m.max(*s));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strong_token_lifts_its_neighbours_in_position_not_in_storage() {
+        let positions = [10, 50, 11, 51, 13];
+        let mut scores = [8.0, 1.0, 1.0, 1.0, 1.0];
+        pool(&positions, &mut scores);
+        assert_eq!(scores, [8.0, 1.0, 8.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn refined_scores_have_mean_one_and_no_zero() {
+        let positions: Vec<u32> = (0..100).map(|p| p * 10).collect();
+        let mut scores = vec![0f32; 100];
+        scores[7] = 1e20;
+        refine(&positions, &mut scores);
+        assert!((scores.iter().sum::<f32>() / 100.0 - 1.0).abs() < 1e-3);
+        assert!(scores.iter().all(|s| *s >= SHRINKAGE));
+    }
+
+    #[test]
+    fn scores_that_are_all_zero_become_equal() {
+        let mut scores = [0.0; 3];
+        refine(&[0, 1, 2], &mut scores);
+        assert_eq!(scores, [1.0; 3]);
+    }
+}

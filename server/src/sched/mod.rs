@@ -1,0 +1,9 @@
+//! Which sequences run in a step, with how many tokens each. Plain Rust: no tensors, no runtime.
+
+mod demand;
+mod scheduler;
+mod sequence;
+
+pub use demand::Demand;
+pub use scheduler::{Entry, Scheduler, SchedulerLimits, Step};
+pub use sequence::{SeqId, Sequence};
