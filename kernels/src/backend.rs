@@ -10,6 +10,9 @@ use crate::{
     portable::{self, Portable},
 };
 
+#[cfg(target_arch = "x86_64")]
+use crate::x86;
+
 /// What attention leaves for the output projection and for [`Backend::attribute`].
 pub struct Attended {
     /// (T, H * D), rotated back.
@@ -116,8 +119,17 @@ pub trait Backend: Send + Sync {
     }
 }
 
-/// Every backend of this build, fastest first, with the test whether this machine can run it.
-const BACKENDS: &[fn() -> Option<Box<dyn Backend>>] = &[|| Some(Box::new(Portable))];
+/// A backend, if this machine can run it.
+type Probe = fn() -> Option<Box<dyn Backend>>;
+
+/// Every backend of this build, fastest first.
+const BACKENDS: &[Probe] = &[
+    #[cfg(target_arch = "x86_64")]
+    || Some(Box::new(x86::Avx512::new()?)),
+    #[cfg(target_arch = "x86_64")]
+    || Some(Box::new(x86::Avx2::new()?)),
+    || Some(Box::new(Portable)),
+];
 
 /// The backends this machine can run, fastest first; never empty.
 pub fn available() -> Vec<Box<dyn Backend>> {

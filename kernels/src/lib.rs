@@ -9,12 +9,15 @@ pub mod backend;
 pub mod codec;
 mod error;
 pub mod hadamard;
+pub mod linear;
 pub mod matrix;
 pub mod page;
 pub mod plan;
 pub mod portable;
 pub mod rope;
 mod tensor;
+#[cfg(target_arch = "x86_64")]
+pub mod x86;
 
 pub use arena::Arena;
 pub use backend::{Attended, Backend, Linear, available};

@@ -9,6 +9,7 @@ pub mod segment;
 pub mod write_kv;
 
 /// Runs anywhere.
+#[derive(Clone, Copy)]
 pub struct Portable;
 
 impl crate::Backend for Portable {

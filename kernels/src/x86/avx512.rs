@@ -1,0 +1,121 @@
+//! AVX-512 with VNNI.
+
+use std::arch::x86_64::*;
+
+use crate::{
+    Backend, Linear, RawMatrix, Result,
+    linear::{
+        self, Kernel,
+        ggml::BLOCK,
+        packed::{Activations, Block, GROUPS, LANES, quantize_group},
+    },
+};
+
+/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
+#[derive(Clone, Copy)]
+pub struct Avx512(());
+
+impl Avx512 {
+    pub fn new() -> Option<Self> {
+        let can_run = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
+        can_run.then_some(Self(()))
+    }
+}
+
+impl Backend for Avx512 {
+    fn name(&self) -> &'static str {
+        "avx512"
+    }
+
+    fn linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
+        linear::linear(*self, parts)
+    }
+}
+
+impl Kernel for Avx512 {
+    fn quantize(self, x: &[[f32; BLOCK]], out: &mut [Activations]) {
+        // SAFETY: `new` saw the features.
+        unsafe { quantize(x, out) }
+    }
+
+    fn panel<const LINES: usize>(
+        self,
+        panel: &[Block<LINES>],
+        x: &[Activations],
+        y: &mut [[f32; LANES]],
+    ) {
+        // SAFETY: `new` saw the features.
+        unsafe {
+            match y.len() {
+                1 => tile::<LINES, 1>(panel, x, y),
+                2 => tile::<LINES, 2>(panel, x, y),
+                3 => tile::<LINES, 3>(panel, x, y),
+                4 => tile::<LINES, 4>(panel, x, y),
+                5 => tile::<LINES, 5>(panel, x, y),
+                6 => tile::<LINES, 6>(panel, x, y),
+                7 => tile::<LINES, 7>(panel, x, y),
+                _ => tile::<LINES, 8>(panel, x, y),
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn quantize(x: &[[f32; BLOCK]], out: &mut [Activations]) {
+    quantize_group(x, out);
+}
+
+/// R rows by 16 columns; all sums stay in registers.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn tile<const LINES: usize, const R: usize>(
+    panel: &[Block<LINES>],
+    x: &[Activations],
+    y: &mut [[f32; LANES]],
+) {
+    let mut sums = [_mm512_setzero_ps(); R];
+    for (block, x) in panel.iter().zip(x) {
+        let mut dots = [_mm512_setzero_si512(); R];
+        for group in 0..GROUPS {
+            let codes = codes(block, group);
+            for (dot, x) in dots.iter_mut().zip(&x.codes) {
+                let (x, _) = x.as_chunks::<4>();
+                let x = _mm512_set1_epi32(i32::from_le_bytes(x[group].map(|x| x as u8)));
+                *dot = _mm512_dpbusd_epi32(*dot, codes, x);
+            }
+        }
+        let (d, m) = (floats(&block.d), floats(&block.m));
+        for r in 0..R {
+            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[r]), _mm512_set1_ps(x.scales[r]));
+            sums[r] = _mm512_fmadd_ps(d, scaled, sums[r]);
+            sums[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(x.sums[r]), sums[r]);
+        }
+    }
+    for (y, sum) in y.iter_mut().zip(sums) {
+        // SAFETY: 16 floats.
+        unsafe { _mm512_storeu_ps(y.as_mut_ptr(), sum) };
+    }
+}
+
+/// Codes of weights 4 * group.. of 16 rows, one byte each.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn codes<const LINES: usize>(block: &Block<LINES>, group: usize) -> __m512i {
+    // SAFETY: a line is 64 bytes.
+    let line = unsafe { _mm512_loadu_si512(block.codes[group % LINES].as_ptr().cast()) };
+    match (LINES == GROUPS, group < LINES) {
+        (true, _) => line,
+        (_, true) => _mm512_and_si512(line, _mm512_set1_epi8(15)),
+        _ => _mm512_and_si512(_mm512_srli_epi16::<4>(line), _mm512_set1_epi8(15)),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn floats(x: &[half::f16; LANES]) -> __m512 {
+    // SAFETY: 16 halves of 2 bytes.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
+}

@@ -1,0 +1,8 @@
+//! Kernels for x86-64, chosen at run time by what the processor can do. Never AMX: virtual machines
+//! were seen to lose its tile state.
+
+mod avx2;
+mod avx512;
+
+pub use avx2::Avx2;
+pub use avx512::Avx512;

@@ -1,0 +1,236 @@
+//! Every backend's matrix products against f64 sums over the weights as candle dequantizes them.
+
+use candle_core::{
+    Device, Tensor,
+    quantized::{GgmlDType, QTensor},
+};
+use keepwell_kernels::{Backend, Linear, RawMatrix, available, portable::Portable};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use GgmlDType::{BF16, F16, F32, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+
+const QUANTIZED: [GgmlDType; 8] = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K];
+const FLOATS: [GgmlDType; 3] = [F32, F16, BF16];
+
+fn random(seed: u64, rows: usize, cols: usize) -> Tensor {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let data: Vec<f32> = (0..rows * cols).map(|_| rng.random_range(-1.0..1.0)).collect();
+    Tensor::from_vec(data, (rows, cols), &Device::Cpu).unwrap()
+}
+
+/// A matrix in a file's format, and what candle reads from it.
+fn matrix(seed: u64, dtype: GgmlDType, rows: usize, cols: usize) -> (RawMatrix, Tensor) {
+    let quantized = QTensor::quantize(&random(seed, rows, cols), dtype).unwrap();
+    let data = quantized.data().unwrap().into_owned();
+    (RawMatrix { dtype, rows, cols, data }, quantized.dequantize(&Device::Cpu).unwrap())
+}
+
+/// A matrix of several parts: rows and format of each, `cols` columns.
+fn parts(cols: usize, parts: &[(usize, GgmlDType)]) -> (Vec<RawMatrix>, Tensor) {
+    let of = |(seed, (rows, dtype)): (usize, &(usize, GgmlDType))| {
+        matrix(seed as u64, *dtype, *rows, cols)
+    };
+    let (raw, dense): (Vec<_>, Vec<_>) = parts.iter().enumerate().map(of).unzip();
+    (raw, Tensor::cat(&dense, 0).unwrap())
+}
+
+fn vec2(x: &Tensor) -> Vec<Vec<f32>> {
+    x.to_vec2().unwrap()
+}
+
+/// The root mean square error of y, as a share of the root mean square of what is right.
+fn error(y: &[Vec<f32>], right: &[Vec<f32>]) -> f64 {
+    let (mut error, mut power) = (0f64, 0f64);
+    assert_eq!(y.len(), right.len());
+    for (a, b) in y.iter().zip(right) {
+        assert_eq!(a.len(), b.len());
+        for (a, b) in a.iter().zip(b) {
+            error += f64::from(a - b).powi(2);
+            power += f64::from(*b).powi(2);
+        }
+    }
+    (error / power.max(1e-30)).sqrt()
+}
+
+fn exact(x: &Tensor, w: &Tensor) -> Vec<Vec<f32>> {
+    let dot = |x: &Vec<f32>, w: &Vec<f32>| {
+        x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
+    };
+    let w = vec2(w);
+    vec2(x).iter().map(|x| w.iter().map(|w| dot(x, w)).collect()).collect()
+}
+
+/// (rows of x, in, parts)
+type Case = (usize, usize, &'static [(usize, GgmlDType)]);
+
+const CASES: &[Case] = &[
+    (1, 32, &[(1, Q4_1)]),
+    (1, 64, &[(16, Q8_0)]),
+    (2, 96, &[(17, Q4_0)]),
+    (3, 288, &[(33, Q5_0)]),
+    (4, 32, &[(5, Q5_1), (7, Q8_0)]),
+    (5, 64, &[(40, Q4_1), (9, Q4_0)]),
+    (6, 512, &[(31, Q4K)]),
+    (7, 256, &[(48, Q5K)]),
+    (8, 768, &[(50, Q6K)]),
+    (9, 576, &[(64, Q8_0)]),
+    (16, 576, &[(100, Q4_1)]),
+    (33, 1536, &[(70, Q4_1)]),
+    (64, 64, &[(16, Q4_1)]),
+    (65, 64, &[(300, Q8_0)]),
+    (150, 256, &[(200, Q4K), (33, Q4K)]),
+    (1, 576, &[(3072, Q4_1)]),
+    (2, 256, &[(20, Q4K), (20, Q4K), (20, Q6K)]),
+    (7, 256, &[(3, F16), (5, Q4_0), (4, F32), (6, Q8_0)]),
+    (3, 80, &[(7, F32), (9, F32)]),
+    (3, 81, &[(700, F16)]),
+    (40, 81, &[(600, BF16), (20, BF16)]),
+];
+
+#[test]
+fn every_backend_multiplies_as_the_portable_one_does() {
+    for (num_rows, cols, shape) in CASES {
+        let (raw, _) = parts(*cols, shape);
+        let x = random(99, *num_rows, *cols);
+        let right = vec2(&Portable.linear(raw.clone()).unwrap().forward(&x).unwrap());
+        for backend in available() {
+            let y = vec2(&backend.linear(raw.clone()).unwrap().forward(&x).unwrap());
+            let error = error(&y, &right);
+            assert!(error < 2e-6, "{}: {num_rows} x {cols} x {shape:?}: {error}", backend.name());
+        }
+    }
+}
+
+#[test]
+fn products_differ_from_exact_ones_by_the_rounding_of_activations_to_8_bits() {
+    for backend in available() {
+        for (num_rows, cols, shape) in CASES {
+            let (raw, dense) = parts(*cols, shape);
+            let x = random(99, *num_rows, *cols);
+            let y = vec2(&backend.linear(raw).unwrap().forward(&x).unwrap());
+            let error = error(&y, &exact(&x, &dense));
+            assert!(error < 1e-2, "{}: {num_rows} x {cols} x {shape:?}: {error}", backend.name());
+        }
+    }
+}
+
+#[test]
+fn rows_come_back_as_candle_dequantizes_them() {
+    for dtype in QUANTIZED.into_iter().chain(FLOATS) {
+        let (raw, dense) = parts(512, &[(21, dtype), (14, dtype)]);
+        let linear = Portable.linear(raw).unwrap();
+        let ids = [34, 0, 21, 20, 20, 7];
+        let right = dense.index_select(&Tensor::new(&ids, &Device::Cpu).unwrap(), 0).unwrap();
+        let error = error(&vec2(&linear.rows(&ids).unwrap()), &vec2(&right));
+        // f16 holds the products of Q4_K's and Q5_K's scales; Q6_K is quantized anew to 8 bits.
+        let bound = match dtype {
+            Q6K => 4e-3,
+            Q4K | Q5K => 1e-3,
+            _ => 1e-7,
+        };
+        assert!(error <= bound, "{dtype:?}: {error}");
+    }
+}
+
+#[test]
+fn rows_of_mixed_parts_are_found_in_their_part() {
+    let (raw, dense) = parts(256, &[(3, Q4K), (18, Q8_0), (2, F16)]);
+    let linear = Portable.linear(raw).unwrap();
+    let ids = [22, 2, 3, 20, 21, 0];
+    let right = dense.index_select(&Tensor::new(&ids, &Device::Cpu).unwrap(), 0).unwrap();
+    assert!(error(&vec2(&linear.rows(&ids).unwrap()), &vec2(&right)) < 1e-3);
+    assert!(linear.rows(&[23]).is_err());
+    assert_eq!(linear.rows(&[]).unwrap().dims(), [0, 256]);
+}
+
+#[test]
+fn a_row_beyond_the_matrix_is_an_error_that_names_it() {
+    for dtype in [Q4_1, Q8_0, F32, BF16] {
+        let linear = Portable.linear(vec![matrix(1, dtype, 20, 64).0]).unwrap();
+        assert!(linear.rows(&[19]).is_ok());
+        for id in [20, 31, u32::MAX] {
+            let error = linear.rows(&[id]).err().unwrap().to_string();
+            assert_eq!(error, format!("rows: row {id} of a matrix of 20 rows"));
+        }
+    }
+}
+
+#[test]
+fn a_matrix_whose_bytes_and_shape_disagree_is_refused_by_name() {
+    let good = matrix(1, Q4_1, 4, 64).0;
+    let change = |f: fn(&mut RawMatrix)| {
+        let mut raw = good.clone();
+        f(&mut raw);
+        raw
+    };
+    let hostile = [
+        change(|raw| raw.rows = 5),
+        change(|raw| raw.rows = 0),
+        change(|raw| raw.cols = 0),
+        change(|raw| raw.cols = 63),
+        change(|raw| raw.data.truncate(7)),
+        change(|raw| raw.dtype = Q4K),
+        change(|raw| raw.rows = usize::MAX / 2),
+        change(|raw| (raw.rows, raw.cols) = (1 << 60, 32 << 10)),
+    ];
+    for raw in hostile {
+        let shape = format!("({}, {})", raw.rows, raw.cols);
+        for backend in available() {
+            let error = backend.linear(vec![raw.clone()]).err().unwrap().to_string();
+            assert!(error.starts_with("linear: ") && error.contains(&shape), "{error}");
+        }
+    }
+}
+
+#[test]
+fn parts_of_different_width_no_parts_and_unknown_formats_are_refused() {
+    let error = |parts| Portable.linear(parts).err().unwrap().to_string();
+    assert_eq!(error(vec![]), "linear: no matrix given");
+    let two = vec![matrix(1, Q4_1, 4, 64).0, matrix(1, Q4_1, 4, 32).0];
+    assert_eq!(error(two), "linear: parts of 64 and 32 columns in one matrix");
+    assert!(error(vec![matrix(1, GgmlDType::Q2K, 4, 256).0]).contains("Q2K"));
+}
+
+#[test]
+fn x_of_another_width_is_refused() {
+    for backend in available() {
+        for dtype in [Q4_1, F16] {
+            let linear = backend.linear(vec![matrix(1, dtype, 4, 64).0]).unwrap();
+            let error = linear.forward(&random(1, 2, 32)).err().unwrap().to_string();
+            assert_eq!(error, "linear: x [2, 32] by a matrix of 64 columns");
+        }
+    }
+}
+
+#[test]
+fn a_row_of_zeros_gives_zeros_and_no_rows_give_none() {
+    for backend in available() {
+        let linear = backend.linear(vec![matrix(1, Q4_1, 20, 64).0]).unwrap();
+        let zeros = Tensor::zeros((2, 64), candle_core::DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(vec2(&linear.forward(&zeros).unwrap()), vec![vec![0.0; 20]; 2]);
+        let none = zeros.narrow(0, 0, 0).unwrap();
+        assert_eq!(linear.forward(&none).unwrap().dims(), [0, 20]);
+    }
+}
+
+#[test]
+fn what_is_not_a_number_in_x_reaches_y() {
+    for backend in available() {
+        let linear = backend.linear(vec![matrix(1, Q8_0, 20, 64).0]).unwrap();
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = vec![1.0; 64];
+            x[40] = bad;
+            let x = Tensor::from_vec(x, (1, 64), &Device::Cpu).unwrap();
+            let y = vec2(&linear.forward(&x).unwrap());
+            assert!(y[0].iter().all(|y| !y.is_finite()), "{}: {y:?}", backend.name());
+        }
+    }
+}
+
+#[test]
+fn resident_bytes_are_5_bits_a_weight_for_q4_1_and_9_for_q8_0() {
+    for (dtype, bytes) in [(Q4_1, 32 * 64 * 5 / 8), (Q8_0, 32 * 64 * 9 / 8), (F16, 32 * 64 * 2)] {
+        let linear: Box<dyn Linear> = Portable.linear(vec![matrix(1, dtype, 32, 64).0]).unwrap();
+        assert_eq!(linear.bytes(), bytes);
+    }
+}
