@@ -9,10 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{
     EngineError, EngineHandle, Event, FinishReason, GenerateRequest, KvUsage, Outcome,
-    gather::gather,
-    handle::Command,
-    metrics,
-    sampler::Sampler,
+    gather::gather, handle::Command, metrics, sampler::Sampler,
 };
 use crate::{
     cache::{Ledger, PageTable},
