@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, value_parser};
+use keepwell_models::fetch::served_name;
 use rustyline::{DefaultEditor, error::ReadlineError};
 use tokio::runtime::{Builder, Runtime};
 
@@ -42,7 +43,7 @@ pub struct ChatArgs {
 
 /// Talks until the end of the input.
 pub fn run(args: &ChatArgs) -> Result<ExitCode> {
-    let started = start(&args.model, args.model.model.clone())?;
+    let started = start(&args.model, served_name(&args.model.model))?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let mut session = session(args, started);
     if io::stdin().is_terminal() {

@@ -9,8 +9,9 @@ mod memory;
 mod serve;
 mod session;
 mod start;
+mod text;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
@@ -63,7 +64,9 @@ fn prepare(args: &ModelArgs) -> Result<()> {
         Cli::command().error(ErrorKind::ValueValidation, message).exit();
     }
     let filter = EnvFilter::try_new(&args.log).map_err(|error| anyhow!("--log: {error}"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let colours = io::stderr().is_terminal();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    logs.with_writer(io::stderr).init();
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global()?;
     }

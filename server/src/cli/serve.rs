@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
 use clap::{Args, value_parser};
+use keepwell_models::fetch::served_name;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
@@ -32,7 +33,7 @@ pub struct ServeArgs {
     #[arg(long, env = "KEEPWELL_PORT", default_value_t = 8000, value_parser = value_parser!(u16))]
     pub port: u16,
 
-    /// The model's name in the API [default: as in --model]
+    /// The model's name in the API [default: the last part of --model, or its name on the hub]
     #[arg(long, env = "KEEPWELL_SERVED_MODEL_NAME")]
     pub served_model_name: Option<String>,
 
@@ -53,7 +54,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
     let runtime = Builder::new_multi_thread().worker_threads(HTTP_THREADS).enable_all().build()?;
     // Before the model: a port in use should not cost a minute to find out.
     let listener = runtime.block_on(bind(&args.host, args.port))?;
-    let name = args.served_model_name.clone().unwrap_or_else(|| args.model.model.clone());
+    let name = args.served_model_name.clone().unwrap_or_else(|| served_name(&args.model.model));
     let metrics = http::recorder(&name)?.install_recorder()?;
     http::describe();
     let started = start(&args.model, name)?;

@@ -2,12 +2,18 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
-use keepwell_kernels::PageLayout;
+use anyhow::{Context, Result};
+use bytesize::ByteSize;
+use keepwell_kernels::{Backend, PageLayout, Tier};
+use keepwell_models::{LoadOptions, ModelConfig, WeightFormat};
 
-use super::args::ModelArgs;
-use crate::engine::EngineHandle;
+use super::args::{ModelArgs, Weights};
+use super::memory::{default_kv_memory, free_memory};
+use super::text::ModelText;
+use crate::compress::Protection;
+use crate::engine::{Engine, EngineHandle, EngineInfo, EngineOptions};
 use crate::http::{ServedModel, Text};
+use crate::sched::SchedulerLimits;
 
 /// A model that takes requests.
 pub struct Started {
@@ -23,6 +29,108 @@ pub struct Started {
 ///
 /// # Errors
 /// An unknown or damaged model, or too little memory for it.
-pub fn start(_args: &ModelArgs, _served_name: String) -> Result<Started> {
-    bail!("the engine is not there yet")
+pub fn start(args: &ModelArgs, served_name: String) -> Result<Started> {
+    let backend = fastest_backend()?;
+    let options = LoadOptions { weights: args.weights.into(), ..LoadOptions::default() };
+    let loaded = keepwell_models::load(&args.model, &options, backend.clone())?;
+    let config = loaded.model.config().clone();
+    let weight_bytes = loaded.model.bytes();
+    let options = engine_options(args, &config)?;
+    let (engine, info) = Engine::spawn(loaded.model, backend.clone(), options)?;
+    let model = ServedModel::new(served_name, config.context_len, loaded.eos_token_ids);
+    let summary = [
+        format!("keepwell  {}", env!("CARGO_PKG_VERSION")),
+        describe_model(&model.name, &config),
+        describe_weights(weight_bytes, args.weights, &*backend),
+        describe_cache(&info),
+        describe_policy(args),
+    ];
+    Ok(Started {
+        engine,
+        text: Arc::new(ModelText { tokenizer: loaded.tokenizer, template: loaded.template }),
+        model,
+        layout: info.layout,
+        summary: summary.join("\n"),
+    })
+}
+
+fn fastest_backend() -> Result<Arc<dyn Backend>> {
+    let fastest = keepwell_kernels::available().into_iter().next();
+    Ok(Arc::from(fastest.context("no kernels for this machine")?))
+}
+
+fn engine_options(args: &ModelArgs, config: &ModelConfig) -> Result<EngineOptions> {
+    let kv_memory = match args.kv_memory {
+        Some(size) => size.as_u64(),
+        None => {
+            let full_context = full_context_bytes(config) as u64;
+            default_kv_memory(free_memory()?, full_context, args.max_sequences.into())
+        }
+    };
+    Ok(EngineOptions {
+        kv_memory: usize::try_from(kv_memory)?,
+        limits: SchedulerLimits {
+            max_step_tokens: args.max_batch_tokens as usize,
+            max_running: args.max_sequences as usize,
+            max_waiting: args.max_waiting as usize,
+        },
+        protection: Protection::default(),
+    })
+}
+
+/// Bytes of a full context without compression, in whole pages.
+fn full_context_bytes(config: &ModelConfig) -> usize {
+    let layout = PageLayout::new(config.head_dim);
+    let pages = config.context_len.div_ceil(layout.capacity(Tier::F16));
+    pages * layout.page_bytes * config.num_layers * config.num_kv_heads
+}
+
+fn describe_model(name: &str, config: &ModelConfig) -> String {
+    let ModelConfig { architecture, num_layers, num_kv_heads, head_dim, context_len, .. } = config;
+    format!(
+        "model     {name}: {architecture}, {num_layers} layers, {num_kv_heads} KV heads of size \
+         {head_dim}, context {context_len} tokens"
+    )
+}
+
+fn describe_weights(bytes: usize, weights: Weights, backend: &dyn Backend) -> String {
+    let format = match weights {
+        Weights::AsFile => "as in the file",
+        Weights::F32 => "in f32",
+    };
+    format!("weights   {} {format}; kernels: {}", size(bytes), backend.name())
+}
+
+fn describe_cache(info: &EngineInfo) -> String {
+    let EngineInfo { layout, num_pages, f16_token_bytes } = info;
+    let num_bytes = num_pages * layout.page_bytes;
+    let num_heads = f16_token_bytes / layout.f16_token_bytes();
+    let num_tokens = num_pages * layout.capacity(Tier::F16) / num_heads;
+    format!(
+        "KV cache  {}: {num_pages} pages of {} bytes, {num_tokens} tokens uncompressed",
+        size(num_bytes),
+        layout.page_bytes
+    )
+}
+
+fn describe_policy(args: &ModelArgs) -> String {
+    let floor = args.kv_min_budget.unwrap_or(args.kv_budget);
+    format!(
+        "policy    {}, budget {} (under pressure {floor}), unless a request says otherwise",
+        args.policy.policy().name(),
+        args.kv_budget
+    )
+}
+
+fn size(bytes: usize) -> String {
+    ByteSize(bytes as u64).display().iec().to_string()
+}
+
+impl From<Weights> for WeightFormat {
+    fn from(weights: Weights) -> Self {
+        match weights {
+            Weights::AsFile => Self::AsFile,
+            Weights::F32 => Self::F32,
+        }
+    }
 }

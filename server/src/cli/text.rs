@@ -1,0 +1,54 @@
+//! The model's tokenizer and template, as the HTTP layer wants them.
+
+use anyhow::{Context, Result};
+use keepwell_models::{ChatTemplate, DecodeStream, TextTokenizer, template::Prompt};
+
+use crate::http::{Chat, Detokenizer, Text};
+
+pub struct ModelText {
+    pub tokenizer: TextTokenizer,
+    pub template: Option<ChatTemplate>,
+}
+
+impl Text for ModelText {
+    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        self.tokenizer.encode(text, add_special)
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String> {
+        Ok(self.tokenizer.decode(ids))
+    }
+
+    fn render_chat(&self, chat: &Chat) -> Result<String> {
+        let template = self.template.as_ref();
+        let template = template.context("this model has no chat template: use /v1/completions")?;
+        let Chat { messages, add_generation_prompt } = chat;
+        let add_generation_prompt = *add_generation_prompt;
+        Ok(template.render(&Prompt { messages, tools: None, add_generation_prompt })?)
+    }
+
+    fn detokenizer(&self, continues: bool) -> Box<dyn Detokenizer> {
+        let stream = self.tokenizer.stream();
+        Box::new(Streaming(if continues { stream.continuing() } else { stream }))
+    }
+
+    fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.tokenizer.token_bytes(id).to_vec()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.tokenizer.vocab_size()
+    }
+}
+
+struct Streaming(DecodeStream);
+
+impl Detokenizer for Streaming {
+    fn push(&mut self, id: u32) -> String {
+        self.0.push(id).unwrap_or_default()
+    }
+
+    fn flush(&mut self) -> String {
+        self.0.flush().unwrap_or_default()
+    }
+}

@@ -1,0 +1,52 @@
+//! The binary as a user meets it when something is wrong: one line, no backtrace, an exit code.
+
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+fn keepwell(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keepwell"));
+    command.args(args).env("RUST_BACKTRACE", "1").output().unwrap()
+}
+
+/// What a run that must end with exit code 1 wrote to stderr.
+fn failure(args: &[&str]) -> String {
+    let output = keepwell(args);
+    assert_eq!(output.status.code(), Some(1), "{args:?}");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.starts_with("error: ") && error.lines().count() == 1, "{error}");
+    error
+}
+
+#[test]
+fn a_port_in_use_is_one_line() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    assert!(failure(&["--port", &port]).contains(&format!("127.0.0.1:{port}")));
+}
+
+#[test]
+fn an_unknown_model_is_one_line() {
+    let unknown = "./no/such/model";
+    assert!(failure(&["serve", "--port", "0", "--model", unknown]).contains(unknown));
+    assert!(failure(&["chat", "--model", unknown]).contains(unknown));
+}
+
+#[test]
+fn a_folder_without_a_model_is_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    failure(&["chat", "--model", folder.path().to_str().unwrap()]);
+}
+
+#[test]
+fn a_wrong_flag_is_told_with_what_is_right() {
+    let output = keepwell(&["--kv-budget", "2"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("above 0 and at most 1"));
+}
+
+#[test]
+fn the_version_is_that_of_the_crate() {
+    let output = keepwell(&["--version"]);
+    let expected = concat!("keepwell ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+}
