@@ -58,25 +58,31 @@ async fn run(
     requests: Arc<Mutex<Vec<GenerateRequest>>>,
     cancelled: Arc<Notify>,
 ) {
-    let mut running: Vec<(mpsc::UnboundedSender<Event>, Arc<Notify>)> = vec![];
+    let mut running: Vec<(mpsc::UnboundedSender<Event>, mpsc::UnboundedSender<FinishReason>)> =
+        vec![];
     while let Some(command) = commands.recv().await {
         match command {
             Command::Generate { request, events } => {
                 let nth = requests.lock().unwrap().len().min(scripts.len() - 1);
                 requests.lock().unwrap().push(request.clone());
-                let stop = Arc::new(Notify::new());
-                running.push((events.clone(), stop.clone()));
+                let (end, ends) = mpsc::unbounded_channel();
+                running.push((events.clone(), end));
                 let script = scripts[nth].clone();
                 if matches!(script, Script::Die) {
                     running.pop();
                 }
-                tokio::spawn(play(script, request, events, stop, cancelled.clone()));
+                tokio::spawn(play(script, request, events, ends, cancelled.clone()));
             }
             Command::Stop { events } => {
                 let of_events = running.iter().find(|(e, _)| e.same_channel(&events));
-                of_events.unwrap().1.notify_one();
+                of_events.unwrap().1.send(FinishReason::Stop).unwrap();
             }
-            Command::Shutdown => return,
+            Command::Shutdown => {
+                for (_, end) in &running {
+                    let _ = end.send(FinishReason::Abort);
+                }
+                return;
+            }
         }
     }
 }
@@ -85,10 +91,10 @@ async fn play(
     script: Script,
     request: GenerateRequest,
     events: mpsc::UnboundedSender<Event>,
-    stop: Arc<Notify>,
+    mut ends: mpsc::UnboundedReceiver<FinishReason>,
     cancelled: Arc<Notify>,
 ) {
-    let (tokens, end) = match &script {
+    let (tokens, mut end) = match &script {
         Script::Tokens(tokens) if tokens.len() >= request.max_tokens => {
             (&tokens[..request.max_tokens], finished(&request, FinishReason::Length))
         }
@@ -104,7 +110,7 @@ async fn play(
     }
     if matches!(script, Script::Hang(_)) {
         tokio::select! {
-            () = stop.notified() => {}
+            reason = ends.recv() => end = finished(&request, reason.unwrap()),
             () = events.closed() => return cancelled.notify_one(),
         }
     }

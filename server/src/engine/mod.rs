@@ -2,9 +2,14 @@
 
 #[cfg(test)]
 pub(crate) mod fake;
+mod gather;
 mod handle;
+mod metrics;
+mod run;
+mod sampler;
 
 pub use handle::{
     EngineError, EngineHandle, Event, FinishReason, GenerateRequest, Generation, KvCacheParams,
     KvUsage, Outcome, SampledToken, SamplingParams, TokenLogprobs,
 };
+pub use run::{Engine, EngineInfo, EngineOptions};

@@ -11,6 +11,8 @@ mod completions;
 mod context;
 mod envelope;
 mod error;
+#[cfg(test)]
+pub(crate) mod fake;
 mod fields;
 mod health;
 mod latency;
