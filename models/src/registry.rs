@@ -7,11 +7,13 @@ use keepwell_kernels::Backend;
 
 use crate::{Checkpoint, Model, arch, config};
 
+type Build = fn(&Checkpoint, Arc<dyn Backend>) -> Result<Box<dyn Model>>;
+
 /// One way to build a model.
 pub struct Architecture {
     /// `model_type` of config.json, `general.architecture` of GGUF.
     pub name: &'static str,
-    pub build: fn(&Checkpoint, Arc<dyn Backend>) -> Result<Box<dyn Model>>,
+    pub build: Build,
 }
 
 pub const ARCHITECTURES: &[Architecture] = &[

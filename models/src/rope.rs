@@ -143,3 +143,78 @@ impl Scaled<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn close(got: &Rope, expected: &[f64]) {
+        assert_eq!(got.frequencies.len(), expected.len());
+        for (got, expected) in got.frequencies.iter().zip(expected) {
+            assert!((f64::from(*got) - expected).abs() < 1e-6 * expected, "{got} {expected}");
+        }
+    }
+
+    #[test]
+    fn both_spellings_of_theta_and_scaling_are_read() {
+        let plain = from_json(&json!({"rope_theta": 10000.0}), 4, 64).unwrap();
+        close(&plain, &[1.0, 0.01]);
+        let new =
+            json!({"rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 100}});
+        let old = json!({"rope_scaling": {"type": "linear", "factor": 2}, "rope_theta": 100});
+        close(&from_json(&new, 4, 64).unwrap(), &[0.5, 0.05]);
+        assert_eq!(from_json(&new, 4, 64).unwrap(), from_json(&old, 4, 64).unwrap());
+    }
+
+    #[test]
+    fn llama3_keeps_short_waves_and_stretches_long_ones() {
+        let settings = json!({"rope_theta": 500000.0, "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}});
+        let got = from_json(&settings, 128, 131_072).unwrap();
+        // By hand: channel 0 turns 1304 times in 8192 tokens, channel 63 not once; channel 30 makes
+        // 8192 * 500000^(-60/128) / 2 pi = 2.780 turns, so (2.780 - 1) / 3 of it is kept.
+        let plain = |i: f64| 500_000f64.powf(-2.0 * i / 128.0);
+        let turns = 8192.0 * plain(30.0) / TAU;
+        let kept = (turns - 1.0) / 3.0;
+        assert!((kept - 0.593).abs() < 0.01);
+        let blended = (1.0 - kept) * plain(30.0) / 8.0 + kept * plain(30.0);
+        for (channel, expected) in [(0, 1.0), (63, plain(63.0) / 8.0), (30, blended)] {
+            let off = f64::from(got.frequencies[channel]) / expected - 1.0;
+            assert!(off.abs() < 1e-6, "channel {channel}");
+        }
+    }
+
+    #[test]
+    fn yarn_blends_between_its_two_channels_and_warms_attention() {
+        let settings = json!({"rope_theta": 10000.0, "rope_parameters": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}});
+        let got = from_json(&settings, 64, 8192).unwrap();
+        // 32 turns at channel 64 ln(2048 / 64 pi) / (2 ln 10000) = 8.06 -> 8; one turn at
+        // 64 ln(2048 / 2 pi) / (2 ln 10000) = 20.1 -> 21.
+        let plain = |i: f64| 10_000f64.powf(-2.0 * i / 64.0);
+        let stretched = 2.0 / 13.0;
+        let tenth = plain(10.0) * (1.0 - stretched + stretched / 4.0);
+        for (channel, expected) in [(8, plain(8.0)), (10, tenth), (21, plain(21.0) / 4.0)] {
+            let off = f64::from(got.frequencies[channel]) / expected - 1.0;
+            assert!(off.abs() < 1e-6, "channel {channel}");
+        }
+        assert!((got.attention_factor - (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn divisors_of_a_gguf_file_divide() {
+        let mut rope = from_json(&json!({"rope_theta": 10000.0}), 4, 64).unwrap();
+        divide(&mut rope, &[1.0, 8.0]);
+        close(&rope, &[1.0, 0.01 / 8.0]);
+    }
+
+    #[test]
+    fn an_unknown_scaling_is_refused_with_the_known_ones() {
+        let settings = json!({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}});
+        let error = from_json(&settings, 64, 64).unwrap_err().to_string();
+        assert!(error.contains("longrope") && error.contains("linear, llama3 and yarn"));
+    }
+}

@@ -28,27 +28,28 @@ fn loaded(weights: WeightFormat) -> Option<Loaded> {
     fetched().then(|| load("smollm2", &options, backend()).unwrap())
 }
 
-fn check(weights: WeightFormat, tolerance: f32) {
+/// Largest allowed difference of log-probabilities, and of the mean NLL.
+fn check(weights: WeightFormat, tolerance: f32, nll_tolerance: f32) {
     let Some(loaded) = loaded(weights) else { return };
     let golden = common::golden("smollm2.json");
     for (index, case) in golden["cases"].as_array().unwrap().iter().enumerate() {
         let got = common::compare(&*loaded.model, &*backend(), case, usize::MAX);
         let place = format!("{weights:?}, case {index}");
-        println!("{place}: top10 {} nll {} greedy {}", got.top10, got.nll, got.greedy_gap);
         assert!(got.top10 < tolerance, "{place}: log-probabilities off by {}", got.top10);
-        assert!(got.nll < tolerance, "{place}: mean NLL off by {}", got.nll);
+        assert!(got.nll < nll_tolerance, "{place}: mean NLL off by {}", got.nll);
         assert!(got.greedy_gap < tolerance, "{place}: greedy tokens off by {}", got.greedy_gap);
     }
 }
 
 #[test]
 fn dequantized_it_says_what_transformers_says() {
-    check(WeightFormat::F32, 0.02);
+    check(WeightFormat::F32, 0.02, 0.005);
 }
 
+/// Quantized weights meet activations of 8 bits, which a model this small feels.
 #[test]
 fn as_the_file_has_it_it_says_nearly_the_same() {
-    check(WeightFormat::AsFile, 9.0);
+    check(WeightFormat::AsFile, 0.6, 0.1);
 }
 
 #[test]
@@ -57,7 +58,11 @@ fn token_ids_and_rendered_prompts_are_those_of_transformers() {
     let golden = common::golden("smollm2.json");
     for case in golden["cases"].as_array().unwrap() {
         let expected = common::ids(&case["input_ids"]);
-        let Some(prompt) = case["prompt"].as_str() else { continue };
+        let Some(prompt) = case["prompt"].as_str() else {
+            let text = loaded.tokenizer.decode(&expected);
+            assert_eq!(loaded.tokenizer.encode(&text, false).unwrap(), expected);
+            continue;
+        };
         assert_eq!(loaded.tokenizer.encode(prompt, false).unwrap(), expected, "{prompt}");
         assert_eq!(loaded.tokenizer.encode(prompt, true).unwrap(), expected, "{prompt}");
         if case["messages"].is_array() {
@@ -90,5 +95,6 @@ fn its_settings_and_ends_are_known() {
     assert_eq!(loaded.name, "smollm2");
     assert!(loaded.eos_token_ids.contains(&2));
     assert_eq!(loaded.tokenizer.vocab_size(), 49152);
-    println!("{} bytes", loaded.model.bytes());
+    let bytes = loaded.model.bytes();
+    assert!((90_000_000..120_000_000).contains(&bytes), "weights stay quantized: {bytes} bytes");
 }

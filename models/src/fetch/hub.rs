@@ -41,13 +41,17 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// The path of the GGUF file or of the folder with safetensors.
 pub fn fetch(name: &Name, options: &LoadOptions) -> Result<PathBuf> {
+    fetch_from(std::env::var("HF_ENDPOINT").ok(), name, options)
+}
+
+fn fetch_from(endpoint: Option<String>, name: &Name, options: &LoadOptions) -> Result<PathBuf> {
     let cache = match &options.cache_dir {
         Some(folder) => Cache::new(std::path::absolute(folder)?.join("hub")),
         None => Cache::from_env(),
     };
     let repo = Repo::model(name.repo.clone());
     let mut builder = ApiBuilder::from_cache(cache.clone()).with_retries(3);
-    if let Ok(endpoint) = std::env::var("HF_ENDPOINT") {
+    if let Some(endpoint) = endpoint {
         builder = builder.with_endpoint(endpoint);
     }
     let api =
@@ -142,6 +146,13 @@ fn cached(name: &Name, cache: &hf_hub::CacheRepo) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::HashMap,
+        io::{BufRead, BufReader, Write},
+        net::{TcpListener, TcpStream},
+        thread,
+    };
+
     use super::*;
 
     #[test]
@@ -154,5 +165,83 @@ mod tests {
         for no_name in ["plain", "/abs/path", "../up", "a/b/c", "a/", "a/b:../c", "a b/c", "a/b:"] {
             assert_eq!(Name::parse(no_name), None, "{no_name}");
         }
+    }
+
+    type Files = HashMap<&'static str, &'static str>;
+
+    /// A hub with one repository, `org/model`, until the process ends; returns its address.
+    fn hub(files: Files) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                answer(&mut stream.unwrap(), &files);
+            }
+        });
+        address
+    }
+
+    fn answer(stream: &mut TcpStream, files: &Files) {
+        let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(|l| l.ok());
+        let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+        let Some(path) = head.first().and_then(|line| line.split(' ').nth(1)) else { return };
+        let one_byte = head.iter().any(|line| line.to_lowercase() == "range: bytes=0-0");
+        let listed: Vec<_> = files.keys().map(|f| serde_json::json!({"rfilename": f})).collect();
+        let listing = serde_json::json!({"sha": "abc", "siblings": listed}).to_string();
+        let file = path.strip_prefix("/org/model/resolve/main/").and_then(|file| files.get(file));
+        let (status, body) = match (path, file) {
+            ("/api/models/org/model/revision/main", _) => ("200 OK", listing.as_str()),
+            (_, Some(file)) => ("206 Partial Content", *file),
+            _ => ("404 Not Found", ""),
+        };
+        let sent = if one_byte && file.is_some() { &body[..1] } else { body };
+        let etag = path.replace('/', "-");
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Length: {}\r\nContent-Range: bytes 0-{}/{}\r\n\
+             ETag: \"{etag}\"\r\nX-Repo-Commit: abc\r\nConnection: close\r\n\r\n{sent}",
+            sent.len(),
+            sent.len().saturating_sub(1),
+            body.len(),
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+    }
+
+    /// Fetches twice: from the hub, then from the cache with the hub gone.
+    fn fetch_twice(files: Files, model: &str) -> Result<(tempfile::TempDir, PathBuf)> {
+        let folder = tempfile::tempdir()?;
+        let cache_dir = Some(folder.path().to_owned());
+        let options = LoadOptions { cache_dir, ..Default::default() };
+        let name = Name::parse(model).unwrap();
+        let first = fetch_from(Some(hub(files)), &name, &options)?;
+        let gone = Some("http://127.0.0.1:9".to_owned());
+        assert_eq!(fetch_from(gone, &name, &options)?, first);
+        Ok((folder, first))
+    }
+
+    #[test]
+    fn a_sharded_repository_is_fetched_with_its_side_files_and_found_again_offline() {
+        let files = Files::from([
+            ("config.json", "{}"),
+            ("tokenizer.json", "{\"a\": 1}"),
+            ("model.safetensors.index.json", r#"{"weight_map": {"x": "a.safetensors"}}"#),
+            ("a.safetensors", "weights"),
+            ("pytorch_model.bin", "not wanted"),
+        ]);
+        let (_kept, folder) = fetch_twice(files, "org/model").unwrap();
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
+        assert_eq!(read("a.safetensors").as_deref(), Some("weights"));
+        assert_eq!(read("tokenizer.json").as_deref(), Some("{\"a\": 1}"));
+        assert_eq!(read("pytorch_model.bin"), None);
+    }
+
+    #[test]
+    fn one_gguf_file_of_a_repository_is_fetched_by_name() {
+        let files = || Files::from([("a.gguf", "first"), ("b.gguf", "second")]);
+        let (_kept, path) = fetch_twice(files(), "org/model:b.gguf").unwrap();
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "second");
+        let error = |model: &str| format!("{:#}", fetch_twice(files(), model).unwrap_err());
+        assert!(error("org/model").contains("has 2 GGUF files; name one"));
+        assert!(error("org/model:c.gguf").contains("no file `c.gguf`"));
+        assert!(error("org/other").contains("local path or `smollm2`"));
     }
 }

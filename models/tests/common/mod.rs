@@ -1,6 +1,8 @@
 //! One sequence in F16 pages, in order: the least that a forward pass needs.
 #![allow(dead_code)] // Each test file uses a part.
 
+pub mod files;
+
 use std::path::PathBuf;
 
 use keepwell_kernels::{

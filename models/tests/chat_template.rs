@@ -1,0 +1,87 @@
+//! Chat templates as models ship them, and as nobody should.
+
+use keepwell_models::{
+    ChatTemplate,
+    template::{Prompt, TemplateError},
+};
+use serde_json::{Value, json};
+
+fn render(source: &str, messages: &Value) -> Result<String, TemplateError> {
+    let prompt = Prompt { messages, tools: None, add_generation_prompt: true };
+    ChatTemplate::new(source, "<s>", "</s>")?.render(&prompt)
+}
+
+fn user(content: &str) -> Value {
+    json!([{"role": "user", "content": content}])
+}
+
+#[test]
+fn a_template_sees_messages_and_special_tokens() {
+    let mistral = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ \
+                   m['content'].strip() }} [/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}\
+                   {% endfor %}";
+    let messages = json!([
+        {"role": "user", "content": " hi "}, {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "more"},
+    ]);
+    assert_eq!(
+        render(mistral, &messages).unwrap(),
+        "<s>[INST] hi [/INST]yes</s>[INST] more [/INST]"
+    );
+}
+
+#[test]
+fn blocks_take_their_line_with_them_as_in_transformers() {
+    let source = "{% for m in messages %}\n    {% if true %}\n{{ m.content }}\n    {% endif %}\n{% endfor %}\n";
+    assert_eq!(render(source, &user("a")).unwrap(), "a\n");
+}
+
+#[test]
+fn nothing_is_escaped() {
+    assert_eq!(render("{{ messages[0].content }}", &user("<a & 'b'>")).unwrap(), "<a & 'b'>");
+}
+
+#[test]
+fn json_is_written_as_python_writes_it() {
+    let tools = json!([{"name": "f<x>", "b": [1, 2.5, null, true], "a": {}, "é": "\"\n"}]);
+    let template = ChatTemplate::new("{{ tools | tojson }}", "", "").unwrap();
+    let messages = json!([]);
+    let prompt = Prompt { messages: &messages, tools: Some(&tools), add_generation_prompt: false };
+    let expected = r#"[{"name": "f<x>", "b": [1, 2.5, null, true], "a": {}, "é": "\"\n"}]"#;
+    assert_eq!(template.render(&prompt).unwrap(), expected);
+    let template = ChatTemplate::new("{{ tools[0].b | tojson(indent=4) }}", "", "").unwrap();
+    let expected = "[\n    1,\n    2.5,\n    null,\n    true\n]";
+    assert_eq!(template.render(&prompt).unwrap(), expected);
+}
+
+#[test]
+fn tools_are_none_when_there_are_none() {
+    let source = "{% if tools is not none %}tools{% endif %}{% if not tools %}none{% endif %}";
+    assert_eq!(render(source, &user("a")).unwrap(), "none");
+}
+
+#[test]
+fn dates_loop_controls_and_python_methods_work() {
+    let source = "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ \
+                  m.content.upper().split(',')[0] }}{% endfor %}{{ strftime_now('%Y') | length }}";
+    let messages = json!([{"role": "user", "content": "a,b"}, {"role": "user", "content": "c"}]);
+    assert_eq!(render(source, &messages).unwrap(), "A4");
+}
+
+#[test]
+fn a_raised_exception_is_the_callers_to_read() {
+    let source = "{{ raise_exception('Roles must alternate') }}";
+    let error = render(source, &user("a")).unwrap_err();
+    assert!(matches!(&error, TemplateError::Refused(message) if message == "Roles must alternate"));
+    assert!(error.to_string().contains("Roles must alternate"));
+}
+
+#[test]
+fn a_broken_or_endless_template_is_an_error() {
+    assert!(ChatTemplate::new("{% for %}", "", "").is_err());
+    let endless =
+        "{% for a in range(100000) %}{% for b in range(100000) %}{{ b }}{% endfor %}{% endfor %}";
+    for source in [endless, "{{ nothing.at.all }}", "{{ 1 / 0 }}", "{{ messages | unknown }}"] {
+        assert!(matches!(render(source, &user("a")), Err(TemplateError::Failed(_))), "{source}");
+    }
+}
