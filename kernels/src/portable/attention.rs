@@ -48,7 +48,7 @@ pub fn attention(
 }
 
 /// Numbers of rows and query heads of a step.
-pub(super) struct Heads {
+pub(crate) struct Heads {
     pub num_rows: usize,
     pub num_heads: usize,
     /// Query heads per KV head.

@@ -2,8 +2,11 @@
 
 use std::arch::x86_64::*;
 
+use candle_core::Tensor;
+
+use super::attention::attention;
 use crate::{
-    Backend, Linear, RawMatrix, Result,
+    Arena, Attended, AttentionPlan, Backend, Linear, RawMatrix, Result,
     linear::{
         self, Kernel,
         ggml::BLOCK,
@@ -31,6 +34,16 @@ impl Backend for Avx2 {
 
     fn linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
         linear::linear(*self, parts)
+    }
+
+    fn attention(
+        &self,
+        arena: &Arena,
+        layer: usize,
+        q: &Tensor,
+        plan: &AttentionPlan,
+    ) -> Result<Attended> {
+        attention(*self, arena, layer, q, plan)
     }
 }
 

@@ -2,8 +2,11 @@
 
 use std::arch::x86_64::*;
 
+use candle_core::Tensor;
+
+use super::attention::attention;
 use crate::{
-    Backend, Linear, RawMatrix, Result,
+    Arena, Attended, AttentionPlan, Backend, Linear, RawMatrix, Result,
     linear::{
         self, Kernel,
         ggml::BLOCK,
@@ -11,7 +14,7 @@ use crate::{
     },
 };
 
-/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
+/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, and all of [`super::Avx2`].
 #[derive(Clone, Copy)]
 pub struct Avx512(());
 
@@ -21,7 +24,10 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni");
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         can_run.then_some(Self(()))
     }
 }
@@ -33,6 +39,16 @@ impl Backend for Avx512 {
 
     fn linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
         linear::linear(*self, parts)
+    }
+
+    fn attention(
+        &self,
+        arena: &Arena,
+        layer: usize,
+        q: &Tensor,
+        plan: &AttentionPlan,
+    ) -> Result<Attended> {
+        attention(*self, arena, layer, q, plan)
     }
 }
 
