@@ -2,11 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use super::{Avx512, simd::Simd};
+use super::{
+    Avx512,
+    simd::{Op, Simd},
+};
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn call<R>(f: impl FnOnce() -> R) -> R {
-    f()
+fn run<S: Simd, O: Op<S>>(simd: S, op: O) -> O::Out {
+    op.run(simd)
 }
 
 // SAFETY of all blocks: a value of `Avx512` proves the features; pointers as the trait asks.
@@ -15,8 +18,8 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
 
     #[inline(always)]
-    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
-        unsafe { call(f) }
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Out {
+        unsafe { run(self, op) }
     }
 
     #[inline(always)]

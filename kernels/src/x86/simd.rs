@@ -10,8 +10,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     const LANES: usize;
 
-    /// Calls `f` compiled for the instruction set.
-    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R;
+    /// Runs `op` compiled for the instruction set.
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Out;
 
     fn splat(self, x: f32) -> Self::V;
     /// a * b + c
@@ -47,6 +47,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `from` and `to` point to LANES rows of LANES floats.
     unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
+}
+
+/// Work for [`Simd::vectorize`]. `run`, and all it calls, is marked `inline(always)`: a closure may be
+/// left outside, without the instructions.
+pub trait Op<S: Simd> {
+    type Out;
+    fn run(self, simd: S) -> Self::Out;
 }
 
 /// [`hadamard::rotate`]

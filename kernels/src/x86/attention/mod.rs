@@ -17,7 +17,7 @@ use self::{
     softmax::{Partial, Queries},
     tile::Tile,
 };
-use super::simd::{Simd, exp2, rotate};
+use super::simd::{Op, Simd, exp2, rotate};
 use crate::{
     Arena, Attended, AttentionPlan, PageRef, Result,
     portable::attention::Heads,
@@ -189,26 +189,39 @@ impl<S: Simd> Step<'_, S> {
             let first = block.first_item + head / group * block.parts;
             let parts = &partials[first..first + block.parts];
             let query = row * group + head % group;
-            *lse = self.simd.vectorize(|| merge(parts, query, out));
-            self.simd.vectorize(|| rotate(self.simd, out));
+            *lse = self.simd.vectorize(Merge { parts, query, out });
         }
     }
 }
 
-/// Writes the output of a query, still rotated, and returns its log-sum-exp.
-#[inline(always)]
-fn merge(parts: &[Partial], query: usize, out: &mut [f32]) -> f32 {
-    let largest = parts.iter().fold(f32::NEG_INFINITY, |m, part| m.max(part.largest[query]));
-    if largest == f32::NEG_INFINITY {
-        return largest;
-    }
-    let weight = |part: &Partial| exp2(part.largest[query] - largest);
-    let sum: f32 = parts.iter().map(|part| weight(part) * part.sums[query]).sum();
-    for part in parts {
-        let factor = weight(part) / sum;
-        for (out, o) in out.iter_mut().zip(part.row(query)) {
-            *out += factor * o;
+/// Writes the output of a query and returns its log-sum-exp.
+struct Merge<'a> {
+    parts: &'a [Partial],
+    query: usize,
+    out: &'a mut [f32],
+}
+
+impl<S: Simd> Op<S> for Merge<'_> {
+    type Out = f32;
+
+    #[inline(always)]
+    fn run(self, simd: S) -> f32 {
+        let Self { parts, query, out } = self;
+        let largest = parts.iter().fold(f32::NEG_INFINITY, |m, part| m.max(part.largest[query]));
+        if largest == f32::NEG_INFINITY {
+            return largest;
         }
+        let mut sum = 0.0;
+        for part in parts {
+            sum += exp2(part.largest[query] - largest) * part.sums[query];
+        }
+        for part in parts {
+            let factor = exp2(part.largest[query] - largest) / sum;
+            for (out, o) in out.iter_mut().zip(part.row(query)) {
+                *out += factor * o;
+            }
+        }
+        rotate(simd, out);
+        (largest + sum.log2()) * std::f32::consts::LN_2
     }
-    (largest + sum.log2()) * std::f32::consts::LN_2
 }

@@ -1,6 +1,6 @@
 //! C = A B, or C = s C + A B, for the small dense products of attention.
 
-use super::super::simd::Simd;
+use super::super::simd::{Op, Simd};
 
 /// Rows of a row-major matrix: a slice and the distance of its rows.
 #[derive(Clone, Copy)]
@@ -53,59 +53,70 @@ impl Product<'_> {
         while col < cols {
             let vectors = (cols - col) / S::LANES;
             if S::LANES == 16 && vectors >= 4 {
-                simd.vectorize(|| self.tile::<S, R, 4>(simd, row, col, c));
+                simd.vectorize(Sums::<R, 4> { product: self, row, col, c });
                 col += 4 * S::LANES;
             } else if vectors >= 2 {
-                simd.vectorize(|| self.tile::<S, R, 2>(simd, row, col, c));
+                simd.vectorize(Sums::<R, 2> { product: self, row, col, c });
                 col += 2 * S::LANES;
             } else {
-                simd.vectorize(|| self.tile::<S, R, 1>(simd, row, col, c));
+                simd.vectorize(Sums::<R, 1> { product: self, row, col, c });
                 col += S::LANES;
             }
         }
         R
     }
+}
 
-    /// R rows by N vectors of c; all sums stay in registers.
+/// R rows by N vectors of c; all sums stay in registers.
+struct Sums<'a, 'b, const R: usize, const N: usize> {
+    product: &'a Product<'a>,
+    row: usize,
+    col: usize,
+    c: &'a mut RowsMut<'b>,
+}
+
+impl<S: Simd, const R: usize, const N: usize> Op<S> for Sums<'_, '_, R, N> {
+    type Out = ();
+
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const N: usize>(
-        &self,
-        simd: S,
-        row: usize,
-        col: usize,
-        c: &mut RowsMut,
-    ) {
-        let (a, b) = (&self.a.data[row * self.a.stride..], &self.b.data[col..]);
-        let out = &mut c.data[row * c.stride + col..];
-        assert!(a.len() >= (R - 1) * self.a.stride + self.depth);
-        assert!(b.len() >= (self.depth - 1) * self.b.stride + N * S::LANES);
-        assert!(out.len() >= (R - 1) * c.stride + N * S::LANES);
+    fn run(self, simd: S) {
+        let Product { a, b, depth, scales } = *self.product;
+        let (row, col, stride) = (self.row, self.col, self.c.stride);
+        let out = &mut self.c.data[row * stride + col..];
+        let (a_rows, b_rows) = (&a.data[row * a.stride..], &b.data[col..]);
+        assert!(a_rows.len() >= (R - 1) * a.stride + depth);
+        assert!(b_rows.len() >= (depth - 1) * b.stride + N * S::LANES);
+        assert!(out.len() >= (R - 1) * stride + N * S::LANES);
         let mut sums = [[simd.splat(0.0); N]; R];
+        let out = out.as_mut_ptr();
         // SAFETY: rows 0..R of a and c and rows 0..depth of b, N vectors wide, were just seen to be
         // inside their slices.
         unsafe {
-            if let Some(scales) = self.scales {
-                for (r, sums) in sums.iter_mut().enumerate() {
+            if let Some(scales) = scales {
+                for r in 0..R {
                     let scale = simd.splat(scales[row + r]);
-                    for (n, sum) in sums.iter_mut().enumerate() {
-                        let old = simd.load(out.as_ptr().add(r * c.stride + n * S::LANES));
-                        *sum = simd.mul(scale, old);
+                    for n in 0..N {
+                        let old = simd.load(out.add(r * stride + n * S::LANES));
+                        sums[r][n] = simd.mul(scale, old);
                     }
                 }
             }
-            for k in 0..self.depth {
-                let b = b.as_ptr().add(k * self.b.stride);
-                let b: [S::V; N] = std::array::from_fn(|n| simd.load(b.add(n * S::LANES)));
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let a = simd.splat(*a.as_ptr().add(r * self.a.stride + k));
-                    for (sum, b) in sums.iter_mut().zip(b) {
-                        *sum = simd.fma(a, b, *sum);
+            for k in 0..depth {
+                let from = b_rows.as_ptr().add(k * b.stride);
+                let mut vectors = [simd.splat(0.0); N];
+                for n in 0..N {
+                    vectors[n] = simd.load(from.add(n * S::LANES));
+                }
+                for r in 0..R {
+                    let a = simd.splat(*a_rows.as_ptr().add(r * a.stride + k));
+                    for n in 0..N {
+                        sums[r][n] = simd.fma(a, vectors[n], sums[r][n]);
                     }
                 }
             }
-            for (r, sums) in sums.iter().enumerate() {
-                for (n, sum) in sums.iter().enumerate() {
-                    simd.store(out.as_mut_ptr().add(r * c.stride + n * S::LANES), *sum);
+            for r in 0..R {
+                for n in 0..N {
+                    simd.store(out.add(r * stride + n * S::LANES), sums[r][n]);
                 }
             }
         }

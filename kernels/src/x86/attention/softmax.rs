@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::{
-    super::simd::{Simd, exp2},
+    super::simd::{Op, Simd, exp2},
     product::{Product, Rows, RowsMut},
     tile::{TOKENS, Tile},
 };
@@ -83,12 +83,12 @@ impl Partial {
         let rows_of = scores.as_chunks_mut::<TOKENS>().0.iter_mut().zip(&mut scales);
         for (row, (scores, scale)) in rows.clone().zip(rows_of) {
             let visible = &queries.visible[row];
-            simd.vectorize(|| {
-                scores[tile.len..].fill(f32::NEG_INFINITY);
-                if !seen.inside(visible) {
-                    mask(scores, &tile.positions, visible);
-                }
-                *scale = weigh(scores, &mut self.largest[row], &mut self.sums[row]);
+            *scale = simd.vectorize(Weigh {
+                scores,
+                tile,
+                visible: (!seen.inside(visible)).then_some(visible),
+                largest: &mut self.largest[row],
+                sum: &mut self.sums[row],
             });
         }
         Product {
@@ -130,6 +130,39 @@ impl Seen {
     }
 }
 
+/// Turns the scores of one query into weights relative to the largest score so far. Returns the
+/// factor that brings earlier sums to the same scale.
+struct Weigh<'a> {
+    scores: &'a mut [f32; TOKENS],
+    tile: &'a Tile,
+    /// What the query sees, unless it sees all of the tile.
+    visible: Option<&'a Range<u32>>,
+    largest: &'a mut f32,
+    sum: &'a mut f32,
+}
+
+impl<S: Simd> Op<S> for Weigh<'_> {
+    type Out = f32;
+
+    #[inline(always)]
+    fn run(self, _: S) -> f32 {
+        let Self { scores, tile, visible, largest, sum } = self;
+        scores[tile.len..].fill(f32::NEG_INFINITY);
+        if let Some(visible) = visible {
+            mask(scores, &tile.positions, visible);
+        }
+        let new = largest_of(scores).max(*largest);
+        if new == f32::NEG_INFINITY {
+            scores.fill(0.0);
+            return 1.0;
+        }
+        let scale = exp2(*largest - new);
+        *sum = *sum * scale + exponentiate(scores, new);
+        *largest = new;
+        scale
+    }
+}
+
 #[inline(always)]
 fn mask(scores: &mut [f32; TOKENS], positions: &[u32; TOKENS], visible: &Range<u32>) {
     for (score, position) in scores.iter_mut().zip(positions) {
@@ -138,31 +171,29 @@ fn mask(scores: &mut [f32; TOKENS], positions: &[u32; TOKENS], visible: &Range<u
     }
 }
 
-/// Turns scores into weights relative to the largest score so far. Returns the factor that brings
-/// earlier sums to the same scale.
+/// Sums and maxima are kept for each lane of the widest vector: a single one would not vectorize.
+const LANES: usize = 16;
+
 #[inline(always)]
-fn weigh(scores: &mut [f32; TOKENS], largest: &mut f32, sum: &mut f32) -> f32 {
-    const LANES: usize = 16;
+fn largest_of(scores: &[f32; TOKENS]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for run in scores.as_chunks::<LANES>().0 {
         for (lane, score) in lanes.iter_mut().zip(run) {
             *lane = if *score > *lane { *score } else { *lane };
         }
     }
-    let new = lanes.iter().fold(*largest, |a, b| a.max(*b));
-    if new == f32::NEG_INFINITY {
-        scores.fill(0.0);
-        return 1.0;
-    }
-    let scale = exp2(*largest - new);
+    lanes.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b))
+}
+
+/// Replaces scores with 2^(score - largest) and returns their sum.
+#[inline(always)]
+fn exponentiate(scores: &mut [f32; TOKENS], largest: f32) -> f32 {
     let mut lanes = [0f32; LANES];
     for run in scores.as_chunks_mut::<LANES>().0 {
         for (lane, score) in lanes.iter_mut().zip(run) {
-            *score = exp2(*score - new);
+            *score = exp2(*score - largest);
             *lane += *score;
         }
     }
-    *sum = *sum * scale + lanes.iter().sum::<f32>();
-    *largest = new;
-    scale
+    lanes.iter().sum()
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::super::simd::Simd;
+use super::super::simd::{Op, Simd};
 use crate::{
     Arena, PageRef,
     codec::{Format, NORMAL4},
@@ -101,42 +101,57 @@ impl Tile {
         if !self.positions[..self.len].iter().any(|position| wanted.contains(position)) {
             return;
         }
-        simd.vectorize(|| self.decode(simd, arena, pieces));
-        simd.vectorize(|| self.transpose(simd));
+        simd.vectorize(Load { tile: self, arena, pieces });
         visit(self);
     }
+}
+
+/// Decodes pieces of pages into a tile.
+struct Load<'a> {
+    tile: &'a mut Tile,
+    arena: &'a Arena,
+    pieces: &'a [Piece<'a>],
+}
+
+impl<S: Simd> Op<S> for Load<'_> {
+    type Out = ();
 
     #[inline(always)]
-    fn decode<S: Simd>(&mut self, simd: S, arena: &Arena, pieces: &[Piece]) {
-        let mut start = 0;
-        for Piece { page, tokens } in pieces {
-            let bytes = arena.page(page.page);
-            let at = arena.layout().arrays(page.tier);
-            let info = page.tier.info();
-            let len = tokens.len();
-            let keys = Vectors::new(info.key, bytes, at.keys, at.key_scales, tokens.clone());
-            keys.decode(simd, self.head_dim, self.stride, &mut self.rows[start * self.stride..]);
-            let values =
-                Vectors::new(info.value, bytes, at.values, at.value_scales, tokens.clone());
-            let out = &mut self.values[start * self.stride..];
-            values.decode(simd, self.head_dim, self.stride, out);
-            start += len;
-        }
+    fn run(self, simd: S) {
+        decode(simd, self.tile, self.arena, self.pieces);
+        transpose(simd, self.tile);
     }
+}
 
-    #[inline(always)]
-    fn transpose<S: Simd>(&mut self, simd: S) {
-        let tokens = self.len.next_multiple_of(S::LANES);
-        assert!(self.rows.len() >= tokens * self.stride && tokens <= TOKENS);
-        assert!(self.keys.len() >= self.stride * TOKENS && self.stride.is_multiple_of(S::LANES));
-        for token in (0..tokens).step_by(S::LANES) {
-            for c in (0..self.stride).step_by(S::LANES) {
-                // SAFETY: both squares are inside the arrays, as just seen.
-                unsafe {
-                    let from = self.rows.as_ptr().add(token * self.stride + c);
-                    let to = self.keys.as_mut_ptr().add(c * TOKENS + token);
-                    simd.transpose(from, self.stride, to, TOKENS);
-                }
+#[inline(always)]
+fn decode<S: Simd>(simd: S, tile: &mut Tile, arena: &Arena, pieces: &[Piece]) {
+    let mut start = 0;
+    for Piece { page, tokens } in pieces {
+        let bytes = arena.page(page.page);
+        let at = arena.layout().arrays(page.tier);
+        let info = page.tier.info();
+        let len = tokens.len();
+        let keys = Vectors::new(info.key, bytes, at.keys, at.key_scales, tokens.clone());
+        keys.decode(simd, tile.head_dim, tile.stride, &mut tile.rows[start * tile.stride..]);
+        let values = Vectors::new(info.value, bytes, at.values, at.value_scales, tokens.clone());
+        let out = &mut tile.values[start * tile.stride..];
+        values.decode(simd, tile.head_dim, tile.stride, out);
+        start += len;
+    }
+}
+
+#[inline(always)]
+fn transpose<S: Simd>(simd: S, tile: &mut Tile) {
+    let tokens = tile.len.next_multiple_of(S::LANES);
+    assert!(tile.rows.len() >= tokens * tile.stride && tokens <= TOKENS);
+    assert!(tile.keys.len() >= tile.stride * TOKENS && tile.stride.is_multiple_of(S::LANES));
+    for token in (0..tokens).step_by(S::LANES) {
+        for c in (0..tile.stride).step_by(S::LANES) {
+            // SAFETY: both squares are inside the arrays, as just seen.
+            unsafe {
+                let from = tile.rows.as_ptr().add(token * tile.stride + c);
+                let to = tile.keys.as_mut_ptr().add(c * TOKENS + token);
+                simd.transpose(from, tile.stride, to, TOKENS);
             }
         }
     }
