@@ -28,6 +28,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn splat_f16(self, bits: u16) -> __m256 {
+        unsafe { _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+
+    #[inline(always)]
     fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         unsafe { _mm256_fmadd_ps(a, b, c) }
     }

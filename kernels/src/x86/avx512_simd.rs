@@ -28,6 +28,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn splat_f16(self, bits: u16) -> __m512 {
+        unsafe { _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+
+    #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
@@ -113,21 +118,30 @@ fn iota() -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
-    // SAFETY: as the trait asks.
-    let mut rows: [__m512; 16] =
-        std::array::from_fn(|i| unsafe { _mm512_loadu_ps(from.add(i * from_stride)) });
-    for half in [8, 4, 2, 1] {
-        let (low, high) = halves(half);
-        for i in (0..16).filter(|i| i & half == 0) {
-            let (a, b) = (rows[i], rows[i + half]);
+    let mut rows = [_mm512_setzero_ps(); 16];
+    for (i, row) in rows.iter_mut().enumerate() {
+        // SAFETY: as the trait asks.
+        *row = unsafe { _mm512_loadu_ps(from.add(i * from_stride)) };
+    }
+    let rows = swap_blocks::<1>(swap_blocks::<2>(swap_blocks::<4>(swap_blocks::<8>(rows))));
+    for (i, row) in rows.iter().enumerate() {
+        // SAFETY: as the trait asks.
+        unsafe { _mm512_storeu_ps(to.add(i * to_stride), *row) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn swap_blocks<const HALF: usize>(mut rows: [__m512; 16]) -> [__m512; 16] {
+    let (low, high) = halves(HALF);
+    for i in 0..16 {
+        if i & HALF == 0 {
+            let (a, b) = (rows[i], rows[i + HALF]);
             rows[i] = _mm512_permutex2var_ps(a, low, b);
-            rows[i + half] = _mm512_permutex2var_ps(a, high, b);
+            rows[i + HALF] = _mm512_permutex2var_ps(a, high, b);
         }
     }
-    for (i, row) in rows.into_iter().enumerate() {
-        // SAFETY: as the trait asks.
-        unsafe { _mm512_storeu_ps(to.add(i * to_stride), row) };
-    }
+    rows
 }
 
 /// Indices into two rows: lanes without bit `half` of both, and lanes with it.

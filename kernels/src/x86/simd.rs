@@ -14,6 +14,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn vectorize<O: Op<Self>>(self, op: O) -> O::Out;
 
     fn splat(self, x: f32) -> Self::V;
+    /// The f16 of these bits, in all lanes.
+    fn splat_f16(self, bits: u16) -> Self::V;
     /// a * b + c
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -21,6 +23,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn swap(self, v: Self::V, half: usize) -> Self::V;
     /// -1 in the lanes whose number has bit `half`, else 1.
     fn signs(self, half: usize) -> Self::V;
+
+    /// Asks for these bytes to be brought near.
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        for line in bytes.chunks(64) {
+            // SAFETY: prefetching reads nothing, and SSE is part of x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        }
+    }
 
     /// # Safety
     /// `from` points to LANES floats.

@@ -8,11 +8,12 @@ use super::super::simd::{Op, Simd};
 use crate::{
     Arena, PageRef,
     codec::{Format, NORMAL4},
-    portable::segment::position,
 };
 
 /// Tokens of a tile: K and V of head size 64 are 16 KiB each and stay in L1.
 pub const TOKENS: usize = 64;
+/// Pages asked for from memory before their turn: they lie anywhere, so the hardware cannot guess.
+const PAGES_AHEAD: usize = 8;
 /// Columns are padded to the widest vector.
 const WIDEST: usize = 16;
 
@@ -35,6 +36,17 @@ pub struct Tile {
 struct Piece<'a> {
     page: &'a PageRef,
     tokens: Range<usize>,
+}
+
+impl Piece<'_> {
+    #[inline(always)]
+    fn positions(&self, arena: &Arena, out: &mut [u32]) {
+        let start = arena.layout().arrays(self.page.tier).positions + 2 * self.tokens.start;
+        let (offsets, _) = arena.page(self.page.page)[start..].as_chunks::<2>();
+        for (out, offset) in out.iter_mut().zip(offsets) {
+            *out = self.page.base.wrapping_add_signed(i32::from(i16::from_le_bytes(*offset)));
+        }
+    }
 }
 
 impl Tile {
@@ -64,7 +76,10 @@ impl Tile {
     ) {
         let mut pieces = Vec::with_capacity(TOKENS);
         let mut len = 0;
-        for page in pages {
+        for (index, page) in pages.iter().enumerate() {
+            if let Some(ahead) = pages.get(index + PAGES_AHEAD) {
+                simd.prefetch(arena.page(ahead.page));
+            }
             let mut next = 0;
             while next < usize::from(page.len) {
                 let taken = (usize::from(page.len) - next).min(TOKENS - len);
@@ -72,7 +87,8 @@ impl Tile {
                 (next, len) = (next + taken, len + taken);
                 if len == TOKENS {
                     self.fill(simd, arena, &pieces, &wanted, &mut visit);
-                    (pieces, len) = (Vec::with_capacity(TOKENS), 0);
+                    pieces.clear();
+                    len = 0;
                 }
             }
         }
@@ -91,12 +107,10 @@ impl Tile {
         visit: &mut impl FnMut(&Tile),
     ) {
         self.len = 0;
-        for Piece { page, tokens } in pieces {
-            let bytes = arena.page(page.page);
-            for token in tokens.clone() {
-                self.positions[self.len] = position(arena.layout(), bytes, page, token);
-                self.len += 1;
-            }
+        for piece in pieces {
+            let positions = &mut self.positions[self.len..][..piece.tokens.len()];
+            piece.positions(arena, positions);
+            self.len += positions.len();
         }
         if !self.positions[..self.len].iter().any(|position| wanted.contains(position)) {
             return;
@@ -131,9 +145,13 @@ fn decode<S: Simd>(simd: S, tile: &mut Tile, arena: &Arena, pieces: &[Piece]) {
         let at = arena.layout().arrays(page.tier);
         let info = page.tier.info();
         let len = tokens.len();
-        let keys = Vectors::new(info.key, bytes, at.keys, at.key_scales, tokens.clone());
+        let vectors = |format, codes, scales| {
+            let tokens = tokens.clone();
+            Vectors { format, page: bytes, codes, scales, tokens }
+        };
+        let keys = vectors(info.key, at.keys, at.key_scales);
         keys.decode(simd, tile.head_dim, tile.stride, &mut tile.rows[start * tile.stride..]);
-        let values = Vectors::new(info.value, bytes, at.values, at.value_scales, tokens.clone());
+        let values = vectors(info.value, at.values, at.value_scales);
         let out = &mut tile.values[start * tile.stride..];
         values.decode(simd, tile.head_dim, tile.stride, out);
         start += len;
@@ -166,66 +184,72 @@ struct Vectors<'a> {
     tokens: Range<usize>,
 }
 
-impl<'a> Vectors<'a> {
+impl Vectors<'_> {
+    /// Decodes to rows of `out`: [`Format::decode`].
     #[inline(always)]
-    fn new(
-        format: Format,
-        page: &'a [u8],
-        codes: usize,
-        scales: usize,
-        tokens: Range<usize>,
-    ) -> Self {
-        Self { format, page, codes, scales, tokens }
+    fn decode<S: Simd>(&self, simd: S, dim: usize, stride: usize, out: &mut [f32]) {
+        let Self { format, page, codes, ref tokens, .. } = *self;
+        let len = format.vector_bytes(dim);
+        if !dim.is_multiple_of(2 * S::LANES) {
+            for (token, out) in tokens.clone().zip(out.chunks_exact_mut(stride)) {
+                let codes = &page[codes + token * len..][..len];
+                format.decode(codes, f16::from_bits(self.scale(token)), &mut out[..dim]);
+            }
+            return;
+        }
+        assert!(codes + tokens.end * len <= page.len());
+        assert!(dim <= stride && tokens.len() * stride <= out.len());
+        for (i, token) in tokens.clone().enumerate() {
+            // SAFETY: codes and floats of whole vectors inside their slices, as just seen.
+            unsafe {
+                let from = page.as_ptr().add(codes + token * len);
+                let to = out.as_mut_ptr().add(i * stride);
+                match format {
+                    Format::F16 => f16s(simd, dim, from, to),
+                    Format::Int8 => int8s(simd, dim, from, simd.splat_f16(self.scale(token)), to),
+                    Format::Normal4 => {
+                        normal4s(simd, dim, from, simd.splat_f16(self.scale(token)), to);
+                    }
+                }
+            }
+        }
     }
 
-    /// Decodes to rows of `out`.
+    /// The bits of a token's scale; meaningless for F16, which has none.
     #[inline(always)]
-    fn decode<S: Simd>(self, simd: S, dim: usize, stride: usize, out: &mut [f32]) {
-        let len = self.format.vector_bytes(dim);
-        for (token, out) in self.tokens.zip(out.chunks_exact_mut(stride)) {
-            let codes = &self.page[self.codes + token * len..][..len];
-            let scale = match self.format.scale_bytes() {
-                0 => f16::ONE,
-                _ => {
-                    let at = self.scales + 2 * token;
-                    f16::from_le_bytes([self.page[at], self.page[at + 1]])
-                }
-            };
-            decode_vector(simd, self.format, codes, scale, &mut out[..dim]);
-        }
+    fn scale(&self, token: usize) -> u16 {
+        let at = self.scales + 2 * token;
+        u16::from_le_bytes([self.page[at], self.page[at + 1]])
     }
 }
 
-/// [`Format::decode`]
+/// # Safety
+/// `from` points to the codes of `dim` channels, `to` to `dim` floats, a multiple of 2 * LANES. The
+/// same holds for the other formats.
 #[inline(always)]
-pub fn decode_vector<S: Simd>(simd: S, format: Format, codes: &[u8], scale: f16, out: &mut [f32]) {
-    let dim = out.len();
-    if !dim.is_multiple_of(2 * S::LANES) {
-        return format.decode(codes, scale, out);
+unsafe fn f16s<S: Simd>(simd: S, dim: usize, from: *const u8, to: *mut f32) {
+    for i in (0..dim).step_by(S::LANES) {
+        // SAFETY: i + LANES <= dim.
+        unsafe { simd.store(to.add(i), simd.load_f16(from.add(2 * i))) };
     }
-    assert!(codes.len() == format.vector_bytes(dim));
-    let factor = simd.splat(if format == Format::F16 { 1.0 } else { scale.to_f32() });
-    let (from, to) = (codes.as_ptr(), out.as_mut_ptr());
-    // SAFETY: the codes of `dim` channels and `dim` floats, a multiple of 2 * LANES.
-    unsafe {
-        match format {
-            Format::F16 => {
-                for i in (0..dim).step_by(S::LANES) {
-                    simd.store(to.add(i), simd.load_f16(from.add(2 * i)));
-                }
-            }
-            Format::Int8 => {
-                for i in (0..dim).step_by(S::LANES) {
-                    simd.store(to.add(i), simd.mul(factor, simd.load_i8(from.add(i))));
-                }
-            }
-            Format::Normal4 => {
-                for i in (0..dim / 2).step_by(S::LANES) {
-                    let (low, high) = simd.load_levels(from.add(i), &NORMAL4);
-                    simd.store(to.add(i), simd.mul(factor, low));
-                    simd.store(to.add(dim / 2 + i), simd.mul(factor, high));
-                }
-            }
+}
+
+#[inline(always)]
+unsafe fn int8s<S: Simd>(simd: S, dim: usize, from: *const u8, scale: S::V, to: *mut f32) {
+    for i in (0..dim).step_by(S::LANES) {
+        // SAFETY: i + LANES <= dim.
+        unsafe { simd.store(to.add(i), simd.mul(scale, simd.load_i8(from.add(i)))) };
+    }
+}
+
+#[inline(always)]
+unsafe fn normal4s<S: Simd>(simd: S, dim: usize, from: *const u8, scale: S::V, to: *mut f32) {
+    for i in (0..dim / 2).step_by(S::LANES) {
+        // SAFETY: i + LANES <= dim / 2, a multiple of LANES.
+        unsafe {
+            let (low, high) = simd.load_levels(from.add(i), &NORMAL4);
+            simd.store(to.add(i), simd.mul(scale, low));
+            simd.store(to.add(dim / 2 + i), simd.mul(scale, high));
         }
     }
 }
