@@ -43,6 +43,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn clamp_f16(self, v: __m256) -> __m256 {
+        // A NaN in the second operand is what min and max return.
+        unsafe {
+            let limit = _mm256_set1_ps(65504.0);
+            _mm256_max_ps(_mm256_set1_ps(-65504.0), _mm256_min_ps(limit, v))
+        }
+    }
+
+    #[inline(always)]
     fn swap(self, v: __m256, half: usize) -> __m256 {
         unsafe {
             let index = _mm256_xor_si256(iota(), _mm256_set1_epi32(half as i32));

@@ -4,9 +4,9 @@ use std::arch::x86_64::*;
 
 use candle_core::Tensor;
 
-use super::attention::attention;
+use super::{activation, attention::attention, write_kv::write_kv};
 use crate::{
-    Arena, Attended, AttentionPlan, Backend, Linear, RawMatrix, Result,
+    Arena, Attended, AttentionPlan, Backend, Linear, RawMatrix, Result, RopeTable,
     linear::{
         self, Kernel,
         ggml::BLOCK,
@@ -39,6 +39,25 @@ impl Backend for Avx512 {
 
     fn linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
         linear::linear(*self, parts)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        activation::rms_norm(*self, x, weight, eps)
+    }
+
+    fn silu_mul(&self, gate_up: &Tensor) -> Result<Tensor> {
+        activation::silu_mul(*self, gate_up)
+    }
+
+    fn write_kv(
+        &self,
+        arena: &mut Arena,
+        layer: usize,
+        qkv: &Tensor,
+        rope: &RopeTable,
+        plan: &AttentionPlan,
+    ) -> Result<Tensor> {
+        write_kv(*self, arena, layer, qkv, rope, plan)
     }
 
     fn attention(

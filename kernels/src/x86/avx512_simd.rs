@@ -43,6 +43,15 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn clamp_f16(self, v: __m512) -> __m512 {
+        // A NaN in the second operand is what min and max return.
+        unsafe {
+            let limit = _mm512_set1_ps(65504.0);
+            _mm512_max_ps(_mm512_set1_ps(-65504.0), _mm512_min_ps(limit, v))
+        }
+    }
+
+    #[inline(always)]
     fn swap(self, v: __m512, half: usize) -> __m512 {
         unsafe {
             _mm512_permutexvar_ps(_mm512_xor_si512(iota(), _mm512_set1_epi32(half as i32)), v)

@@ -19,6 +19,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// a * b + c
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Limits to the finite f16; NaN stays.
+    fn clamp_f16(self, v: Self::V) -> Self::V;
     /// Lane i of the result is lane i ^ `half`.
     fn swap(self, v: Self::V, half: usize) -> Self::V;
     /// -1 in the lanes whose number has bit `half`, else 1.
