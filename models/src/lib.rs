@@ -1,1 +1,49 @@
+//! Models: weights, tokenizer and chat template from disk or a hub, and the forward pass over the
+//! paged KV cache of [`keepwell_kernels`].
 
+pub mod arch;
+mod checkpoint;
+pub mod config;
+pub mod fetch;
+pub mod layers;
+mod load;
+pub mod registry;
+pub mod rope;
+pub mod template;
+pub mod tokenizer;
+pub mod weights;
+
+use anyhow::Result;
+use candle_core::Tensor;
+use keepwell_kernels::{Arena, AttentionPlan};
+
+pub use checkpoint::Checkpoint;
+pub use config::ModelConfig;
+pub use fetch::fetch;
+pub use load::{LoadOptions, Loaded, load, load_model};
+pub use template::ChatTemplate;
+pub use tokenizer::{DecodeStream, TextTokenizer};
+pub use weights::WeightFormat;
+
+/// The rows of one step. T rows, one per token, in the order of the plan.
+pub struct Batch<'a> {
+    /// (T) token ids.
+    pub tokens: &'a [u32],
+    /// Rows whose logits are wanted.
+    pub logit_rows: &'a [usize],
+    pub plan: &'a AttentionPlan,
+}
+
+/// A decoder that runs one ragged batch at a time.
+pub trait Model: Send {
+    fn config(&self) -> &ModelConfig;
+
+    /// Writes the batch's K and V to the cache and returns logits (logit_rows.len(), vocab).
+    ///
+    /// # Errors
+    /// A batch that does not fit the plan or the vocabulary, or a failing kernel.
+    fn forward(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor>;
+
+    /// Resident bytes of all weights.
+    fn bytes(&self) -> usize;
+}

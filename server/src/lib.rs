@@ -1,6 +1,8 @@
 //! Keepwell: an LLM inference server that keeps what matters in its KV cache.
 
 pub mod cache;
+pub mod cli;
 pub mod compress;
 pub mod engine;
+pub mod http;
 pub mod sched;

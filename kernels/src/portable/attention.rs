@@ -118,6 +118,6 @@ fn attend(query: &[f32], segment: &Segment, visible: std::ops::Range<u32>) -> (V
             *o += p * v;
         }
     }
-    hadamard::rotate(&mut out);
+    hadamard::rotate_back(&mut out);
     (out, lse)
 }

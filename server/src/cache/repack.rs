@@ -51,12 +51,10 @@ impl Repack {
         for (tokens, arrivals) in tokens.iter_mut().zip(&mut arrivals) {
             tokens.append(arrivals);
         }
-        let needed: usize = TIERS
-            .iter()
-            .map(|t| tokens[t.tier as usize].len().div_ceil(layout.capacity(t.tier)))
-            .sum();
-        let page_change = needed as isize - old.pages.len() as isize;
-        Self { head, tokens, old, page_change }
+        let mut repack = Self { head, tokens, old, page_change: 0 };
+        let needed = repack.lay_out(layout).len();
+        repack.page_change = needed as isize - repack.old.pages.len() as isize;
+        repack
     }
 
     /// Books the new pages and returns the moves. Releases come first, so that a repacking that
@@ -64,7 +62,8 @@ impl Repack {
     ///
     /// Returns `None`, and changes nothing, when pages do not suffice.
     pub fn book(self, table: &mut PageTable, ledger: &mut Ledger) -> Option<Vec<Move>> {
-        let (runs, fresh) = self.lay_out(ledger.layout());
+        let runs = self.lay_out(ledger.layout());
+        let fresh = runs.iter().filter(|run| run.reused.is_none()).count();
         let kept: Vec<PageRef> = runs.iter().filter_map(|run| run.reused).collect();
         let freed: Vec<PageRef> =
             self.old.pages.iter().filter(|p| !kept.contains(p)).copied().collect();
@@ -86,8 +85,8 @@ impl Repack {
         Some(moves)
     }
 
-    /// The new pages and how many of them are not reused ones.
-    fn lay_out(&self, layout: &PageLayout) -> (Vec<Run<'_>>, usize) {
+    /// The new pages, tier by tier; the old pages of a tier are used again first.
+    fn lay_out(&self, layout: &PageLayout) -> Vec<Run<'_>> {
         let mut runs = Vec::new();
         for info in &TIERS {
             let mut reusable = self.old.pages.iter().filter(|p| p.tier == info.tier);
@@ -109,8 +108,7 @@ impl Repack {
                 rest = after;
             }
         }
-        let fresh = runs.iter().filter(|run| run.reused.is_none()).count();
-        (runs, fresh)
+        runs
     }
 }
 
@@ -149,3 +147,6 @@ impl Token {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,8 @@ pub struct GenerateRequest {
     pub prompt: Vec<u32>,
     /// Upper bound of generated tokens; at least 1, prompt and it together fit the context.
     pub max_tokens: usize,
+    /// `max_tokens` is only a wish (the caller named none): lower it to what memory can hold.
+    pub may_shorten: bool,
     /// Tokens that end the generation (and are not counted as text), the model's own included.
     pub stop_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
@@ -98,7 +100,10 @@ pub enum FinishReason {
 pub struct Outcome {
     pub reason: FinishReason,
     pub num_prompt_tokens: usize,
+    /// Sampled tokens, the one that ended the generation included.
     pub num_generated_tokens: usize,
+    /// Whether the last of them is a stop token (which no event carried).
+    pub ended_by_stop_token: bool,
     pub kv_cache: KvUsage,
 }
 
@@ -169,6 +174,11 @@ impl EngineHandle {
             .send(Command::Generate { request, events: sender.clone() })
             .map_err(|_| EngineError::Stopped)?;
         Ok(Generation { events, sender: sender.downgrade(), commands: self.commands.clone() })
+    }
+
+    /// Whether the engine still takes requests.
+    pub fn is_alive(&self) -> bool {
+        !self.commands.is_closed()
     }
 
     pub fn shutdown(&self) {

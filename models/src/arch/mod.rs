@@ -1,0 +1,4 @@
+//! One file per architecture.
+
+pub mod llama;
+pub mod mistral;

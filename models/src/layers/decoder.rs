@@ -1,0 +1,149 @@
+//! The decoder shared by the Llama and Mistral families.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Tensor;
+use keepwell_kernels::{Arena, Backend, Linear};
+
+use super::{Attention, Mlp, RmsNorm, Scope, StepContext};
+use crate::{Batch, Model, ModelConfig, rope, weights::Weights};
+
+/// GGUF's own tensor for RoPE scaling: one divisor per frequency.
+const ROPE_DIVISORS: &str = "rope_freqs.weight";
+
+/// Pre-norm transformer decoder: attention and a gated MLP in each layer.
+pub struct Decoder {
+    config: ModelConfig,
+    backend: Arc<dyn Backend>,
+    embedding: Arc<dyn Linear>,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    /// The embedding itself when the two are tied.
+    lm_head: Arc<dyn Linear>,
+}
+
+struct Layer {
+    attention_norm: RmsNorm,
+    attention: Attention,
+    mlp_norm: RmsNorm,
+    mlp: Mlp,
+}
+
+impl Decoder {
+    /// # Errors
+    /// A tensor is missing or does not fit the settings.
+    pub fn load(
+        mut config: ModelConfig,
+        weights: &Weights,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Self> {
+        if weights.contains(ROPE_DIVISORS) {
+            let divisors = weights.vector(ROPE_DIVISORS, config.head_dim / 2)?;
+            ensure!(divisors.iter().all(|d| *d > 0.0), "`{ROPE_DIVISORS}` must be positive");
+            rope::divide(&mut config.rope, &divisors);
+        }
+        let scope = Scope { weights, backend: &*backend, prefix: "model.".to_owned() };
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let head = |name: &str| -> Result<Arc<dyn Linear>> {
+            Ok(Arc::from(backend.linear(vec![weights.matrix(name, vocab, hidden)?])?))
+        };
+        let embedding = head(&scope.name("embed_tokens"))?;
+        let lm_head =
+            if config.tied_embeddings { embedding.clone() } else { head("lm_head.weight")? };
+        let layers = (0..config.num_layers)
+            .map(|layer| Layer::load(&config, weights, &*backend, layer))
+            .collect::<Result<_>>()?;
+        let norm = RmsNorm::load(&scope, "norm", hidden, config.rms_norm_eps)?;
+        Ok(Self { norm, config, backend, embedding, layers, lm_head })
+    }
+}
+
+impl Layer {
+    fn load(
+        config: &ModelConfig,
+        weights: &Weights,
+        backend: &dyn Backend,
+        layer: usize,
+    ) -> Result<Self> {
+        let scope = Scope { weights, backend, prefix: format!("model.layers.{layer}.") };
+        let norm = |name| RmsNorm::load(&scope, name, config.hidden_size, config.rms_norm_eps);
+        Ok(Self {
+            attention_norm: norm("input_layernorm")?,
+            attention: Attention::load(&scope, config)?,
+            mlp_norm: norm("post_attention_layernorm")?,
+            mlp: Mlp::load(&scope, config)?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        self.attention_norm.bytes()
+            + self.attention.bytes()
+            + self.mlp_norm.bytes()
+            + self.mlp.bytes()
+    }
+}
+
+impl Model for Decoder {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn forward(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor> {
+        check_batch(batch, self.config.vocab_size)?;
+        let rope = self.config.rope.table(&batch.plan.positions);
+        let step = StepContext { backend: &*self.backend, rope: &rope, plan: batch.plan };
+        let mut x = self.embedding.rows(batch.tokens)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let normed = layer.attention_norm.forward(step.backend, &x)?;
+            let mut attended = layer.attention.attend(arena, index, &normed, &step)?;
+            if index + 1 == self.layers.len() {
+                // Past the last attention, rows no longer meet: only the wanted ones go on.
+                x = select_rows(&x, batch.logit_rows)?;
+                attended = select_rows(&attended, batch.logit_rows)?;
+            }
+            if batch.logit_rows.is_empty() && index + 1 == self.layers.len() {
+                break;
+            }
+            x = (x + layer.attention.project(&attended)?)?;
+            let normed = layer.mlp_norm.forward(step.backend, &x)?;
+            x = (x + layer.mlp.forward(step.backend, &normed)?)?;
+        }
+        if batch.logit_rows.is_empty() {
+            return Ok(Tensor::zeros((0, self.config.vocab_size), x.dtype(), x.device())?);
+        }
+        Ok(self.lm_head.forward(&self.norm.forward(step.backend, &x)?)?)
+    }
+
+    fn bytes(&self) -> usize {
+        let layers: usize = self.layers.iter().map(Layer::bytes).sum();
+        let heads = match self.config.tied_embeddings {
+            true => self.embedding.bytes(),
+            false => self.embedding.bytes() + self.lm_head.bytes(),
+        };
+        heads + layers + self.norm.bytes()
+    }
+}
+
+/// x (T, C), returns (rows.len(), C).
+fn select_rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    let (num_rows, _) = x.dims2()?;
+    if rows.len() == num_rows && rows.iter().copied().eq(0..num_rows) {
+        return Ok(x.clone());
+    }
+    let ids: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+    let len = ids.len();
+    Ok(x.index_select(&Tensor::from_vec(ids, len, x.device())?, 0)?)
+}
+
+fn check_batch(batch: &Batch, vocab_size: usize) -> Result<()> {
+    let num_rows = batch.plan.num_rows();
+    ensure!(num_rows > 0 && batch.tokens.len() == num_rows, "tokens and plan differ in length");
+    ensure!(batch.logit_rows.iter().all(|&row| row < num_rows), "a logit row is not in the batch");
+    batch
+        .tokens
+        .iter()
+        .all(|&t| (t as usize) < vocab_size)
+        .then_some(())
+        .with_context(|| format!("a token id lies outside the vocabulary of {vocab_size}"))
+}

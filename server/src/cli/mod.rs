@@ -1,0 +1,125 @@
+//! The command line: `keepwell serve`, which is also what `keepwell` alone does, and
+//! `keepwell chat`.
+
+mod args;
+mod chat;
+mod command;
+mod drain;
+mod memory;
+mod serve;
+mod session;
+mod start;
+
+use std::io;
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow};
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use tracing_subscriber::EnvFilter;
+
+use self::args::ModelArgs;
+use self::chat::ChatArgs;
+use self::serve::ServeArgs;
+
+/// An LLM inference server that keeps what matters in its KV cache.
+#[derive(Debug, Parser)]
+#[command(name = "keepwell", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the OpenAI API over HTTP (the default)
+    Serve(ServeArgs),
+    /// Talk to a model in the terminal
+    Chat(ChatArgs),
+}
+
+/// Runs what the command line asks for.
+///
+/// # Errors
+/// What the user can do something about: a port in use, an unknown model, too little memory.
+pub fn run() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    match cli.command.unwrap_or(Command::Serve(cli.serve)) {
+        Command::Serve(args) => {
+            prepare(&args.model)?;
+            serve::run(&args)
+        }
+        Command::Chat(args) => {
+            prepare(&args.model)?;
+            chat::run(&args)
+        }
+    }
+}
+
+/// What comes before any model: settings that contradict each other, logs, threads.
+fn prepare(args: &ModelArgs) -> Result<()> {
+    if let Err(message) = args.check() {
+        Cli::command().error(ErrorKind::ValueValidation, message).exit();
+    }
+    let filter = EnvFilter::try_new(&args.log).map_err(|error| anyhow!("--log: {error}"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    if let Some(threads) = args.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_of_the_command_line_holds() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_subcommand_the_server_starts() {
+        let cli = parse("keepwell --port 9000 --kv-memory 64MiB").unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.serve.port, 9000);
+        assert_eq!(cli.serve.model.kv_memory.unwrap().as_u64(), 64 << 20);
+        assert!(matches!(
+            parse("keepwell serve --port 1").unwrap().command,
+            Some(Command::Serve(_))
+        ));
+        assert!(matches!(parse("keepwell chat").unwrap().command, Some(Command::Chat(_))));
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_with_a_reason() {
+        for (line, reason) in [
+            ("keepwell --kv-budget 0", "above 0 and at most 1"),
+            ("keepwell --kv-budget 1.5", "above 0 and at most 1"),
+            ("keepwell --kv-budget much", "not a number"),
+            ("keepwell --kv-memory 0", "above 0"),
+            ("keepwell --kv-memory lots", "lots"),
+            ("keepwell --policy magic", "attribution"),
+            ("keepwell --max-sequences 0", "1.."),
+            ("keepwell --port 70000", "65535"),
+            ("keepwell --weights q2", "as-file"),
+            ("keepwell --shutdown-timeout soon", "30s"),
+        ] {
+            let error = parse(line).unwrap_err().to_string();
+            assert!(error.contains(reason), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_floor_may_not_be_above_the_budget() {
+        let args = parse("keepwell --kv-budget 0.5 --kv-min-budget 0.6").unwrap().serve.model;
+        assert!(args.check().unwrap_err().contains("--kv-min-budget"));
+        let args = parse("keepwell --kv-budget 0.5 --kv-min-budget 0.5").unwrap().serve.model;
+        assert_eq!(args.check(), Ok(()));
+    }
+}

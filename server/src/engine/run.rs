@@ -1,0 +1,377 @@
+//! The engine thread.
+
+use std::{collections::HashMap, sync::Arc};
+
+use anyhow::Context;
+use keepwell_kernels::{Arena, Backend, PageLayout};
+use keepwell_models::{Batch, Model};
+use tokio::sync::mpsc;
+
+use super::{
+    EngineError, EngineHandle, Event, FinishReason, GenerateRequest, KvUsage, Outcome,
+    gather::gather, handle::Command, metrics, sampler::Sampler,
+};
+use crate::{
+    cache::{Ledger, PageTable},
+    compress::{Goal, HeadTokens, Protection, decide, repack},
+    sched::{Demand, Entry, Scheduler, SchedulerLimits, SeqId, Sequence, Step},
+};
+
+/// How the engine shares out the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    /// Bytes of the arena; rounded down to whole pages.
+    pub kv_memory: usize,
+    pub limits: SchedulerLimits,
+    pub protection: Protection,
+}
+
+/// What the engine was built with.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineInfo {
+    pub layout: PageLayout,
+    pub num_pages: usize,
+    /// Plain F16 bytes of one token over all layers and heads.
+    pub f16_token_bytes: usize,
+}
+
+/// Where the events of a sequence go, and how its tokens are drawn.
+struct Stream {
+    events: mpsc::UnboundedSender<Event>,
+    sampler: Sampler,
+    stop_token_ids: Vec<u32>,
+}
+
+/// Owns all mutable state; lives on one thread.
+pub struct Engine {
+    model: Box<dyn Model>,
+    backend: Arc<dyn Backend>,
+    arena: Arena,
+    ledger: Ledger,
+    scheduler: Scheduler,
+    streams: HashMap<SeqId, Stream>,
+    next_id: u64,
+    metrics: metrics::EngineMetrics,
+}
+
+impl Engine {
+    /// Allocates the arena and starts the thread.
+    ///
+    /// # Errors
+    /// When the arena holds no page or the thread cannot start.
+    pub fn spawn(
+        model: Box<dyn Model>,
+        backend: Arc<dyn Backend>,
+        options: EngineOptions,
+    ) -> anyhow::Result<(EngineHandle, EngineInfo)> {
+        let engine = Self::new(model, backend, options)?;
+        let info = engine.info();
+        let (handle, commands) = EngineHandle::new();
+        std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || engine.run(commands))
+            .context("cannot start the engine thread")?;
+        Ok((handle, info))
+    }
+
+    fn new(
+        model: Box<dyn Model>,
+        backend: Arc<dyn Backend>,
+        options: EngineOptions,
+    ) -> anyhow::Result<Self> {
+        let config = model.config();
+        let layout = PageLayout::new(config.head_dim);
+        let num_pages = options.kv_memory / layout.page_bytes;
+        let num_heads = config.num_layers * config.num_kv_heads;
+        anyhow::ensure!(
+            num_pages >= num_heads && u32::try_from(num_pages).is_ok(),
+            "a KV memory of {} bytes holds {num_pages} pages of {} bytes; the model needs at \
+             least one for each of its {num_heads} KV heads",
+            options.kv_memory,
+            layout.page_bytes,
+        );
+        let demand = Demand {
+            layout,
+            num_heads,
+            max_chunk: options.limits.max_step_tokens,
+            protection: options.protection,
+        };
+        Ok(Self {
+            arena: backend.arena(layout, num_pages)?,
+            ledger: Ledger::new(layout, num_pages),
+            scheduler: Scheduler::new(options.limits, demand),
+            streams: HashMap::new(),
+            next_id: 0,
+            metrics: metrics::EngineMetrics::new(),
+            model,
+            backend,
+        })
+    }
+
+    fn info(&self) -> EngineInfo {
+        EngineInfo {
+            layout: *self.ledger.layout(),
+            num_pages: self.ledger.num_pages(),
+            f16_token_bytes: self.scheduler.demand().f16_bytes(1),
+        }
+    }
+
+    fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        loop {
+            self.metrics.publish(&self.scheduler, &self.ledger);
+            let command = if self.scheduler.is_idle() {
+                commands.blocking_recv().ok_or(mpsc::error::TryRecvError::Disconnected)
+            } else {
+                commands.try_recv()
+            };
+            match command {
+                Ok(Command::Generate { request, events }) => self.accept(request, events),
+                Ok(Command::Stop { events }) => self.stop(&events),
+                Ok(Command::Shutdown) | Err(mpsc::error::TryRecvError::Disconnected) => break,
+                Err(mpsc::error::TryRecvError::Empty) => self.step(),
+            }
+        }
+        let ids: Vec<_> = self.streams.keys().copied().collect();
+        for id in ids {
+            self.finish(id, FinishReason::Abort);
+        }
+        self.metrics.publish(&self.scheduler, &self.ledger);
+    }
+
+    fn accept(&mut self, request: GenerateRequest, events: mpsc::UnboundedSender<Event>) {
+        match self.sequence(&request) {
+            Ok(seq) => {
+                let sampler = Sampler::new(request.sampling, &request.prompt);
+                let stop_token_ids = request.stop_token_ids;
+                self.streams.insert(seq.id, Stream { events, sampler, stop_token_ids });
+                self.scheduler.queue(seq);
+            }
+            // Nobody is left to tell if the receiver is gone.
+            Err(error) => _ = events.send(Event::Failed(error)),
+        }
+    }
+
+    /// Admission: refuses what no waiting would help.
+    fn sequence(&mut self, request: &GenerateRequest) -> Result<Sequence, EngineError> {
+        let num_waiting = self.scheduler.num_waiting();
+        if !self.scheduler.can_queue() {
+            return Err(EngineError::QueueFull { num_waiting });
+        }
+        let demand = self.scheduler.demand();
+        let params = request.kv_cache;
+        let prompt_len = request.prompt.len();
+        let peak = |budget: f32, max_tokens: usize| demand.peak(budget, prompt_len + max_tokens);
+        let num_pages = self.ledger.num_pages();
+        // A request that does not fit as it would like to is squeezed down to its own floor.
+        let budget = [params.budget, params.min_budget]
+            .into_iter()
+            .find(|budget| peak(*budget, request.max_tokens) <= num_pages);
+        let (budget, max_tokens) = match budget {
+            Some(budget) => (budget, request.max_tokens),
+            None if request.may_shorten && peak(params.min_budget, 1) <= num_pages => {
+                let fits = |n: &usize| peak(params.min_budget, *n) <= num_pages;
+                (params.min_budget, (1..=request.max_tokens).rev().find(fits).unwrap_or(1))
+            }
+            None => {
+                let page_bytes = self.ledger.layout().page_bytes;
+                return Err(EngineError::DoesNotFit {
+                    needed_bytes: peak(params.min_budget, request.max_tokens) * page_bytes,
+                    total_bytes: num_pages * page_bytes,
+                });
+            }
+        };
+        self.next_id += 1;
+        Ok(Sequence {
+            id: SeqId(self.next_id),
+            tokens: request.prompt.clone(),
+            prompt_len,
+            max_len: prompt_len + max_tokens,
+            budget,
+            policy: params.policy,
+            table: PageTable::new(demand.num_heads),
+            since_event: 0,
+            num_preemptions: 0,
+        })
+    }
+
+    fn stop(&mut self, events: &mpsc::UnboundedSender<Event>) {
+        let found = self.streams.iter().find(|(_, s)| s.events.same_channel(events));
+        if let Some(id) = found.map(|(id, _)| *id) {
+            self.finish(id, FinishReason::Stop);
+        }
+    }
+
+    /// schedule -> forward -> sample -> commit -> compress.
+    fn step(&mut self) {
+        self.drop_cancelled();
+        let step = self.scheduler.schedule(&mut self.ledger);
+        if let Some(id) = step.stuck {
+            self.finish(id, FinishReason::Length);
+        }
+        if step.entries.is_empty() {
+            return;
+        }
+        self.metrics.step(&step);
+        match self.forward(&step) {
+            Ok(logits) => {
+                let finished = self.commit(&step, logits);
+                self.compress(&step);
+                for (id, reason) in finished {
+                    self.finish(id, reason);
+                }
+            }
+            Err(error) => {
+                tracing::error!("a step failed: {error:#}");
+                for entry in &step.entries {
+                    self.fail(entry.id, EngineError::Internal(error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// A dropped receiver is the cancellation.
+    fn drop_cancelled(&mut self) {
+        let cancelled = self.streams.iter().filter(|(_, stream)| stream.events.is_closed());
+        let cancelled: Vec<_> = cancelled.map(|(id, _)| *id).collect();
+        for id in cancelled {
+            self.finish(id, FinishReason::Abort);
+        }
+    }
+
+    /// Logits (rows that sample, vocab).
+    fn forward(&mut self, step: &Step) -> anyhow::Result<Vec<Vec<f32>>> {
+        let config = self.model.config();
+        let gathered = gather(
+            &mut self.scheduler,
+            step,
+            config.num_layers,
+            config.num_kv_heads,
+            config.sliding_window,
+        );
+        let batch = Batch {
+            tokens: &gathered.tokens,
+            logit_rows: &gathered.logit_rows,
+            plan: &gathered.plan,
+        };
+        let logits = self.model.forward(&mut self.arena, &batch)?;
+        Ok(logits.to_vec2::<f32>()?)
+    }
+
+    /// Samples and appends tokens, streams them, and tells who is finished.
+    fn commit(&mut self, step: &Step, logits: Vec<Vec<f32>>) -> Vec<(SeqId, FinishReason)> {
+        let mut finished = Vec::new();
+        let sampling = step.entries.iter().filter(|entry| entry.samples);
+        for (entry, mut logits) in sampling.zip(logits) {
+            let Some(stream) = self.streams.get_mut(&entry.id) else { continue };
+            let Some(seq) = self.scheduler.running_mut(entry.id) else { continue };
+            let token = stream.sampler.sample(&mut logits);
+            seq.tokens.push(token.id);
+            if stream.stop_token_ids.contains(&token.id) {
+                finished.push((entry.id, FinishReason::Stop));
+                continue;
+            }
+            if seq.tokens.len() >= seq.max_len {
+                finished.push((entry.id, FinishReason::Length));
+            }
+            // A closed channel is seen, and the sequence retired, at the next step.
+            let _ = stream.events.send(Event::Token(token));
+        }
+        finished
+    }
+
+    fn compress(&mut self, step: &Step) {
+        for entry in step.entries.iter().filter(|entry| entry.has_event) {
+            if let Err(error) = self.compress_sequence(entry) {
+                tracing::error!("a compress event failed: {error:#}");
+                self.fail(entry.id, EngineError::Internal(error.to_string()));
+            }
+        }
+    }
+
+    /// score -> price -> compact, for one sequence.
+    fn compress_sequence(&mut self, entry: &Entry) -> anyhow::Result<()> {
+        let demand = *self.scheduler.demand();
+        let Some(seq) = self.scheduler.running_mut(entry.id) else { return Ok(()) };
+        // A prompt still coming in may use what the whole of it is allowed: nothing is evicted
+        // before the question at its end has been seen, unless it has to be.
+        let is_prefilling = seq.num_pending() > 1;
+        let len = if is_prefilling { seq.tokens.len() } else { seq.table.len() };
+        let max_pages = demand.limit(seq.budget, len);
+        if seq.table.num_pages() <= max_pages {
+            return Ok(());
+        }
+        let started = std::time::Instant::now();
+        let tokens = read_tokens(&*self.backend, &self.arena, &seq.table)?;
+        let goal = Goal {
+            policy: seq.policy.policy(),
+            protection: demand.protection,
+            prompt_len: seq.prompt_len,
+            max_pages,
+        };
+        let before = seq.table.num_pages();
+        let assignments = decide(&seq.table, &tokens, &goal, self.ledger.layout());
+        let batches = repack(&mut seq.table, &mut self.ledger, &tokens, &assignments);
+        for moves in &batches {
+            self.backend.compact(&mut self.arena, moves)?;
+        }
+        self.metrics.compressed(before - seq.table.num_pages(), started.elapsed());
+        Ok(())
+    }
+
+    fn finish(&mut self, id: SeqId, reason: FinishReason) {
+        if let Some((seq, stream, kv_cache)) = self.retire(id) {
+            let ended_by_stop_token = reason == FinishReason::Stop
+                && seq.tokens.last().is_some_and(|t| stream.stop_token_ids.contains(t));
+            self.metrics.finished(reason);
+            let outcome = Outcome {
+                reason,
+                num_prompt_tokens: seq.prompt_len,
+                num_generated_tokens: seq.num_generated(),
+                ended_by_stop_token,
+                kv_cache,
+            };
+            let _ = stream.events.send(Event::Finished(outcome));
+        }
+    }
+
+    fn fail(&mut self, id: SeqId, error: EngineError) {
+        if let Some((_, stream, _)) = self.retire(id) {
+            let _ = stream.events.send(Event::Failed(error));
+        }
+    }
+
+    fn retire(&mut self, id: SeqId) -> Option<(Sequence, Stream, KvUsage)> {
+        let stream = self.streams.remove(&id)?;
+        let usage = self.scheduler.sequences().find(|s| s.id == id).map(|s| self.usage(s))?;
+        let seq = self.scheduler.retire(id, &mut self.ledger)?;
+        Some((seq, stream, usage))
+    }
+
+    fn usage(&self, seq: &Sequence) -> KvUsage {
+        let page_bytes = self.ledger.layout().page_bytes;
+        let holdings = seq.table.holdings();
+        KvUsage {
+            budget: seq.budget,
+            bytes: holdings.num_pages() * page_bytes,
+            peak_bytes: seq.table.peak_pages() * page_bytes,
+            f16_bytes: self.scheduler.demand().f16_bytes(seq.table.len()),
+            tokens: holdings.tokens,
+            evicted: seq.table.num_evicted(),
+        }
+    }
+}
+
+/// Positions and signals of all heads, in page order.
+fn read_tokens(
+    backend: &dyn Backend,
+    arena: &Arena,
+    table: &PageTable,
+) -> keepwell_kernels::Result<Vec<HeadTokens>> {
+    (0..table.num_heads())
+        .map(|head| {
+            let tokens = backend.attributions(arena, &table.head(head).pages)?;
+            let (positions, signals) = tokens.iter().map(|t| (t.position, t.attribution)).unzip();
+            Ok(HeadTokens { positions, signals })
+        })
+        .collect()
+}

@@ -1,0 +1,221 @@
+//! From logits to the next token.
+
+use std::collections::HashMap;
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use super::{SampledToken, SamplingParams, TokenLogprobs};
+
+/// One sequence's sampling state.
+pub struct Sampler {
+    params: SamplingParams,
+    rng: StdRng,
+    /// How often each token occurs in the prompt and in the answer.
+    in_prompt: HashMap<u32, u32>,
+    in_answer: HashMap<u32, u32>,
+}
+
+impl Sampler {
+    pub fn new(params: SamplingParams, prompt: &[u32]) -> Self {
+        let rng = match params.seed {
+            Some(seed) => StdRng::seed_from_u64(seed),
+            None => StdRng::from_os_rng(),
+        };
+        let mut in_prompt = HashMap::new();
+        if params.repetition_penalty != 1.0 {
+            prompt.iter().for_each(|id| *in_prompt.entry(*id).or_default() += 1);
+        }
+        Self { params, rng, in_prompt, in_answer: HashMap::new() }
+    }
+
+    /// Draws the next token; logits (vocab). NaN counts as impossible.
+    pub fn sample(&mut self, logits: &mut [f32]) -> SampledToken {
+        let logprobs = self.params.logprobs.map(|num_top| (log_sum_exp(logits), num_top));
+        let raw = logprobs.map(|(lse, num_top)| (lse, top(logits, num_top), logits.to_vec()));
+        self.penalize(logits);
+        let id = if self.params.temperature == 0.0 { argmax(logits) } else { self.draw(logits) };
+        *self.in_answer.entry(id).or_default() += 1;
+        let logprobs = raw.map(|(lse, top, raw)| TokenLogprobs {
+            chosen: raw[id as usize] - lse,
+            top: top.into_iter().map(|(id, logit)| (id, logit - lse)).collect(),
+        });
+        SampledToken { id, logprobs }
+    }
+
+    /// OpenAI's presence and frequency penalties on the answer; the repetition penalty (CTRL, arXiv
+    /// 1909.05858) on prompt and answer.
+    fn penalize(&self, logits: &mut [f32]) {
+        let SamplingParams { presence_penalty, frequency_penalty, repetition_penalty, .. } =
+            self.params;
+        if repetition_penalty != 1.0 {
+            let answered = self.in_answer.keys().filter(|id| !self.in_prompt.contains_key(id));
+            for id in self.in_prompt.keys().chain(answered) {
+                let Some(logit) = logits.get_mut(*id as usize) else { continue };
+                *logit = match *logit > 0.0 {
+                    true => *logit / repetition_penalty,
+                    false => *logit * repetition_penalty,
+                };
+            }
+        }
+        if presence_penalty != 0.0 || frequency_penalty != 0.0 {
+            for (id, count) in &self.in_answer {
+                logits[*id as usize] -= presence_penalty + frequency_penalty * *count as f32;
+            }
+        }
+    }
+
+    fn draw(&mut self, logits: &[f32]) -> u32 {
+        let mut candidates = self.candidates(logits);
+        let largest = candidates.iter().fold(f32::NEG_INFINITY, |m, (_, l)| m.max(*l));
+        for (_, logit) in &mut candidates {
+            *logit = ((*logit - largest) / self.params.temperature).exp();
+        }
+        if self.params.min_p > 0.0 {
+            candidates.retain(|(_, p)| *p >= self.params.min_p);
+        }
+        if self.params.top_p < 1.0 {
+            keep_nucleus(&mut candidates, self.params.top_p);
+        }
+        let total: f32 = candidates.iter().map(|(_, p)| p).sum();
+        let mut left = self.rng.random_range(0.0..1.0) * total;
+        for (id, p) in &candidates {
+            left -= p;
+            if left < 0.0 {
+                return *id;
+            }
+        }
+        candidates.last().map_or(0, |(id, _)| *id)
+    }
+
+    /// (token, logit), the `top_k` likeliest if that is set.
+    fn candidates(&self, logits: &[f32]) -> Vec<(u32, f32)> {
+        match self.params.top_k {
+            0 => (0..).zip(logits.iter().copied()).filter(|(_, l)| !l.is_nan()).collect(),
+            k => top(logits, k),
+        }
+    }
+}
+
+/// The fewest likeliest candidates whose probabilities reach `top_p` (nucleus sampling).
+fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, top_p: f32) {
+    candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let total: f32 = candidates.iter().map(|(_, p)| p).sum();
+    let mut mass = 0.0;
+    let reached = candidates.iter().position(|(_, p)| {
+        mass += p;
+        mass >= top_p * total
+    });
+    candidates.truncate(reached.map_or(candidates.len(), |last| last + 1));
+}
+
+/// The `k` largest logits, largest first; equal ones in the order of their ids.
+fn top(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
+    let mut all: Vec<(u32, f32)> =
+        (0..).zip(logits.iter().copied()).filter(|(_, l)| !l.is_nan()).collect();
+    let by_logit = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if k < all.len() {
+        all.select_nth_unstable_by(k, by_logit);
+        all.truncate(k);
+    }
+    all.sort_by(by_logit);
+    all
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let best = (0u32..).zip(logits).fold((0, f32::NEG_INFINITY), |best, (id, &logit)| {
+        if logit > best.1 { (id, logit) } else { best }
+    });
+    best.0
+}
+
+fn log_sum_exp(logits: &[f32]) -> f32 {
+    let finite = || logits.iter().filter(|l| !l.is_nan());
+    let largest = finite().fold(f32::NEG_INFINITY, |m, l| m.max(*l));
+    largest + finite().map(|l| (l - largest).exp()).sum::<f32>().ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampler(params: SamplingParams) -> Sampler {
+        Sampler::new(SamplingParams { seed: Some(5), ..params }, &[0, 1])
+    }
+
+    fn counts(params: SamplingParams, logits: &[f32]) -> Vec<usize> {
+        let mut sampler = sampler(params);
+        let mut counts = vec![0; logits.len()];
+        for _ in 0..4000 {
+            sampler.in_answer.clear();
+            counts[sampler.sample(&mut logits.to_vec()).id as usize] += 1;
+        }
+        counts
+    }
+
+    const LOGITS: [f32; 4] = [0.0, 1.0, 2.0, 3.0];
+
+    #[test]
+    fn temperature_zero_takes_the_first_of_the_largest() {
+        let mut greedy = sampler(SamplingParams { temperature: 0.0, ..Default::default() });
+        assert_eq!(greedy.sample(&mut [1.0, 5.0, f32::NAN, 5.0]).id, 1);
+    }
+
+    #[test]
+    fn draws_follow_the_softmax() {
+        let counts = counts(SamplingParams::default(), &LOGITS);
+        for (count, share) in counts.iter().zip([0.032, 0.087, 0.237, 0.644]) {
+            assert!((*count as f32 / 4000.0 - share).abs() < 0.03, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn top_k_top_p_and_min_p_leave_only_the_likely() {
+        let top_k = counts(SamplingParams { top_k: 2, ..Default::default() }, &LOGITS);
+        assert!(top_k[..2] == [0, 0] && top_k[2] > 0);
+        let top_p = counts(SamplingParams { top_p: 0.7, ..Default::default() }, &LOGITS);
+        assert!(top_p[..2] == [0, 0] && top_p[2] > 0);
+        let top_p = counts(SamplingParams { top_p: 0.6, ..Default::default() }, &LOGITS);
+        assert_eq!(top_p, [0, 0, 0, 4000]);
+        let min_p = counts(SamplingParams { min_p: 0.3, ..Default::default() }, &LOGITS);
+        assert!(min_p[..2] == [0, 0] && min_p[2] > 0);
+    }
+
+    #[test]
+    fn the_same_seed_draws_the_same_and_another_one_differs() {
+        let run = |seed| {
+            let params = SamplingParams { seed: Some(seed), ..Default::default() };
+            let mut sampler = Sampler::new(params, &[]);
+            (0..50).map(|_| sampler.sample(&mut [0.0; 100]).id).collect::<Vec<_>>()
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn penalties_push_repeated_tokens_down() {
+        let greedy = SamplingParams { temperature: 0.0, ..Default::default() };
+        let mut repetition = sampler(SamplingParams { repetition_penalty: 2.0, ..greedy.clone() });
+        assert_eq!(repetition.sample(&mut [4.0, 3.9, 2.5]).id, 2, "0 and 1 are in the prompt");
+        let mut presence = sampler(SamplingParams { presence_penalty: 1.0, ..greedy.clone() });
+        let ids: Vec<_> = (0..3).map(|_| presence.sample(&mut [2.0, 1.5, 0.2]).id).collect();
+        assert_eq!(ids, [0, 1, 0], "the penalty does not grow with the count");
+        let mut frequency = sampler(SamplingParams { frequency_penalty: 1.0, ..greedy });
+        let ids: Vec<_> = (0..4).map(|_| frequency.sample(&mut [2.0, 1.5, 0.2]).id).collect();
+        assert_eq!(ids, [0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn log_probabilities_are_those_of_the_model_before_temperature_and_penalties() {
+        let params = SamplingParams {
+            temperature: 0.0,
+            repetition_penalty: 10.0,
+            logprobs: Some(2),
+            ..Default::default()
+        };
+        let token = sampler(params).sample(&mut LOGITS.map(|l| l - 3.0));
+        let logprobs = token.logprobs.unwrap();
+        assert_eq!(logprobs.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [3, 2]);
+        assert!((logprobs.top[0].1 - 0.644f32.ln()).abs() < 1e-3);
+        assert_eq!(logprobs.chosen, logprobs.top[0].1);
+    }
+}

@@ -1,0 +1,157 @@
+//! `POST /v1/completions`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::post;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::App;
+use super::answer::{Job, Shape, Whole, answer};
+use super::body::{JsonObject, off_worker};
+use super::choice::Delta;
+use super::context::MaxTokens;
+use super::envelope::{Identity, finish_reason};
+use super::error::ApiError;
+use super::fields::Fields;
+use super::latency::Stopwatch;
+use super::logprobs::CompletionLogprobs;
+use super::params::{MAX_LOGPROBS, Params};
+use super::prompts::{self, Prompt};
+use super::text::Text;
+use super::usage::Usage;
+use crate::engine::FinishReason;
+
+const OBJECT: &str = "text_completion";
+/// OpenAI's, and vLLM's.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+pub fn routes() -> Router<Arc<App>> {
+    Router::new().route("/v1/completions", post(create))
+}
+
+async fn create(
+    State(app): State<Arc<App>>,
+    JsonObject(body): JsonObject,
+) -> Result<Response, ApiError> {
+    let stopwatch = Stopwatch::start();
+    let preparing = app.clone();
+    let (job, shape) = off_worker(move || prepare(&preparing, &body)).await?;
+    answer(&app, job, shape, stopwatch).await
+}
+
+fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, CompletionShape), ApiError> {
+    let fields = Fields::root(body);
+    let mut params = Params::read(&fields, app)?;
+    params.sampling.logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?;
+    let echo = echo(&fields, params.sampling.logprobs.is_some())?;
+    let max_tokens = MaxTokens::read(&fields, &["max_tokens"], DEFAULT_MAX_TOKENS)?;
+    let prompts = prompts::read(&fields, app)?;
+    let fit = |p: &Prompt| max_tokens.within(app.model.max_model_len, p.ids.len(), &p.param);
+    let limits = prompts.iter().map(fit).collect::<Result<_, _>>()?;
+    let include_usage = params.stream.is_some_and(|options| options.include_usage);
+    let shape = CompletionShape {
+        identity: Identity::new("cmpl", &app.model.name, include_usage),
+        text: app.text.clone(),
+        logprobs: params.sampling.logprobs.is_some(),
+        echoes: if echo { echoes(&prompts, app)? } else { vec![] },
+        n: params.n,
+    };
+    let prompts = prompts.into_iter().map(|p| p.ids).collect();
+    Ok((Job { prompts, limits, continues: true, params }, shape))
+}
+
+fn echo(fields: &Fields, logprobs: bool) -> Result<bool, ApiError> {
+    let echo = fields.bool("echo")?.unwrap_or(false);
+    if echo && logprobs {
+        let message = "log-probabilities of the prompt, `echo` with `logprobs`, are not supported";
+        return Err(ApiError::invalid("logprobs", message).code("unsupported_parameter"));
+    }
+    Ok(echo)
+}
+
+/// The text of each prompt.
+fn echoes(prompts: &[Prompt], app: &App) -> Result<Vec<String>, ApiError> {
+    let text = |prompt: &Prompt| match &prompt.text {
+        Some(text) => Ok(text.clone()),
+        None => app
+            .text
+            .decode(&prompt.ids)
+            .map_err(|error| ApiError::invalid(&prompt.param, format!("{error:#}"))),
+    };
+    prompts.iter().map(text).collect()
+}
+
+struct CompletionShape {
+    identity: Identity,
+    text: Arc<dyn Text>,
+    logprobs: bool,
+    /// What stands before the text of each prompt's choices; empty without `echo`.
+    echoes: Vec<String>,
+    /// Choices per prompt.
+    n: usize,
+}
+
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: usize,
+    text: &'a str,
+    logprobs: Option<CompletionLogprobs>,
+    finish_reason: Option<&'static str>,
+}
+
+impl Shape for CompletionShape {
+    fn opening(&self, index: usize) -> Option<String> {
+        let text = self.echo(index)?;
+        Some(self.chunk(Choice { index, text, logprobs: None, finish_reason: None }))
+    }
+
+    fn delta(&self, delta: &Delta) -> String {
+        let logprobs = self.logprobs.then(|| CompletionLogprobs::new(&delta.tokens, &*self.text));
+        let (index, text) = (delta.index, delta.text.as_str());
+        self.chunk(Choice { index, text, logprobs, finish_reason: None })
+    }
+
+    fn finish(&self, index: usize, reason: FinishReason) -> String {
+        let finish_reason = Some(finish_reason(reason));
+        self.chunk(Choice { index, text: "", logprobs: None, finish_reason })
+    }
+
+    fn usage(&self, usage: &Usage) -> String {
+        self.identity.with_usage::<Choice>(OBJECT, &[], usage)
+    }
+
+    fn whole(&self, choices: &[Whole], usage: &Usage) -> String {
+        let echo = |index| self.echo(index).unwrap_or_default().to_owned();
+        let texts: Vec<_> = choices.iter().enumerate().map(|(i, c)| echo(i) + &c.text).collect();
+        let choices: Vec<_> = choices
+            .iter()
+            .zip(&texts)
+            .enumerate()
+            .map(|(index, (whole, text))| self.choice(index, text, whole))
+            .collect();
+        self.identity.with_usage(OBJECT, &choices, usage)
+    }
+}
+
+impl CompletionShape {
+    fn echo(&self, index: usize) -> Option<&str> {
+        self.echoes.get(index / self.n).map(String::as_str)
+    }
+
+    fn chunk(&self, choice: Choice) -> String {
+        self.identity.chunk(OBJECT, choice)
+    }
+
+    fn choice<'a>(&self, index: usize, text: &'a str, whole: &Whole) -> Choice<'a> {
+        Choice {
+            index,
+            text,
+            logprobs: self.logprobs.then(|| CompletionLogprobs::new(&whole.tokens, &*self.text)),
+            finish_reason: whole.reason.map(finish_reason),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Prompt and answer share the model's context.
+
+use axum::http::StatusCode;
+
+use super::error::ApiError;
+use super::fields::Fields;
+
+/// How many tokens a prompt's choices may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenLimit {
+    pub max_tokens: usize,
+    /// The request named no limit: fewer are fine too.
+    pub may_shorten: bool,
+}
+
+/// A request's bound of generated tokens.
+#[derive(Clone, Copy, Debug)]
+pub enum MaxTokens {
+    /// Asked for in this field: all of them must fit.
+    Asked(&'static str, usize),
+    /// As many as fit, this many at most.
+    Default(usize),
+}
+
+impl MaxTokens {
+    /// From the first of `names` that the request has.
+    pub fn read(fields: &Fields, names: &[&'static str], default: usize) -> Result<Self, ApiError> {
+        for name in names {
+            if let Some(asked) = fields.integer(name, 1..=i64::from(u32::MAX))? {
+                return Ok(Self::Asked(name, asked));
+            }
+        }
+        Ok(Self::Default(default))
+    }
+
+    /// The bound for a prompt that came in the field `param`.
+    ///
+    /// # Errors
+    /// No room for the prompt and one token, or for the tokens asked for; a prompt without tokens.
+    pub fn within(
+        self,
+        max_model_len: usize,
+        prompt_len: usize,
+        param: &str,
+    ) -> Result<TokenLimit, ApiError> {
+        if prompt_len == 0 {
+            return Err(ApiError::invalid(param, "the prompt has no tokens"));
+        }
+        let rest = max_model_len.saturating_sub(prompt_len);
+        let (field, wanted, max_tokens, may_shorten) = match self {
+            Self::Asked(name, asked) => (name, asked, asked, false),
+            Self::Default(default) => (param, 1, default.min(rest), true),
+        };
+        if wanted <= rest {
+            return Ok(TokenLimit { max_tokens, may_shorten });
+        }
+        let at = if rest == 0 { param } else { field };
+        let message = format!(
+            "the model's context is {max_model_len} tokens, but the prompt has {prompt_len} and \
+             {wanted} are to be generated"
+        );
+        let error = ApiError::new(StatusCode::BAD_REQUEST, message);
+        Err(error.at(at).code("context_length_exceeded"))
+    }
+}

@@ -1,0 +1,71 @@
+//! The messages of a chat, checked and brought to the form that templates read.
+
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::fields::{Fields, missing, wrong_type};
+
+const ROLES: &[&str] = &["system", "developer", "user", "assistant", "tool", "function"];
+
+/// `messages` with every content a string.
+pub fn read(fields: &Fields) -> Result<Vec<Value>, ApiError> {
+    fields.required("messages")?;
+    let messages = fields.array("messages")?.unwrap_or_default();
+    if messages.is_empty() {
+        return Err(ApiError::invalid("messages", "`messages` must not be empty"));
+    }
+    messages.iter().enumerate().map(|(i, m)| message(m, &format!("messages[{i}]"))).collect()
+}
+
+/// Other fields pass through: templates may read them.
+fn message(value: &Value, path: &str) -> Result<Value, ApiError> {
+    let fields = Fields::nested(value, path)?;
+    let role = role(&fields)?;
+    let mut message = value.clone();
+    message["content"] = json!(content(&fields, role)?);
+    Ok(message)
+}
+
+fn role<'a>(fields: &Fields<'a>) -> Result<&'a str, ApiError> {
+    fields.required("role")?;
+    let role = fields.str("role")?.unwrap_or_default();
+    if ROLES.contains(&role) {
+        return Ok(role);
+    }
+    let message = format!("no role `{role}`: expected one of {}", ROLES.join(", "));
+    Err(ApiError::invalid(fields.path("role"), message))
+}
+
+fn content(fields: &Fields, role: &str) -> Result<String, ApiError> {
+    let path = fields.path("content");
+    match fields.get("content") {
+        // An assistant that called a tool said nothing.
+        None if role == "assistant" => Ok(String::new()),
+        None => Err(missing(&path)),
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::Array(parts)) => parts_text(parts, &path),
+        Some(_) => Err(wrong_type(&path, "a string or an array of parts")),
+    }
+}
+
+/// The text of the parts, a line each, as vLLM and llama.cpp do it.
+fn parts_text(parts: &[Value], path: &str) -> Result<String, ApiError> {
+    let parts: Result<Vec<_>, _> = parts
+        .iter()
+        .enumerate()
+        .map(|(i, part)| part_text(part, &format!("{path}[{i}]")))
+        .collect();
+    Ok(parts?.join("\n"))
+}
+
+fn part_text<'a>(part: &'a Value, path: &str) -> Result<&'a str, ApiError> {
+    let fields = Fields::nested(part, path)?;
+    fields.required("type")?;
+    let kind = fields.str("type")?.unwrap_or_default();
+    if kind != "text" {
+        let message = format!("this model reads text only, not parts of type `{kind}`");
+        return Err(ApiError::invalid(fields.path("type"), message));
+    }
+    fields.required("text")?;
+    Ok(fields.str("text")?.unwrap_or_default())
+}

@@ -1,0 +1,21 @@
+//! `GET /metrics`: what the process recorded, in Prometheus' text format.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use axum::routing::get;
+
+use super::App;
+
+const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub fn routes() -> Router<Arc<App>> {
+    Router::new().route("/metrics", get(render))
+}
+
+async fn render(State(app): State<Arc<App>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, TEXT_FORMAT)], app.metrics.render())
+}

@@ -1,0 +1,122 @@
+//! The OpenAI API over HTTP, as vLLM's clients, routers and dashboards know it.
+//!
+//! An endpoint is one file and one `.merge`. Generation runs through [`answer`]: an endpoint reads
+//! its fields into a job and says in a [`answer::Shape`] how its answers look.
+
+mod answer;
+mod body;
+mod chat;
+mod choice;
+mod completions;
+mod context;
+mod envelope;
+mod error;
+#[cfg(test)]
+pub(crate) mod fake;
+mod fields;
+mod health;
+mod latency;
+mod logprobs;
+mod messages;
+mod metrics;
+mod models;
+mod params;
+mod prompts;
+mod recorder;
+mod sse;
+mod stop;
+#[cfg(test)]
+mod tests;
+mod text;
+mod trace;
+mod usage;
+mod version;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tower_http::catch_panic::CatchPanicLayer;
+
+pub use self::params::KvDefaults;
+pub use self::recorder::{describe, recorder};
+pub use self::text::{Chat, Detokenizer, Text};
+
+use self::error::ApiError;
+use crate::engine::EngineHandle;
+
+/// What the endpoints share.
+pub struct App {
+    pub engine: EngineHandle,
+    pub text: Arc<dyn Text>,
+    pub model: ServedModel,
+    pub kv_cache: KvDefaults,
+    pub metrics: PrometheusHandle,
+    pub max_body_bytes: usize,
+}
+
+/// The model as clients see it.
+pub struct ServedModel {
+    pub name: String,
+    /// Tokens of prompt and answer together.
+    pub max_model_len: usize,
+    /// Tokens that end a generation unless the request ignores them.
+    pub eos_token_ids: Vec<u32>,
+    /// Unix seconds.
+    pub created: u64,
+}
+
+impl ServedModel {
+    /// Serves a model as of now.
+    pub fn new(name: String, max_model_len: usize, eos_token_ids: Vec<u32>) -> Self {
+        Self { name, max_model_len, eos_token_ids, created: envelope::unix_seconds() }
+    }
+}
+
+impl App {
+    /// A request may leave the model out; there is only one.
+    fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
+        match name {
+            Some(name) if name != self.model.name => {
+                let message =
+                    format!("no model `{name}`: this server serves `{}`", self.model.name);
+                let error = ApiError::new(StatusCode::NOT_FOUND, message);
+                Err(error.at("model").code("model_not_found"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Every endpoint, and the error envelope around all of them.
+pub fn router(app: App) -> Router {
+    let max_body_bytes = app.max_body_bytes;
+    Router::new()
+        .merge(chat::routes())
+        .merge(completions::routes())
+        .merge(models::routes())
+        .merge(health::routes())
+        .merge(metrics::routes())
+        .merge(version::routes())
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(DefaultBodyLimit::max(max_body_bytes))
+        .layer(CatchPanicLayer::custom(|_| body::panicked().into_response()))
+        .layer(middleware::from_fn(trace::log))
+        .with_state(Arc::new(app))
+}
+
+async fn not_found(uri: Uri) -> Response {
+    let message = format!("no such path: {}", uri.path());
+    ApiError::new(StatusCode::NOT_FOUND, message).code("not_found").into_response()
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> Response {
+    let message = format!("{method} is not allowed on {}", uri.path());
+    let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message);
+    error.code("method_not_allowed").into_response()
+}

@@ -1,0 +1,54 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+
+use super::error::ApiError;
+use super::{App, ServedModel};
+
+pub fn routes() -> Router<Arc<App>> {
+    // Names of the hub have a slash in them.
+    Router::new().route("/v1/models", get(list)).route("/v1/models/{*id}", get(retrieve))
+}
+
+#[derive(Serialize)]
+struct List {
+    object: &'static str,
+    data: Vec<Model>,
+}
+
+#[derive(Serialize)]
+struct Model {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    /// Tokens of prompt and answer together; vLLM's field.
+    max_model_len: usize,
+}
+
+async fn list(State(app): State<Arc<App>>) -> Json<List> {
+    Json(List { object: "list", data: vec![model(&app.model)] })
+}
+
+async fn retrieve(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Json<Model>, ApiError> {
+    app.check_model(Some(&id))?;
+    Ok(Json(model(&app.model)))
+}
+
+fn model(served: &ServedModel) -> Model {
+    Model {
+        id: served.name.clone(),
+        object: "model",
+        created: served.created,
+        owned_by: "keepwell",
+        max_model_len: served.max_model_len,
+    }
+}

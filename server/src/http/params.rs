@@ -1,0 +1,203 @@
+//! The request fields that both endpoints share.
+
+use serde_json::{Map, Value};
+
+use super::App;
+use super::error::ApiError;
+use super::fields::{self, Fields, above_zero, wrong_type};
+use crate::compress::{POLICIES, PolicyId};
+use crate::engine::{KvCacheParams, SamplingParams};
+
+const MAX_CHOICES: i64 = 16;
+const MAX_STOP_STRINGS: usize = 4;
+/// Text is held back while it may be the start of a stop string, so these stay short.
+const MAX_STOP_BYTES: usize = 1024;
+pub const MAX_LOGPROBS: i64 = 20;
+
+/// Fields that change the answer and that this server does not know how to honour, each with the
+/// values that ask for nothing. Silence would be a wrong answer, so anything else is refused.
+const UNSUPPORTED: &[(&str, AsksNothing)] = &[
+    ("best_of", |v| v.as_u64() == Some(1)),
+    ("logit_bias", is_empty),
+    ("min_tokens", |v| v.as_u64() == Some(0)),
+    ("response_format", |v| v.get("type").is_some_and(|kind| kind == "text")),
+    ("suffix", |v| v == ""),
+    ("tools", is_empty),
+];
+
+type AsksNothing = fn(&Value) -> bool;
+
+/// What the server does for requests that do not say.
+#[derive(Clone, Copy, Debug)]
+pub struct KvDefaults {
+    pub budget: f32,
+    /// Without one, a request's floor is its budget.
+    pub min_budget: Option<f32>,
+    pub policy: PolicyId,
+}
+
+#[derive(Clone, Debug)]
+pub struct Params {
+    pub sampling: SamplingParams,
+    /// None of them empty.
+    pub stop: Vec<String>,
+    pub stop_token_ids: Vec<u32>,
+    /// Choices per prompt.
+    pub n: usize,
+    pub stream: Option<StreamOptions>,
+    pub kv_cache: KvCacheParams,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct StreamOptions {
+    pub include_usage: bool,
+}
+
+impl Params {
+    /// Reads everything but `logprobs`, which the endpoints spell differently.
+    pub fn read(fields: &Fields, app: &App) -> Result<Self, ApiError> {
+        app.check_model(fields.str("model")?)?;
+        refuse_unsupported(fields)?;
+        Ok(Self {
+            sampling: sampling(fields)?,
+            stop: stop_strings(fields)?,
+            stop_token_ids: stop_token_ids(fields, app)?,
+            n: fields.integer("n", 1..=MAX_CHOICES)?.unwrap_or(1),
+            stream: stream_options(fields)?,
+            kv_cache: kv_cache(fields, &app.kv_cache)?,
+        })
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty)
+}
+
+fn refuse_unsupported(fields: &Fields) -> Result<(), ApiError> {
+    let asked = |&&(name, asks_nothing): &&(&str, AsksNothing)| {
+        fields.get(name).is_some_and(|value| !asks_nothing(value))
+    };
+    match UNSUPPORTED.iter().find(asked) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let message = format!("this server does not support `{name}`");
+            Err(ApiError::invalid(*name, message).code("unsupported_parameter"))
+        }
+    }
+}
+
+fn sampling(fields: &Fields) -> Result<SamplingParams, ApiError> {
+    let default = SamplingParams::default();
+    // vLLM's -1 and our 0 are both "off".
+    let top_k: Option<i64> = fields.integer("top_k", -1..=i64::from(u32::MAX))?;
+    Ok(SamplingParams {
+        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(default.temperature),
+        top_p: fields.number("top_p", above_zero(1.0))?.unwrap_or(default.top_p),
+        top_k: top_k.map_or(default.top_k, |k| k.max(0) as usize),
+        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(default.min_p),
+        seed: fields.u64("seed")?,
+        presence_penalty: fields
+            .number("presence_penalty", -2.0..=2.0)?
+            .unwrap_or(default.presence_penalty),
+        frequency_penalty: fields
+            .number("frequency_penalty", -2.0..=2.0)?
+            .unwrap_or(default.frequency_penalty),
+        repetition_penalty: fields
+            .number("repetition_penalty", above_zero(10.0))?
+            .unwrap_or(default.repetition_penalty),
+        logprobs: None,
+    })
+}
+
+fn stop_strings(fields: &Fields) -> Result<Vec<String>, ApiError> {
+    match fields.get("stop") {
+        None => Ok(vec![]),
+        Some(Value::String(stop)) => Ok(vec![stop_string(stop, "stop")?]),
+        Some(Value::Array(stops)) if stops.len() > MAX_STOP_STRINGS => {
+            let message = format!("`stop` has {} strings, 4 at most are allowed", stops.len());
+            Err(ApiError::invalid("stop", message))
+        }
+        Some(Value::Array(stops)) => stops
+            .iter()
+            .enumerate()
+            .map(|(i, stop)| {
+                let path = format!("stop[{i}]");
+                let text = stop.as_str().ok_or_else(|| wrong_type(&path, "a string"))?;
+                stop_string(text, &path)
+            })
+            .collect(),
+        Some(_) => Err(wrong_type("stop", "a string or an array of strings")),
+    }
+}
+
+fn stop_string(text: &str, path: &str) -> Result<String, ApiError> {
+    match text.len() {
+        1..=MAX_STOP_BYTES => Ok(text.to_owned()),
+        _ => {
+            let message = format!("`{path}` must have from 1 to {MAX_STOP_BYTES} bytes");
+            Err(ApiError::invalid(path, message))
+        }
+    }
+}
+
+/// The request's own and, unless they are to be ignored, the model's.
+fn stop_token_ids(fields: &Fields, app: &App) -> Result<Vec<u32>, ApiError> {
+    let mut ids = match fields.array("stop_token_ids")? {
+        None => vec![],
+        Some(values) => token_ids(values, "stop_token_ids", app)?,
+    };
+    if !fields.bool("ignore_eos")?.unwrap_or(false) {
+        ids.extend(&app.model.eos_token_ids);
+    }
+    Ok(ids)
+}
+
+/// Ids of the vocabulary.
+pub fn token_ids(values: &[Value], path: &str, app: &App) -> Result<Vec<u32>, ApiError> {
+    let last = app.text.vocab_size().saturating_sub(1) as i64;
+    let id = |(i, value)| fields::integer(value, &format!("{path}[{i}]"), 0..=last);
+    values.iter().enumerate().map(id).collect()
+}
+
+fn stream_options(fields: &Fields) -> Result<Option<StreamOptions>, ApiError> {
+    let stream = fields.bool("stream")?.unwrap_or(false);
+    let options = fields.object("stream_options")?;
+    if !stream && options.is_some() {
+        let message = "`stream_options` needs `stream` to be true";
+        return Err(ApiError::invalid("stream_options", message));
+    }
+    let include_usage = match options {
+        None => false,
+        Some(options) => options.bool("include_usage")?.unwrap_or(false),
+    };
+    Ok(stream.then_some(StreamOptions { include_usage }))
+}
+
+fn kv_cache(fields: &Fields, defaults: &KvDefaults) -> Result<KvCacheParams, ApiError> {
+    let Some(fields) = fields.object("kv_cache")? else {
+        let min_budget = defaults.min_budget.unwrap_or(defaults.budget).min(defaults.budget);
+        return Ok(KvCacheParams { budget: defaults.budget, min_budget, policy: defaults.policy });
+    };
+    if let Some(key) = fields.keys().find(|k| !["budget", "min_budget", "policy"].contains(k)) {
+        let path = fields.path(key);
+        let message = format!("unknown field `{path}`: expected budget, min_budget or policy");
+        return Err(ApiError::invalid(path, message).code("unknown_parameter"));
+    }
+    let budget = fields.number("budget", above_zero(1.0))?.unwrap_or(defaults.budget);
+    let min_budget = fields.number("min_budget", above_zero(1.0))?;
+    if min_budget.is_some_and(|min| min > budget) {
+        let message = format!("`kv_cache.min_budget` must be at most the budget, {budget}");
+        return Err(ApiError::invalid("kv_cache.min_budget", message));
+    }
+    let min_budget = min_budget.or(defaults.min_budget).unwrap_or(budget).min(budget);
+    let policy = fields.str("policy")?.map(policy).transpose()?.unwrap_or(defaults.policy);
+    Ok(KvCacheParams { budget, min_budget, policy })
+}
+
+fn policy(name: &str) -> Result<PolicyId, ApiError> {
+    PolicyId::from_name(name).ok_or_else(|| {
+        let names: Vec<_> = POLICIES.iter().map(|policy| policy.name()).collect();
+        let message = format!("no policy `{name}`: expected one of {}", names.join(", "));
+        ApiError::invalid("kv_cache.policy", message)
+    })
+}

@@ -1,0 +1,94 @@
+//! Answers as server-sent events, in the order OpenAI's clients expect: openings, deltas, one finish
+//! per choice, the usage if it was asked for, `[DONE]`. An error ends the stream without `[DONE]`.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, Peekable, Stream, StreamExt};
+
+use super::answer::{Shape, Updates};
+use super::choice::Update;
+use super::error::ApiError;
+use super::usage::Usage;
+
+/// How long the status line waits for the engine's first word: long enough for a refusal to become
+/// a proper status, short enough for a client that waits for headers.
+const FIRST_WORD: Duration = Duration::from_secs(1);
+
+/// Proxies close connections that say nothing, typically after a minute.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The streamed answer.
+///
+/// # Errors
+/// What the engine has against the request, if it says so before anything was sent.
+pub async fn answer(
+    updates: Updates,
+    opening: Vec<String>,
+    shape: impl Shape,
+    usage: Usage,
+    include_usage: bool,
+) -> Result<Response, ApiError> {
+    let mut updates = Box::pin(updates.peekable());
+    first_word(updates.as_mut()).await?;
+    let body = Body { updates, shape, usage, include_usage, ended: false };
+    let events = stream::iter(opening).chain(chunks(body)).map(event);
+    let mut response =
+        Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    // Else nginx collects the stream before it passes it on.
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+async fn first_word(updates: Pin<&mut Peekable<Updates>>) -> Result<(), ApiError> {
+    match tokio::time::timeout(FIRST_WORD, updates.peek()).await {
+        Ok(Some(Update::Failed(error))) => Err(error.clone()),
+        _ => Ok(()),
+    }
+}
+
+struct Body<S> {
+    updates: Pin<Box<Peekable<Updates>>>,
+    shape: S,
+    usage: Usage,
+    include_usage: bool,
+    ended: bool,
+}
+
+impl<S: Shape> Body<S> {
+    /// The next chunks; `None` after the last ones.
+    async fn next(&mut self) -> Option<Vec<String>> {
+        if self.ended {
+            return None;
+        }
+        Some(match self.updates.next().await {
+            Some(Update::Delta(delta)) => vec![self.shape.delta(&delta)],
+            Some(Update::Finished(finished)) => {
+                self.usage.add(finished.num_tokens, &finished.kv_cache);
+                vec![self.shape.finish(finished.index, finished.reason)]
+            }
+            Some(Update::Failed(error)) => {
+                self.ended = true;
+                vec![error.to_json()]
+            }
+            None => {
+                self.ended = true;
+                let usage = self.include_usage.then(|| self.shape.usage(&self.usage));
+                usage.into_iter().chain(["[DONE]".to_owned()]).collect()
+            }
+        })
+    }
+}
+
+fn chunks<S: Shape>(body: Body<S>) -> impl Stream<Item = String> {
+    let next = |mut body: Body<S>| async { Some((stream::iter(body.next().await?), body)) };
+    stream::unfold(body, next).flatten()
+}
+
+fn event(chunk: String) -> Result<Event, Infallible> {
+    Ok(Event::default().data(chunk))
+}

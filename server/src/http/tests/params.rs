@@ -1,0 +1,70 @@
+use serde_json::json;
+
+use super::{Server, says};
+use crate::engine::{KvCacheParams, SamplingParams};
+
+#[tokio::test]
+async fn defaults_are_those_of_the_engine_and_of_the_servers_flags() {
+    let server = Server::new(says("x"));
+    server.complete(json!({})).await;
+    assert_eq!(server.request(0).sampling, SamplingParams::default());
+    let KvCacheParams { budget, min_budget, policy } = server.request(0).kv_cache;
+    assert_eq!((budget, min_budget, policy.policy().name()), (0.5, 0.25, "attribution"));
+}
+
+#[tokio::test]
+async fn every_sampling_field_reaches_the_engine() {
+    let server = Server::new(says("x"));
+    let fields = json!({
+        "temperature": 0, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": u64::MAX,
+        "presence_penalty": -1.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1,
+        "logprobs": 3,
+    });
+    server.complete(fields).await;
+    let expected = SamplingParams {
+        temperature: 0.0,
+        top_p: 0.9,
+        top_k: 40,
+        min_p: 0.05,
+        seed: Some(u64::MAX),
+        presence_penalty: -1.5,
+        frequency_penalty: 0.5,
+        repetition_penalty: 1.1,
+        logprobs: Some(3),
+    };
+    assert_eq!(server.request(0).sampling, expected);
+}
+
+#[tokio::test]
+async fn top_k_of_minus_one_is_off() {
+    let server = Server::new(says("x"));
+    server.complete(json!({"top_k": -1})).await;
+    assert_eq!(server.request(0).sampling.top_k, 0);
+}
+
+#[tokio::test]
+async fn choices_have_seeds_of_their_own() {
+    let server = Server::new(says("x"));
+    server.complete(json!({"prompt": ["a", "b"], "n": 2, "seed": 7})).await;
+    let seeds: Vec<_> = (0..4).map(|i| server.request(i).sampling.seed).collect();
+    assert_eq!(seeds, [Some(7), Some(8), Some(7), Some(8)]);
+}
+
+#[tokio::test]
+async fn a_request_sets_its_own_budget_and_policy() {
+    let server = Server::new(says("x"));
+    let kv_cache = json!({"budget": 0.25, "min_budget": 0.125, "policy": "recency"});
+    server.complete(json!({"kv_cache": kv_cache})).await;
+    let KvCacheParams { budget, min_budget, policy } = server.request(0).kv_cache;
+    assert_eq!((budget, min_budget, policy.policy().name()), (0.25, 0.125, "recency"));
+}
+
+#[tokio::test]
+async fn the_servers_floor_bends_to_a_lower_budget() {
+    let server = Server::new(says("x"));
+    server.complete(json!({"kv_cache": {"budget": 0.1}})).await;
+    server.complete(json!({"kv_cache": {"budget": 1}})).await;
+    let kv = |nth| server.request(nth).kv_cache;
+    assert_eq!((kv(0).budget, kv(0).min_budget), (0.1, 0.1));
+    assert_eq!((kv(1).budget, kv(1).min_budget), (1.0, 0.25));
+}

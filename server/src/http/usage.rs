@@ -1,0 +1,66 @@
+//! What a request cost: tokens, and bytes of KV cache.
+
+use keepwell_kernels::TIERS;
+use serde::{Serialize, Serializer};
+
+use crate::engine::KvUsage;
+
+/// Summed over the choices of a request; each prompt counts once.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+    pub total_tokens: usize,
+    prompt_tokens_details: PromptTokensDetails,
+    kv_cache: KvCache,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+struct PromptTokensDetails {
+    cached_tokens: usize,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+struct KvCache {
+    budget: f32,
+    bytes: usize,
+    peak_bytes: usize,
+    f16_bytes: usize,
+    #[serde(serialize_with = "by_tier")]
+    tokens: Entries,
+}
+
+/// (token, layer, KV head) entries.
+#[derive(Clone, Debug, Default)]
+struct Entries {
+    kept: [usize; TIERS.len()],
+    evicted: usize,
+}
+
+impl Usage {
+    /// The account of a request with this budget, before any of its choices ended.
+    pub fn new(prompt_tokens: usize, budget: f32) -> Self {
+        let kv_cache = KvCache { budget, ..KvCache::default() };
+        Self { prompt_tokens, total_tokens: prompt_tokens, kv_cache, ..Self::default() }
+    }
+
+    /// Adds a choice that ended. A budget that memory pressure lowered shows as the lowest one.
+    pub fn add(&mut self, completion_tokens: usize, kv: &KvUsage) {
+        self.completion_tokens += completion_tokens;
+        self.total_tokens += completion_tokens;
+        let total = &mut self.kv_cache;
+        total.budget = total.budget.min(kv.budget);
+        total.bytes += kv.bytes;
+        total.peak_bytes += kv.peak_bytes;
+        total.f16_bytes += kv.f16_bytes;
+        total.tokens.evicted += kv.evicted;
+        for (sum, kept) in total.tokens.kept.iter_mut().zip(kv.tokens) {
+            *sum += kept;
+        }
+    }
+}
+
+fn by_tier<S: Serializer>(entries: &Entries, serializer: S) -> Result<S::Ok, S::Error> {
+    let kept = TIERS.iter().map(|tier| tier.name).zip(entries.kept);
+    serializer.collect_map(kept.chain([("evicted", entries.evicted)]))
+}

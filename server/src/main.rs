@@ -1,0 +1,13 @@
+//! The binary `keepwell`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match keepwell_server::cli::run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
