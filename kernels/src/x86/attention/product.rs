@@ -93,30 +93,29 @@ impl<S: Simd, const R: usize, const N: usize> Op<S> for Sums<'_, '_, R, N> {
         // inside their slices.
         unsafe {
             if let Some(scales) = scales {
-                for r in 0..R {
+                for (r, sums) in sums.iter_mut().enumerate() {
                     let scale = simd.splat(scales[row + r]);
-                    for n in 0..N {
-                        let old = simd.load(out.add(r * stride + n * S::LANES));
-                        sums[r][n] = simd.mul(scale, old);
+                    for (n, sum) in sums.iter_mut().enumerate() {
+                        *sum = simd.mul(scale, simd.load(out.add(r * stride + n * S::LANES)));
                     }
                 }
             }
             for k in 0..depth {
                 let from = b_rows.as_ptr().add(k * b.stride);
                 let mut vectors = [simd.splat(0.0); N];
-                for n in 0..N {
-                    vectors[n] = simd.load(from.add(n * S::LANES));
+                for (n, vector) in vectors.iter_mut().enumerate() {
+                    *vector = simd.load(from.add(n * S::LANES));
                 }
-                for r in 0..R {
+                for (r, sums) in sums.iter_mut().enumerate() {
                     let a = simd.splat(*a_rows.as_ptr().add(r * a.stride + k));
-                    for n in 0..N {
-                        sums[r][n] = simd.fma(a, vectors[n], sums[r][n]);
+                    for (sum, vector) in sums.iter_mut().zip(vectors) {
+                        *sum = simd.fma(a, vector, *sum);
                     }
                 }
             }
-            for r in 0..R {
-                for n in 0..N {
-                    simd.store(out.add(r * stride + n * S::LANES), sums[r][n]);
+            for (r, sums) in sums.iter().enumerate() {
+                for (n, sum) in sums.iter().enumerate() {
+                    simd.store(out.add(r * stride + n * S::LANES), *sum);
                 }
             }
         }
