@@ -34,6 +34,7 @@ impl Rope {
 
 impl RopeTable {
     /// Turns one head's vector (D) of row `row` in place.
+    #[inline]
     pub fn apply(&self, row: usize, x: &mut [f32]) {
         let range = row * self.half_dim..(row + 1) * self.half_dim;
         let (low, high) = x.split_at_mut(self.half_dim);

@@ -48,7 +48,7 @@ pub fn attention(
 }
 
 /// Numbers of rows and query heads of a step.
-pub(super) struct Heads {
+pub(crate) struct Heads {
     pub num_rows: usize,
     pub num_heads: usize,
     /// Query heads per KV head.
@@ -65,8 +65,8 @@ impl Heads {
         let (num_rows, width) = q.dims2()?;
         let num_heads = width / head_dim;
         if num_rows != plan.num_rows()
-            || width % head_dim != 0
-            || num_heads % plan.num_kv_heads != 0
+            || !width.is_multiple_of(head_dim)
+            || !num_heads.is_multiple_of(plan.num_kv_heads)
         {
             let reason = format!("q {:?}, head size {head_dim}", q.shape());
             return Err(Error::shape(op, reason));

@@ -41,6 +41,10 @@ impl Segment {
         self.positions.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
     pub fn key(&self, token: usize) -> &[f32] {
         &self.keys[token * self.head_dim..(token + 1) * self.head_dim]
     }

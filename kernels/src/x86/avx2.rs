@@ -2,8 +2,11 @@
 
 use std::arch::x86_64::*;
 
+use candle_core::Tensor;
+
+use super::{activation, attention::attention, write_kv::write_kv};
 use crate::{
-    Backend, Linear, RawMatrix, Result,
+    Arena, Attended, AttentionPlan, Backend, Linear, RawMatrix, Result, RopeTable,
     linear::{
         self, Kernel,
         ggml::BLOCK,
@@ -31,6 +34,35 @@ impl Backend for Avx2 {
 
     fn linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
         linear::linear(*self, parts)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        activation::rms_norm(*self, x, weight, eps)
+    }
+
+    fn silu_mul(&self, gate_up: &Tensor) -> Result<Tensor> {
+        activation::silu_mul(*self, gate_up)
+    }
+
+    fn write_kv(
+        &self,
+        arena: &mut Arena,
+        layer: usize,
+        qkv: &Tensor,
+        rope: &RopeTable,
+        plan: &AttentionPlan,
+    ) -> Result<Tensor> {
+        write_kv(*self, arena, layer, qkv, rope, plan)
+    }
+
+    fn attention(
+        &self,
+        arena: &Arena,
+        layer: usize,
+        q: &Tensor,
+        plan: &AttentionPlan,
+    ) -> Result<Attended> {
+        attention(*self, arena, layer, q, plan)
     }
 }
 

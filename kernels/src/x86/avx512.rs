@@ -2,8 +2,11 @@
 
 use std::arch::x86_64::*;
 
+use candle_core::Tensor;
+
+use super::{activation, attention::attention, write_kv::write_kv};
 use crate::{
-    Backend, Linear, RawMatrix, Result,
+    Arena, Attended, AttentionPlan, Backend, Linear, RawMatrix, Result, RopeTable,
     linear::{
         self, Kernel,
         ggml::BLOCK,
@@ -11,7 +14,7 @@ use crate::{
     },
 };
 
-/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
+/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, and all of [`super::Avx2`].
 #[derive(Clone, Copy)]
 pub struct Avx512(());
 
@@ -21,7 +24,10 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni");
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         can_run.then_some(Self(()))
     }
 }
@@ -33,6 +39,35 @@ impl Backend for Avx512 {
 
     fn linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
         linear::linear(*self, parts)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        activation::rms_norm(*self, x, weight, eps)
+    }
+
+    fn silu_mul(&self, gate_up: &Tensor) -> Result<Tensor> {
+        activation::silu_mul(*self, gate_up)
+    }
+
+    fn write_kv(
+        &self,
+        arena: &mut Arena,
+        layer: usize,
+        qkv: &Tensor,
+        rope: &RopeTable,
+        plan: &AttentionPlan,
+    ) -> Result<Tensor> {
+        write_kv(*self, arena, layer, qkv, rope, plan)
+    }
+
+    fn attention(
+        &self,
+        arena: &Arena,
+        layer: usize,
+        q: &Tensor,
+        plan: &AttentionPlan,
+    ) -> Result<Attended> {
+        attention(*self, arena, layer, q, plan)
     }
 }
 

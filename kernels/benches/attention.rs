@@ -1,0 +1,80 @@
+//! Attention of SmolLM2-135M over caches of each tier: milliseconds a step, GB/s of cache, GFLOP/s.
+//!
+//! `cargo bench -p keepwell-kernels --bench attention [words that a line has to contain]`
+
+#[path = "../tests/world/mod.rs"]
+mod world;
+
+use std::time::Instant;
+
+use keepwell_kernels::{Backend, TIERS, Tier, available};
+use world::{Case, Sequences, World};
+
+const NUM_LAYERS: f64 = 30.0;
+const LADDER: &[Tier] = &[Tier::F16, Tier::K8V8, Tier::K8V4, Tier::K4V4];
+/// (what, sequences)
+const STEPS: [(&str, Sequences); 6] = [
+    ("decode at 2048", &[(2048, 1)]),
+    ("decode at 7000", &[(7000, 1)]),
+    ("decode 8 x 512", &[(512, 1); 8]),
+    ("prefill 512", &[(0, 512)]),
+    ("prefill 512 at 4000", &[(4000, 512)]),
+    ("decode 7 x 100 + 7000", &[(100, 1), (7000, 1), (100, 1), (100, 1), (100, 1), (100, 1)]),
+];
+
+fn main() {
+    // The step runs inside the pool: a call from outside costs a wake-up each time.
+    rayon::scope(|_| {
+        for backend in available() {
+            if backend.name() != "portable" {
+                STEPS.iter().for_each(|(name, sequences)| measure(&*backend, name, sequences));
+            }
+        }
+    });
+}
+
+fn measure(backend: &dyn Backend, name: &str, sequences: Sequences) {
+    let tiers = TIERS.iter().map(|info| (info.name, std::slice::from_ref(&info.tier)));
+    for (tier_name, tiers) in tiers.chain([("ladder", LADDER)]) {
+        let title = format!("{:7} {name:22} {tier_name:7}", backend.name());
+        if !std::env::args().skip(1).all(|arg| arg == "--bench" || title.contains(&arg)) {
+            continue;
+        }
+        let case = Case {
+            head_dim: 64,
+            num_kv_heads: 3,
+            group: 3,
+            sequences,
+            window: None,
+            tiers,
+            shuffled: false,
+        };
+        let decode = sequences.iter().all(|(_, new)| *new == 1);
+        let worlds: Vec<_> = (0..if decode { 8 } else { 1 }).map(|_| World::new(&case)).collect();
+        let seconds = time(backend, &worlds);
+        let tokens: usize = sequences.iter().map(|(old, new)| old + new).sum();
+        let layout = worlds[0].arena.layout();
+        let token_bytes = |tier: &Tier| layout.page_bytes as f64 / layout.capacity(*tier) as f64;
+        let mean = tiers.len() as f64 / tiers.iter().map(|t| 1.0 / token_bytes(t)).sum::<f64>();
+        let pairs = |(old, new): &(usize, usize)| new * old + new * (new + 1) / 2;
+        let flops = 4.0 * 64.0 * 9.0 * sequences.iter().map(pairs).sum::<usize>() as f64;
+        println!(
+            "{title}: {:8.2} ms a step, {:5.1} GB/s, {:6.1} GFLOP/s",
+            seconds * NUM_LAYERS * 1e3,
+            3.0 * tokens as f64 * mean / seconds / 1e9,
+            flops / seconds / 1e9,
+        );
+    }
+}
+
+/// Seconds of one layer: the fastest of rounds that each visit every world.
+fn time(backend: &dyn Backend, worlds: &[World]) -> f64 {
+    let round = |_| {
+        let start = Instant::now();
+        for world in worlds {
+            std::hint::black_box(world.attend(backend));
+        }
+        start.elapsed().as_secs_f64() / worlds.len() as f64
+    };
+    (0..9).map(round).fold(f64::INFINITY, f64::min)
+}

@@ -1,0 +1,227 @@
+//! Softmax attention over pages of mixed tiers, as [`crate::portable::attention`] specifies it.
+//!
+//! The work is cut twice: rows of a sequence into blocks, and the pages of a KV head into parts of
+//! about equal work, so that one long sequence keeps all threads busy. A part reads each page once
+//! for all query heads of the group. The parts' running sums are merged row by row.
+
+mod product;
+mod softmax;
+mod tile;
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use self::{
+    softmax::{Partial, Queries},
+    tile::Tile,
+};
+use super::simd::{Op, Simd, exp2, rotate};
+use crate::{
+    Arena, Attended, AttentionPlan, PageRef, Result,
+    portable::attention::Heads,
+    tensor::{from_vec, with_slice},
+};
+
+/// Queries that share the decoding of a tile.
+const QUERIES_PER_ITEM: usize = 96;
+/// More items than threads, so that one delayed thread does not hold up all.
+const ITEMS_PER_THREAD: usize = 8;
+/// Tokens worth an item of their own: some microseconds of a single query's work.
+const MIN_TOKENS: usize = 512;
+/// Rows whose parts are merged on another thread.
+const MIN_ROWS: usize = 16;
+
+/// Some rows of a span.
+struct Block {
+    span: usize,
+    rows: Range<usize>,
+    /// Parts into which the pages of each KV head are cut.
+    parts: usize,
+    /// Number of the block's first item.
+    first_item: usize,
+}
+
+/// One part of the pages of a KV head, for the rows of a block.
+struct Item<'a> {
+    rows: Range<usize>,
+    kv_head: usize,
+    pages: &'a [PageRef],
+}
+
+/// See [`crate::Backend::attention`].
+pub fn attention<S: Simd>(
+    simd: S,
+    arena: &Arena,
+    layer: usize,
+    q: &Tensor,
+    plan: &AttentionPlan,
+) -> Result<Attended> {
+    let head_dim = arena.layout().head_dim;
+    let heads = Heads::new("attention", q, head_dim, plan)?;
+    let blocks = blocks(layer, &heads, plan);
+    let items = items(layer, &blocks, plan);
+    let step = Step { simd, arena, plan, heads: &heads };
+    let partials: Vec<Partial> = with_slice("attention", q, |q| {
+        let tile = || Tile::new(head_dim);
+        let items = items.par_iter().with_max_len(1);
+        items.map_init(tile, |tile, item| step.attend(q, item, tile)).collect()
+    })?;
+    let width = heads.num_heads * head_dim;
+    let mut out = vec![0f32; heads.num_rows * width];
+    let mut lse = vec![0f32; heads.num_rows * heads.num_heads];
+    let owners = owners(&blocks, heads.num_rows);
+    out.par_chunks_exact_mut(width)
+        .zip(lse.par_chunks_exact_mut(heads.num_heads))
+        .zip(&owners)
+        .enumerate()
+        .with_min_len(MIN_ROWS)
+        .for_each(|(row, ((out, lse), owner))| {
+            let Some(block) = owner.map(|index| &blocks[index]) else { return };
+            step.merge(block, row - block.rows.start, &partials, (out, lse));
+        });
+    Ok(Attended {
+        out: from_vec(out, (heads.num_rows, width))?,
+        lse: from_vec(lse, (heads.num_rows, heads.num_heads))?,
+    })
+}
+
+fn blocks(layer: usize, heads: &Heads, plan: &AttentionPlan) -> Vec<Block> {
+    let rows_per_block = (QUERIES_PER_ITEM / heads.group).max(1);
+    let mut blocks = Vec::new();
+    for (index, span) in plan.spans.iter().enumerate() {
+        for start in span.rows.clone().step_by(rows_per_block) {
+            let rows = start..(start + rows_per_block).min(span.rows.end);
+            blocks.push(Block { span: index, rows, parts: 0, first_item: 0 });
+        }
+    }
+    let tokens = |block: &Block| num_tokens(plan.pages(layer, block.span, 0));
+    let work = |block: &Block| block.rows.len() * tokens(block);
+    let total = blocks.iter().map(work).sum::<usize>().max(1) * plan.num_kv_heads;
+    let wanted = rayon::current_num_threads() * ITEMS_PER_THREAD;
+    let mut first_item = 0;
+    for block in &mut blocks {
+        let share = (work(block) * wanted).div_ceil(total);
+        block.parts = share.min(tokens(block) / MIN_TOKENS).max(1);
+        block.first_item = first_item;
+        first_item += block.parts * plan.num_kv_heads;
+    }
+    blocks
+}
+
+fn num_tokens(pages: &[PageRef]) -> usize {
+    pages.iter().map(|page| usize::from(page.len)).sum()
+}
+
+/// The items of a block are ordered by KV head, then by part.
+fn items<'a>(layer: usize, blocks: &[Block], plan: &'a AttentionPlan) -> Vec<Item<'a>> {
+    let mut items = Vec::new();
+    for block in blocks {
+        for kv_head in 0..plan.num_kv_heads {
+            let pages = plan.pages(layer, block.span, kv_head);
+            for part in 0..block.parts {
+                let range =
+                    pages.len() * part / block.parts..pages.len() * (part + 1) / block.parts;
+                items.push(Item { rows: block.rows.clone(), kv_head, pages: &pages[range] });
+            }
+        }
+    }
+    items
+}
+
+/// The block of each row.
+fn owners(blocks: &[Block], num_rows: usize) -> Vec<Option<usize>> {
+    let mut owners = vec![None; num_rows];
+    for (index, block) in blocks.iter().enumerate() {
+        owners[block.rows.clone()].fill(Some(index));
+    }
+    owners
+}
+
+/// What all items of a step share.
+struct Step<'a, S> {
+    simd: S,
+    arena: &'a Arena,
+    plan: &'a AttentionPlan,
+    heads: &'a Heads,
+}
+
+impl<S: Simd> Step<'_, S> {
+    /// q (T, H * D)
+    fn attend(&self, q: &[f32], item: &Item, tile: &mut Tile) -> Partial {
+        let queries = self.queries(q, item);
+        let mut partial = Partial::new(queries.visible.len(), tile);
+        let starts = queries.visible.iter().map(|visible| visible.start);
+        let ends = queries.visible.iter().map(|visible| visible.end);
+        let wanted = starts.min().unwrap_or(0)..ends.max().unwrap_or(0);
+        tile.each(self.simd, self.arena, item.pages, wanted, |tile| {
+            partial.add(self.simd, &queries, tile);
+        });
+        partial
+    }
+
+    fn queries(&self, q: &[f32], item: &Item) -> Queries {
+        let Heads { num_heads, group, .. } = *self.heads;
+        let head_dim = self.arena.layout().head_dim;
+        let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
+        let mut queries = Queries { data: Vec::new(), visible: Vec::new() };
+        for row in item.rows.clone() {
+            let start = (row * num_heads + item.kv_head * group) * head_dim;
+            queries.data.extend(q[start..start + group * head_dim].iter().map(|q| q * scale));
+            let visible = self.plan.visible(self.plan.positions[row]);
+            queries.visible.extend(std::iter::repeat_n(visible, group));
+        }
+        queries
+    }
+
+    /// Joins the parts of one row: out (H * D), lse (H).
+    fn merge(
+        &self,
+        block: &Block,
+        row: usize,
+        partials: &[Partial],
+        (out, lse): (&mut [f32], &mut [f32]),
+    ) {
+        let group = self.heads.group;
+        let outs = out.chunks_exact_mut(self.arena.layout().head_dim);
+        for (head, (out, lse)) in outs.zip(lse).enumerate() {
+            let first = block.first_item + head / group * block.parts;
+            let parts = &partials[first..first + block.parts];
+            let query = row * group + head % group;
+            *lse = self.simd.vectorize(Merge { parts, query, out });
+        }
+    }
+}
+
+/// Writes the output of a query and returns its log-sum-exp.
+struct Merge<'a> {
+    parts: &'a [Partial],
+    query: usize,
+    out: &'a mut [f32],
+}
+
+impl<S: Simd> Op<S> for Merge<'_> {
+    type Out = f32;
+
+    #[inline(always)]
+    fn run(self, simd: S) -> f32 {
+        let Self { parts, query, out } = self;
+        let largest = parts.iter().fold(f32::NEG_INFINITY, |m, part| m.max(part.largest[query]));
+        if largest == f32::NEG_INFINITY {
+            return largest;
+        }
+        let mut sum = 0.0;
+        for part in parts {
+            sum += exp2(part.largest[query] - largest) * part.sums[query];
+        }
+        for part in parts {
+            let factor = exp2(part.largest[query] - largest) / sum;
+            for (out, o) in out.iter_mut().zip(part.row(query)) {
+                *out += factor * o;
+            }
+        }
+        rotate(simd, out);
+        (largest + sum.log2()) * std::f32::consts::LN_2
+    }
+}

@@ -1,0 +1,211 @@
+//! Attention of some queries over some pages with a running softmax (FlashAttention, arXiv
+//! 2205.14135), in powers of two.
+
+use std::ops::Range;
+
+use super::{
+    super::simd::{Op, Simd, exp2},
+    product::{Product, Rows, RowsMut},
+    tile::{TOKENS, Tile},
+};
+
+/// Queries whose scores are held at a time.
+const STRIP: usize = 6;
+
+/// Queries that share a KV head, and what they saw so far.
+pub struct Partial {
+    pub num_queries: usize,
+    stride: usize,
+    /// (queries, D): o, not yet divided by `sums`; rotated.
+    pub out: Vec<f32>,
+    /// (queries): the largest score, in powers of two.
+    pub largest: Vec<f32>,
+    /// (queries): sum of 2^(score - largest).
+    pub sums: Vec<f32>,
+}
+
+/// Queries ready for products: scaled to scores in powers of two.
+pub struct Queries {
+    /// (queries, D)
+    pub data: Vec<f32>,
+    /// Positions each query sees.
+    pub visible: Vec<Range<u32>>,
+}
+
+impl Partial {
+    pub fn new(num_queries: usize, tile: &Tile) -> Self {
+        Self {
+            num_queries,
+            stride: tile.stride,
+            out: vec![0.0; num_queries * tile.stride],
+            largest: vec![f32::NEG_INFINITY; num_queries],
+            sums: vec![0.0; num_queries],
+        }
+    }
+
+    /// The output (D, padded) of query `i`, not yet divided.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.out[i * self.stride..(i + 1) * self.stride]
+    }
+
+    /// Adds the tokens of a tile.
+    #[inline(always)]
+    pub fn add<S: Simd>(&mut self, simd: S, queries: &Queries, tile: &Tile) {
+        let seen = Seen::new(&tile.positions[..tile.len]);
+        for start in (0..self.num_queries).step_by(STRIP) {
+            let rows = start..(start + STRIP).min(self.num_queries);
+            let visible = &queries.visible[rows.clone()];
+            if visible.iter().any(|visible| seen.overlaps(visible)) {
+                self.add_strip(simd, rows, queries, tile, seen);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add_strip<S: Simd>(
+        &mut self,
+        simd: S,
+        rows: Range<usize>,
+        queries: &Queries,
+        tile: &Tile,
+        seen: Seen,
+    ) {
+        let mut scores = [0f32; STRIP * TOKENS];
+        let mut scales = [0f32; STRIP];
+        let cols = tile.len.next_multiple_of(S::LANES);
+        Product {
+            a: Rows { data: &queries.data[rows.start * tile.head_dim..], stride: tile.head_dim },
+            b: Rows { data: &tile.keys, stride: TOKENS },
+            depth: tile.head_dim,
+            scales: None,
+        }
+        .run(simd, (rows.len(), cols), RowsMut { data: &mut scores, stride: TOKENS });
+        let rows_of = scores.as_chunks_mut::<TOKENS>().0.iter_mut().zip(&mut scales);
+        for (row, (scores, scale)) in rows.clone().zip(rows_of) {
+            let visible = &queries.visible[row];
+            *scale = simd.vectorize(Weigh {
+                scores,
+                tile,
+                visible: (!seen.inside(visible)).then_some(visible),
+                largest: &mut self.largest[row],
+                sum: &mut self.sums[row],
+            });
+        }
+        Product {
+            a: Rows { data: &scores, stride: TOKENS },
+            b: Rows { data: &tile.values, stride: tile.stride },
+            depth: tile.len,
+            scales: Some(&scales),
+        }
+        .run(
+            simd,
+            (rows.len(), tile.stride),
+            RowsMut { data: &mut self.out[rows.start * tile.stride..], stride: tile.stride },
+        );
+    }
+}
+
+/// The range of a tile's positions.
+#[derive(Clone, Copy)]
+struct Seen {
+    first: u32,
+    last: u32,
+}
+
+impl Seen {
+    #[inline(always)]
+    fn new(positions: &[u32]) -> Self {
+        let (first, last) = positions.iter().fold((u32::MAX, 0), |(a, b), &p| (a.min(p), b.max(p)));
+        Self { first, last }
+    }
+
+    #[inline(always)]
+    fn overlaps(self, visible: &Range<u32>) -> bool {
+        self.first < visible.end && self.last >= visible.start
+    }
+
+    #[inline(always)]
+    fn inside(self, visible: &Range<u32>) -> bool {
+        self.first >= visible.start && self.last < visible.end
+    }
+}
+
+/// Turns the scores of one query into weights relative to the largest score so far. Returns the
+/// factor that brings earlier sums to the same scale.
+struct Weigh<'a> {
+    scores: &'a mut [f32; TOKENS],
+    tile: &'a Tile,
+    /// What the query sees, unless it sees all of the tile.
+    visible: Option<&'a Range<u32>>,
+    largest: &'a mut f32,
+    sum: &'a mut f32,
+}
+
+impl<S: Simd> Op<S> for Weigh<'_> {
+    type Out = f32;
+
+    #[inline(always)]
+    fn run(self, _: S) -> f32 {
+        let Self { scores, tile, visible, largest, sum } = self;
+        scores[tile.len..].fill(f32::NEG_INFINITY);
+        if let Some(visible) = visible {
+            mask(scores, &tile.positions, visible);
+        }
+        let new = largest_of(scores).max(*largest);
+        if new == f32::NEG_INFINITY {
+            scores.fill(0.0);
+            return 1.0;
+        }
+        let scale = exp2(*largest - new);
+        *sum = *sum * scale + exponentiate(scores, new);
+        *largest = new;
+        scale
+    }
+}
+
+#[inline(always)]
+fn mask(scores: &mut [f32; TOKENS], positions: &[u32; TOKENS], visible: &Range<u32>) {
+    for (score, position) in scores.iter_mut().zip(positions) {
+        let seen = position.wrapping_sub(visible.start) < visible.end - visible.start;
+        *score = if seen { *score } else { f32::NEG_INFINITY };
+    }
+}
+
+/// Sums and maxima are kept for each lane of the widest vector: a single one would not vectorize.
+const LANES: usize = 16;
+
+#[inline(always)]
+fn largest_of(scores: &[f32; TOKENS]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for run in scores.as_chunks::<LANES>().0 {
+        for (lane, score) in lanes.iter_mut().zip(run) {
+            *lane = if *score > *lane { *score } else { *lane };
+        }
+    }
+    fold(lanes, |a, b| if b > a { b } else { a })
+}
+
+/// Replaces scores with 2^(score - largest) and returns their sum.
+#[inline(always)]
+fn exponentiate(scores: &mut [f32; TOKENS], largest: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    for run in scores.as_chunks_mut::<LANES>().0 {
+        for (lane, score) in lanes.iter_mut().zip(run) {
+            *score = exp2(*score - largest);
+            *lane += *score;
+        }
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// Joins upper and lower halves until one is left, which vectorizes where a chain would not.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        let (low, high) = lanes.split_at_mut(half);
+        for (low, high) in low.iter_mut().zip(high) {
+            *low = join(*low, *high);
+        }
+    }
+    lanes[0]
+}

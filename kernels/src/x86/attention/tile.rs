@@ -1,0 +1,255 @@
+//! Some tokens of one head, decoded to f32: what the pages of all tiers look like to the products.
+
+use std::ops::Range;
+
+use half::f16;
+
+use super::super::simd::{Op, Simd};
+use crate::{
+    Arena, PageRef,
+    codec::{Format, NORMAL4},
+};
+
+/// Tokens of a tile: K and V of head size 64 are 16 KiB each and stay in L1.
+pub const TOKENS: usize = 64;
+/// Pages asked for from memory before their turn: they lie anywhere, so the hardware cannot guess.
+const PAGES_AHEAD: usize = 8;
+/// Columns are padded to the widest vector.
+const WIDEST: usize = 16;
+
+/// Up to [`TOKENS`] decoded tokens. Rows and columns beyond them are finite and masked.
+pub struct Tile {
+    pub head_dim: usize,
+    /// Head size, padded.
+    pub stride: usize,
+    /// (TOKENS, D), before the transposition.
+    rows: Vec<f32>,
+    /// (D, TOKENS)
+    pub keys: Vec<f32>,
+    /// (TOKENS, D)
+    pub values: Vec<f32>,
+    pub positions: [u32; TOKENS],
+    pub len: usize,
+}
+
+/// Tokens `tokens` of a page.
+struct Piece<'a> {
+    page: &'a PageRef,
+    tokens: Range<usize>,
+}
+
+impl Piece<'_> {
+    #[inline(always)]
+    fn positions(&self, arena: &Arena, out: &mut [u32]) {
+        let start = arena.layout().arrays(self.page.tier).positions + 2 * self.tokens.start;
+        let (offsets, _) = arena.page(self.page.page)[start..].as_chunks::<2>();
+        for (out, offset) in out.iter_mut().zip(offsets) {
+            *out = self.page.base.wrapping_add_signed(i32::from(i16::from_le_bytes(*offset)));
+        }
+    }
+}
+
+impl Tile {
+    pub fn new(head_dim: usize) -> Self {
+        let stride = head_dim.next_multiple_of(WIDEST);
+        let zeros = || vec![0f32; stride * TOKENS];
+        Self {
+            head_dim,
+            stride,
+            rows: zeros(),
+            keys: zeros(),
+            values: zeros(),
+            positions: [0; TOKENS],
+            len: 0,
+        }
+    }
+
+    /// Calls `visit` with each tile of `pages` that has a token in `wanted`.
+    #[inline(always)]
+    pub fn each<S: Simd>(
+        &mut self,
+        simd: S,
+        arena: &Arena,
+        pages: &[PageRef],
+        wanted: Range<u32>,
+        mut visit: impl FnMut(&Tile),
+    ) {
+        let mut pieces = Vec::with_capacity(TOKENS);
+        let mut len = 0;
+        for (index, page) in pages.iter().enumerate() {
+            if let Some(ahead) = pages.get(index + PAGES_AHEAD) {
+                simd.prefetch(arena.page(ahead.page));
+            }
+            let mut next = 0;
+            while next < usize::from(page.len) {
+                let taken = (usize::from(page.len) - next).min(TOKENS - len);
+                pieces.push(Piece { page, tokens: next..next + taken });
+                (next, len) = (next + taken, len + taken);
+                if len == TOKENS {
+                    self.fill(simd, arena, &pieces, &wanted, &mut visit);
+                    pieces.clear();
+                    len = 0;
+                }
+            }
+        }
+        if len > 0 {
+            self.fill(simd, arena, &pieces, &wanted, &mut visit);
+        }
+    }
+
+    #[inline(always)]
+    fn fill<S: Simd>(
+        &mut self,
+        simd: S,
+        arena: &Arena,
+        pieces: &[Piece],
+        wanted: &Range<u32>,
+        visit: &mut impl FnMut(&Tile),
+    ) {
+        self.len = 0;
+        for piece in pieces {
+            let positions = &mut self.positions[self.len..][..piece.tokens.len()];
+            piece.positions(arena, positions);
+            self.len += positions.len();
+        }
+        if !self.positions[..self.len].iter().any(|position| wanted.contains(position)) {
+            return;
+        }
+        simd.vectorize(Load { tile: self, arena, pieces });
+        visit(self);
+    }
+}
+
+/// Decodes pieces of pages into a tile.
+struct Load<'a> {
+    tile: &'a mut Tile,
+    arena: &'a Arena,
+    pieces: &'a [Piece<'a>],
+}
+
+impl<S: Simd> Op<S> for Load<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(self, simd: S) {
+        decode(simd, self.tile, self.arena, self.pieces);
+        transpose(simd, self.tile);
+    }
+}
+
+#[inline(always)]
+fn decode<S: Simd>(simd: S, tile: &mut Tile, arena: &Arena, pieces: &[Piece]) {
+    let mut start = 0;
+    for Piece { page, tokens } in pieces {
+        let bytes = arena.page(page.page);
+        let at = arena.layout().arrays(page.tier);
+        let info = page.tier.info();
+        let len = tokens.len();
+        let vectors = |format, codes, scales| {
+            let tokens = tokens.clone();
+            Vectors { format, page: bytes, codes, scales, tokens }
+        };
+        let keys = vectors(info.key, at.keys, at.key_scales);
+        keys.decode(simd, tile.head_dim, tile.stride, &mut tile.rows[start * tile.stride..]);
+        let values = vectors(info.value, at.values, at.value_scales);
+        let out = &mut tile.values[start * tile.stride..];
+        values.decode(simd, tile.head_dim, tile.stride, out);
+        start += len;
+    }
+}
+
+#[inline(always)]
+fn transpose<S: Simd>(simd: S, tile: &mut Tile) {
+    let tokens = tile.len.next_multiple_of(S::LANES);
+    assert!(tile.rows.len() >= tokens * tile.stride && tokens <= TOKENS);
+    assert!(tile.keys.len() >= tile.stride * TOKENS && tile.stride.is_multiple_of(S::LANES));
+    for token in (0..tokens).step_by(S::LANES) {
+        for c in (0..tile.stride).step_by(S::LANES) {
+            // SAFETY: both squares are inside the arrays, as just seen.
+            unsafe {
+                let from = tile.rows.as_ptr().add(token * tile.stride + c);
+                let to = tile.keys.as_mut_ptr().add(c * TOKENS + token);
+                simd.transpose(from, tile.stride, to, TOKENS);
+            }
+        }
+    }
+}
+
+/// Some coded vectors of a page, K or V.
+struct Vectors<'a> {
+    format: Format,
+    page: &'a [u8],
+    codes: usize,
+    scales: usize,
+    tokens: Range<usize>,
+}
+
+impl Vectors<'_> {
+    /// Decodes to rows of `out`: [`Format::decode`].
+    #[inline(always)]
+    fn decode<S: Simd>(&self, simd: S, dim: usize, stride: usize, out: &mut [f32]) {
+        let Self { format, page, codes, ref tokens, .. } = *self;
+        let len = format.vector_bytes(dim);
+        if !dim.is_multiple_of(2 * S::LANES) {
+            for (token, out) in tokens.clone().zip(out.chunks_exact_mut(stride)) {
+                let codes = &page[codes + token * len..][..len];
+                format.decode(codes, f16::from_bits(self.scale(token)), &mut out[..dim]);
+            }
+            return;
+        }
+        assert!(codes + tokens.end * len <= page.len());
+        assert!(dim <= stride && tokens.len() * stride <= out.len());
+        for (i, token) in tokens.clone().enumerate() {
+            // SAFETY: codes and floats of whole vectors inside their slices, as just seen.
+            unsafe {
+                let from = page.as_ptr().add(codes + token * len);
+                let to = out.as_mut_ptr().add(i * stride);
+                match format {
+                    Format::F16 => f16s(simd, dim, from, to),
+                    Format::Int8 => int8s(simd, dim, from, simd.splat_f16(self.scale(token)), to),
+                    Format::Normal4 => {
+                        normal4s(simd, dim, from, simd.splat_f16(self.scale(token)), to);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The bits of a token's scale; meaningless for F16, which has none.
+    #[inline(always)]
+    fn scale(&self, token: usize) -> u16 {
+        let at = self.scales + 2 * token;
+        u16::from_le_bytes([self.page[at], self.page[at + 1]])
+    }
+}
+
+/// # Safety
+/// `from` points to the codes of `dim` channels, `to` to `dim` floats, a multiple of 2 * LANES. The
+/// same holds for the other formats.
+#[inline(always)]
+unsafe fn f16s<S: Simd>(simd: S, dim: usize, from: *const u8, to: *mut f32) {
+    for i in (0..dim).step_by(S::LANES) {
+        // SAFETY: i + LANES <= dim.
+        unsafe { simd.store(to.add(i), simd.load_f16(from.add(2 * i))) };
+    }
+}
+
+#[inline(always)]
+unsafe fn int8s<S: Simd>(simd: S, dim: usize, from: *const u8, scale: S::V, to: *mut f32) {
+    for i in (0..dim).step_by(S::LANES) {
+        // SAFETY: i + LANES <= dim.
+        unsafe { simd.store(to.add(i), simd.mul(scale, simd.load_i8(from.add(i)))) };
+    }
+}
+
+#[inline(always)]
+unsafe fn normal4s<S: Simd>(simd: S, dim: usize, from: *const u8, scale: S::V, to: *mut f32) {
+    for i in (0..dim / 2).step_by(S::LANES) {
+        // SAFETY: i + LANES <= dim / 2, a multiple of LANES.
+        unsafe {
+            let (low, high) = simd.load_levels(from.add(i), &NORMAL4);
+            simd.store(to.add(i), simd.mul(scale, low));
+            simd.store(to.add(dim / 2 + i), simd.mul(scale, high));
+        }
+    }
+}

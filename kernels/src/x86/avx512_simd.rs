@@ -1,0 +1,166 @@
+//! AVX-512's vectors for the attention kernels.
+
+use std::arch::x86_64::*;
+
+use super::{
+    Avx512,
+    simd::{Op, Simd},
+};
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn run<S: Simd, O: Op<S>>(simd: S, op: O) -> O::Out {
+    op.run(simd)
+}
+
+// SAFETY of all blocks: a value of `Avx512` proves the features; pointers as the trait asks.
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Out {
+        unsafe { run(self, op) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    fn splat_f16(self, bits: u16) -> __m512 {
+        unsafe { _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn clamp_f16(self, v: __m512) -> __m512 {
+        // A NaN in the second operand is what min and max return.
+        unsafe {
+            let limit = _mm512_set1_ps(65504.0);
+            _mm512_max_ps(_mm512_set1_ps(-65504.0), _mm512_min_ps(limit, v))
+        }
+    }
+
+    #[inline(always)]
+    fn swap(self, v: __m512, half: usize) -> __m512 {
+        unsafe {
+            _mm512_permutexvar_ps(_mm512_xor_si512(iota(), _mm512_set1_epi32(half as i32)), v)
+        }
+    }
+
+    #[inline(always)]
+    fn signs(self, half: usize) -> __m512 {
+        unsafe {
+            let negative = _mm512_test_epi32_mask(iota(), _mm512_set1_epi32(half as i32));
+            _mm512_mask_blend_ps(negative, _mm512_set1_ps(1.0), _mm512_set1_ps(-1.0))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, v: __m512) {
+        unsafe { _mm512_storeu_ps(to, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const u8) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u8, v: __m512) {
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            _mm256_storeu_si256(to.cast(), halves);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_levels(self, from: *const u8, table: &[f32; 16]) -> (__m512, __m512) {
+        unsafe {
+            let table = _mm512_loadu_ps(table.as_ptr());
+            // The permutation looks at the lowest 4 bits of an index only.
+            let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+            let high = _mm512_srli_epi32::<4>(codes);
+            (_mm512_permutexvar_ps(codes, table), _mm512_permutexvar_ps(high, table))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(
+        self,
+        from: *const f32,
+        from_stride: usize,
+        to: *mut f32,
+        to_stride: usize,
+    ) {
+        unsafe { transpose(from, from_stride, to, to_stride) }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn iota() -> __m512i {
+    _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+}
+
+/// Swaps the off-diagonal blocks of 8, 4, 2 and 1 lanes in turn.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+    let mut rows = [_mm512_setzero_ps(); 16];
+    for (i, row) in rows.iter_mut().enumerate() {
+        // SAFETY: as the trait asks.
+        *row = unsafe { _mm512_loadu_ps(from.add(i * from_stride)) };
+    }
+    let rows = swap_blocks::<1>(swap_blocks::<2>(swap_blocks::<4>(swap_blocks::<8>(rows))));
+    for (i, row) in rows.iter().enumerate() {
+        // SAFETY: as the trait asks.
+        unsafe { _mm512_storeu_ps(to.add(i * to_stride), *row) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn swap_blocks<const HALF: usize>(mut rows: [__m512; 16]) -> [__m512; 16] {
+    let (low, high) = halves(HALF);
+    for i in 0..16 {
+        if i & HALF == 0 {
+            let (a, b) = (rows[i], rows[i + HALF]);
+            rows[i] = _mm512_permutex2var_ps(a, low, b);
+            rows[i + HALF] = _mm512_permutex2var_ps(a, high, b);
+        }
+    }
+    rows
+}
+
+/// Indices into two rows: lanes without bit `half` of both, and lanes with it.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn halves(half: usize) -> (__m512i, __m512i) {
+    let bit = _mm512_set1_epi32(half as i32);
+    let of_second = _mm512_test_epi32_mask(iota(), bit);
+    let other = _mm512_set1_epi32(16);
+    let low = _mm512_andnot_si512(bit, iota());
+    let low = _mm512_mask_add_epi32(low, of_second, low, other);
+    (low, _mm512_or_si512(low, bit))
+}

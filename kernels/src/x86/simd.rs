@@ -1,0 +1,128 @@
+//! What the attention kernels need of an instruction set, so that one source serves all.
+
+use crate::hadamard;
+
+/// Vectors of f32. A value of the implementing type proves that the processor can run it.
+///
+/// Methods are inlined into [`Simd::vectorize`], where they turn into single instructions; outside
+/// of it they are right but slow.
+pub trait Simd: Copy + Send + Sync + 'static {
+    type V: Copy;
+    const LANES: usize;
+
+    /// Runs `op` compiled for the instruction set.
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Out;
+
+    fn splat(self, x: f32) -> Self::V;
+    /// The f16 of these bits, in all lanes.
+    fn splat_f16(self, bits: u16) -> Self::V;
+    /// a * b + c
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Limits to the finite f16; NaN stays.
+    fn clamp_f16(self, v: Self::V) -> Self::V;
+    /// Lane i of the result is lane i ^ `half`.
+    fn swap(self, v: Self::V, half: usize) -> Self::V;
+    /// -1 in the lanes whose number has bit `half`, else 1.
+    fn signs(self, half: usize) -> Self::V;
+
+    /// Asks for these bytes to be brought near.
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        for line in bytes.chunks(64) {
+            // SAFETY: prefetching reads nothing, and SSE is part of x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        }
+    }
+
+    /// # Safety
+    /// `from` points to LANES floats.
+    unsafe fn load(self, from: *const f32) -> Self::V;
+    /// # Safety
+    /// `to` points to LANES floats.
+    unsafe fn store(self, to: *mut f32, v: Self::V);
+    /// # Safety
+    /// `from` points to LANES f16.
+    unsafe fn load_f16(self, from: *const u8) -> Self::V;
+    /// # Safety
+    /// `to` points to LANES f16.
+    unsafe fn store_f16(self, to: *mut u8, v: Self::V);
+    /// # Safety
+    /// `from` points to LANES i8.
+    unsafe fn load_i8(self, from: *const u8) -> Self::V;
+    /// The levels of `table` that the low and the high nibbles name.
+    ///
+    /// # Safety
+    /// `from` points to LANES bytes.
+    unsafe fn load_levels(self, from: *const u8, table: &[f32; 16]) -> (Self::V, Self::V);
+    /// A square of LANES rows and columns, transposed. Strides are in floats.
+    ///
+    /// # Safety
+    /// `from` and `to` point to LANES rows of LANES floats.
+    unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
+}
+
+/// Work for [`Simd::vectorize`]. `run`, and all it calls, is marked `inline(always)`: a closure may be
+/// left outside, without the instructions.
+pub trait Op<S: Simd> {
+    type Out;
+    fn run(self, simd: S) -> Self::Out;
+}
+
+/// [`hadamard::rotate`]
+#[inline(always)]
+pub fn rotate<S: Simd>(simd: S, x: &mut [f32]) {
+    let block = 1 << x.len().trailing_zeros();
+    if block < S::LANES {
+        return hadamard::rotate(x);
+    }
+    for run in x.chunks_exact_mut(block) {
+        rotate_lanes(simd, run);
+        let mut half = S::LANES;
+        while half < block {
+            for pair in run.chunks_exact_mut(2 * half) {
+                let (a, b) = pair.split_at_mut(half);
+                for (a, b) in a.iter_mut().zip(b) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
+            half *= 2;
+        }
+    }
+}
+
+/// The stages inside of vectors, and the scale.
+#[inline(always)]
+fn rotate_lanes<S: Simd>(simd: S, run: &mut [f32]) {
+    let scale = simd.splat(1.0 / (run.len() as f32).sqrt());
+    for lanes in run.chunks_exact_mut(S::LANES) {
+        // SAFETY: `lanes` is LANES floats.
+        let mut v = unsafe { simd.load(lanes.as_ptr()) };
+        let mut half = 1;
+        while half < S::LANES {
+            v = simd.fma(v, simd.signs(half), simd.swap(v, half));
+            half *= 2;
+        }
+        // SAFETY: as above.
+        unsafe { simd.store(lanes.as_mut_ptr(), simd.mul(v, scale)) };
+    }
+}
+
+/// 2^x to 2e-7 of its value; 0 below the normal numbers. For x up to 127; vectorizes.
+#[inline(always)]
+pub fn exp2(x: f32) -> f32 {
+    /// 1.5 * 2^23: sums with it are rounded to integers, found in the low bits.
+    const MAGIC: f32 = 12_582_912.0;
+    let clamped = x.max(-127.0);
+    let shifted = clamped + MAGIC;
+    let r = clamped - (shifted - MAGIC);
+    // The Taylor series for |r| <= 1/2.
+    let series = [1.540_353e-4f32, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5];
+    let p = series
+        .into_iter()
+        .chain([std::f32::consts::LN_2, 1.0])
+        .fold(0.0f32, |p, c| p.mul_add(r, c));
+    let power = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+    if x < -126.0 { 0.0 } else { power }
+}

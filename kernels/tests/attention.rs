@@ -1,0 +1,94 @@
+//! Every backend's attention against the portable one, over pages of all tiers.
+
+mod world;
+
+use candle_core::Tensor;
+use keepwell_kernels::{Tier, available, portable::Portable};
+
+use world::{Case, Sequences, World};
+
+const PLAIN: Case = Case {
+    head_dim: 64,
+    num_kv_heads: 2,
+    group: 3,
+    sequences: &[(0, 1)],
+    window: None,
+    tiers: &[Tier::F16],
+    shuffled: false,
+};
+const ALL: &[Tier] = &[Tier::F16, Tier::K8V8, Tier::K8V4, Tier::K4V4];
+const RAGGED: Sequences = &[(0, 5), (70, 1), (1200, 1), (63, 1), (64, 2), (0, 130), (300, 33)];
+
+const CASES: &[Case] = &[
+    PLAIN,
+    Case { sequences: &[(0, 70)], ..PLAIN },
+    Case { sequences: &[(8, 1)], tiers: &[Tier::K8V8], ..PLAIN },
+    Case { sequences: &[(8, 1)], tiers: &[Tier::K8V4], ..PLAIN },
+    Case { sequences: &[(8, 1)], tiers: &[Tier::K4V4], ..PLAIN },
+    Case { sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { sequences: RAGGED, tiers: ALL, shuffled: true, window: Some(50), ..PLAIN },
+    Case { sequences: &[(5000, 1)], tiers: ALL, num_kv_heads: 3, ..PLAIN },
+    Case { sequences: &[(3000, 40)], tiers: ALL, window: Some(1000), ..PLAIN },
+    Case { head_dim: 128, group: 4, sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { head_dim: 256, group: 1, sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { head_dim: 32, group: 8, sequences: RAGGED, tiers: ALL, window: Some(64), ..PLAIN },
+    Case { head_dim: 16, group: 2, sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { head_dim: 80, group: 1, sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { head_dim: 96, group: 5, sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { head_dim: 40, group: 100, sequences: &[(20, 3)], tiers: ALL, ..PLAIN },
+];
+
+/// The largest difference.
+fn difference(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.dims(), b.dims());
+    let [a, b] = [a, b].map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    a.iter().zip(&b).map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() }).fold(0.0, |m, d| {
+        assert!(!d.is_nan());
+        f32::max(m, d)
+    })
+}
+
+#[test]
+fn every_backend_attends_as_the_portable_one_does() {
+    for case in CASES {
+        let world = World::new(case);
+        let right = world.attend(&Portable);
+        for backend in available() {
+            let got = world.attend(&*backend);
+            let (out, lse) = (difference(&got.out, &right.out), difference(&got.lse, &right.lse));
+            assert!(out < 2e-5 && lse < 2e-5, "{}: {case:?}: {out} {lse}", backend.name());
+        }
+    }
+}
+
+#[test]
+fn a_query_attends_to_what_comes_after_it_in_no_backend() {
+    // A chunk of two rows: what the second row's token holds must not reach the first row.
+    let case = Case { sequences: &[(100, 2)], ..PLAIN };
+    let mut world = World::new(&case);
+    for backend in available() {
+        let before = world.attend(&*backend).out.narrow(0, 0, 1).unwrap();
+        for kv_head in 0..case.num_kv_heads {
+            let page = *world.plan.pages(0, 0, kv_head).last().unwrap();
+            let last = usize::from(page.len - 1);
+            let bytes = world.arena.page_mut(page.page);
+            bytes[last * 128..(last + 1) * 128].fill(0x33);
+        }
+        let after = world.attend(&*backend).out.narrow(0, 0, 1).unwrap();
+        assert_eq!(difference(&before, &after), 0.0, "{}", backend.name());
+    }
+}
+
+#[test]
+fn scores_far_apart_neither_overflow_nor_vanish() {
+    let mut world = World::new(&Case { sequences: &[(200, 3)], ..PLAIN });
+    world.q = (world.q * 60.0).unwrap();
+    let right = world.attend(&Portable);
+    for backend in available() {
+        let got = world.attend(&*backend);
+        let lse = difference(&got.lse, &right.lse);
+        let out = difference(&got.out, &right.out);
+        // Scores of some hundreds have a rounding of 2^-16.
+        assert!(out < 2e-3 && lse < 2e-3, "{}: {out} {lse}", backend.name());
+    }
+}
