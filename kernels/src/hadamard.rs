@@ -22,14 +22,20 @@ pub fn rotate_back(x: &mut [f32]) {
     }
 }
 
-fn run_len(dim: usize) -> usize {
+/// Channels that are rotated together.
+pub(crate) fn run_len(dim: usize) -> usize {
     1 << dim.trailing_zeros()
 }
 
-/// Term i of the Golay-Rudin-Shapiro sequence: the parity of pairs of adjacent ones in i.
+/// Whether term i of the Golay-Rudin-Shapiro sequence is -1: the parity of pairs of adjacent ones in
+/// i.
+pub(crate) const fn is_flipped(i: usize) -> bool {
+    (i & (i >> 1)).count_ones() % 2 == 1
+}
+
 fn flip_signs(run: &mut [f32]) {
     for (i, x) in run.iter_mut().enumerate() {
-        if (i & (i >> 1)).count_ones() % 2 == 1 {
+        if is_flipped(i) {
             *x = -*x;
         }
     }

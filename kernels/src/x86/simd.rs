@@ -70,31 +70,74 @@ pub trait Op<S: Simd> {
     fn run(self, simd: S) -> Self::Out;
 }
 
+/// The longest run of channels that is rotated with vectors.
+const MAX_RUN: usize = 256;
+
+/// The signs of [`hadamard::rotate`].
+const SIGNS: [f32; MAX_RUN] = {
+    let mut signs = [1.0; MAX_RUN];
+    let mut i = 0;
+    while i < MAX_RUN {
+        if hadamard::is_flipped(i) {
+            signs[i] = -1.0;
+        }
+        i += 1;
+    }
+    signs
+};
+
 /// [`hadamard::rotate`]
 #[inline(always)]
 pub fn rotate<S: Simd>(simd: S, x: &mut [f32]) {
-    let block = 1 << x.len().trailing_zeros();
-    if block < S::LANES {
+    let len = hadamard::run_len(x.len());
+    if !(S::LANES..=MAX_RUN).contains(&len) {
         return hadamard::rotate(x);
     }
-    for run in x.chunks_exact_mut(block) {
-        rotate_lanes(simd, run);
-        let mut half = S::LANES;
-        while half < block {
-            for pair in run.chunks_exact_mut(2 * half) {
-                let (a, b) = pair.split_at_mut(half);
-                for (a, b) in a.iter_mut().zip(b) {
-                    (*a, *b) = (*a + *b, *a - *b);
-                }
+    for run in x.chunks_exact_mut(len) {
+        flip_signs(run);
+        transform(simd, run);
+    }
+}
+
+/// [`hadamard::rotate_back`]
+#[inline(always)]
+pub fn rotate_back<S: Simd>(simd: S, x: &mut [f32]) {
+    let len = hadamard::run_len(x.len());
+    if !(S::LANES..=MAX_RUN).contains(&len) {
+        return hadamard::rotate_back(x);
+    }
+    for run in x.chunks_exact_mut(len) {
+        transform(simd, run);
+        flip_signs(run);
+    }
+}
+
+#[inline(always)]
+fn flip_signs(run: &mut [f32]) {
+    for (x, sign) in run.iter_mut().zip(&SIGNS) {
+        *x *= sign;
+    }
+}
+
+/// The Walsh-Hadamard transform of a run of whole vectors.
+#[inline(always)]
+fn transform<S: Simd>(simd: S, run: &mut [f32]) {
+    transform_lanes(simd, run);
+    let mut half = S::LANES;
+    while half < run.len() {
+        for pair in run.chunks_exact_mut(2 * half) {
+            let (a, b) = pair.split_at_mut(half);
+            for (a, b) in a.iter_mut().zip(b) {
+                (*a, *b) = (*a + *b, *a - *b);
             }
-            half *= 2;
         }
+        half *= 2;
     }
 }
 
 /// The stages inside of vectors, and the scale.
 #[inline(always)]
-fn rotate_lanes<S: Simd>(simd: S, run: &mut [f32]) {
+fn transform_lanes<S: Simd>(simd: S, run: &mut [f32]) {
     let scale = simd.splat(1.0 / (run.len() as f32).sqrt());
     for lanes in run.chunks_exact_mut(S::LANES) {
         // SAFETY: `lanes` is LANES floats.

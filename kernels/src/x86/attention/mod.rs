@@ -17,7 +17,7 @@ use self::{
     softmax::{Partial, Queries},
     tile::Tile,
 };
-use super::simd::{Op, Simd, exp2, rotate};
+use super::simd::{Op, Simd, exp2, rotate_back};
 use crate::{
     Arena, Attended, AttentionPlan, PageRef, Result,
     portable::attention::Heads,
@@ -221,7 +221,7 @@ impl<S: Simd> Op<S> for Merge<'_> {
                 *out += factor * o;
             }
         }
-        rotate(simd, out);
+        rotate_back(simd, out);
         (largest + sum.log2()) * std::f32::consts::LN_2
     }
 }
