@@ -38,7 +38,13 @@ fn measure(backend: &dyn Backend, read: f64) {
         for (cols, rows, dtype, times) in SHAPES {
             // In prefill only the last row reaches the head.
             let num_rows = if times == 1.0 { num_rows.min(16) } else { num_rows };
+            let start = Instant::now();
             let copies = copies(backend, dtype, rows, cols, num_rows);
+            if num_rows == 1 {
+                let bytes = copies.iter().map(|copy| copy.bytes()).sum::<usize>();
+                let rate = bytes as f64 / start.elapsed().as_secs_f64() / 1e6;
+                println!("{:8} packed {dtype:?} at {rate:.0} MB/s or more", backend.name());
+            }
             let seconds = time(&copies, &uniform(num_rows, cols));
             total += seconds * times;
             let gigabytes = copies[0].bytes() as f64 / seconds / 1e9;
