@@ -1,8 +1,8 @@
 //! Weight matrices made ready for products: y = x W^T.
 //!
-//! Quantized weights keep their 4 or 8 bits and meet activations quantized to 8 bits per block of
-//! 32, as in llama.cpp: y = sum over blocks of d * s * dot(code, xq) + m * s * sum(xq). Float
-//! weights go through candle.
+//! Quantized weights keep their 4 or 8 bits and meet activations quantized to 16 bits per block of
+//! 32, as two bytes: y = sum over blocks of d * s * dot(code, xq) + m * s * sum(xq). Float weights
+//! go through candle.
 //!
 //! `rten-gemm` 0.27 was weighed: its block-quantized product takes symmetric 4-bit blocks only (no
 //! minimum, no 8 bits) and reads weights in the order of the file, with no interleave of rows.

@@ -31,7 +31,7 @@ impl Kernel for Portable {
             let m = block.m.map(f32::from);
             let codes = unpack(block);
             for (row, y) in y.iter_mut().enumerate() {
-                let dots = dots(&codes, &x.codes[row]);
+                let dots = dots(&codes, &x.high[row], &x.low[row]);
                 for lane in 0..LANES {
                     y[lane] += d[lane] * (x.scales[row] * dots[lane] as f32);
                     y[lane] += m[lane] * x.sums[row];
@@ -46,11 +46,12 @@ fn unpack<const LINES: usize>(block: &Block<LINES>) -> [[i16; LANES]; BLOCK] {
     std::array::from_fn(|k| std::array::from_fn(|lane| i16::from(block.code(lane, k))))
 }
 
-fn dots(codes: &[[i16; LANES]; BLOCK], x: &[i8; BLOCK]) -> [i32; LANES] {
+fn dots(codes: &[[i16; LANES]; BLOCK], high: &[i8; BLOCK], low: &[i8; BLOCK]) -> [i32; LANES] {
     let mut dots = [0; LANES];
-    for (codes, x) in codes.iter().zip(x) {
+    for ((codes, high), low) in codes.iter().zip(high).zip(low) {
+        let x = 256 * i32::from(*high) + i32::from(*low);
         for (dot, code) in dots.iter_mut().zip(codes) {
-            *dot += i32::from(*code) * i32::from(*x);
+            *dot += i32::from(*code) * x;
         }
     }
     dots

@@ -110,11 +110,13 @@ fn tile<const LINES: usize, const R: usize>(
 ) {
     let mut sums = [_mm256_setzero_ps(); R];
     for (block, x) in panel.iter().zip(x) {
-        let dots = dots::<LINES, R>(block, &x.codes[row..row + R], lane);
+        let high = dots::<LINES, R>(block, &x.high[row..row + R], lane);
+        let low = dots::<LINES, R>(block, &x.low[row..row + R], lane);
         let (d, m) = (floats(&block.d[lane..]), floats(&block.m[lane..]));
         for r in 0..R {
             let scale = _mm256_set1_ps(x.scales[row + r]);
-            let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[r]), scale);
+            let dots = _mm256_add_epi32(_mm256_slli_epi32::<8>(high[r]), low[r]);
+            let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scale);
             sums[r] = _mm256_fmadd_ps(d, scaled, sums[r]);
             sums[r] = _mm256_fmadd_ps(m, _mm256_set1_ps(x.sums[row + r]), sums[r]);
         }
@@ -129,7 +131,7 @@ fn tile<const LINES: usize, const R: usize>(
 /// Integer products of R rows with 8 columns of a block.
 ///
 /// `maddubs` adds pairs in 16 bits and saturates, so codes enter it 4 bits at a time: 8 groups of
-/// pairs of 15 * 127 stay below 2^15. 8-bit codes are a low and a high half, weighed 1 and 16.
+/// pairs of 15 * 128 stay below 2^15. 8-bit codes are a low and a high half, weighed 1 and 16.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn dots<const LINES: usize, const R: usize>(

@@ -113,18 +113,19 @@ fn tile<const LINES: usize, const R: usize>(
 ) {
     let mut sums = [_mm512_setzero_ps(); R];
     for (block, x) in panel.iter().zip(x) {
-        let mut dots = [_mm512_setzero_si512(); R];
+        let mut high = [_mm512_setzero_si512(); R];
+        let mut low = [_mm512_setzero_si512(); R];
         for group in 0..GROUPS {
             let codes = codes(block, group);
-            for (dot, x) in dots.iter_mut().zip(&x.codes) {
-                let (x, _) = x.as_chunks::<4>();
-                let x = _mm512_set1_epi32(i32::from_le_bytes(x[group].map(|x| x as u8)));
-                *dot = _mm512_dpbusd_epi32(*dot, codes, x);
+            for r in 0..R {
+                high[r] = _mm512_dpbusd_epi32(high[r], codes, broadcast(&x.high[r], group));
+                low[r] = _mm512_dpbusd_epi32(low[r], codes, broadcast(&x.low[r], group));
             }
         }
         let (d, m) = (floats(&block.d), floats(&block.m));
         for r in 0..R {
-            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[r]), _mm512_set1_ps(x.scales[r]));
+            let dots = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[r]), low[r]);
+            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), _mm512_set1_ps(x.scales[r]));
             sums[r] = _mm512_fmadd_ps(d, scaled, sums[r]);
             sums[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(x.sums[r]), sums[r]);
         }
@@ -133,6 +134,14 @@ fn tile<const LINES: usize, const R: usize>(
         // SAFETY: 16 floats.
         unsafe { _mm512_storeu_ps(y.as_mut_ptr(), sum) };
     }
+}
+
+/// Activations 4 * group.., in every lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn broadcast(x: &[i8; BLOCK], group: usize) -> __m512i {
+    let (groups, _) = x.as_chunks::<4>();
+    _mm512_set1_epi32(i32::from_le_bytes(groups[group].map(|x| x as u8)))
 }
 
 /// Codes of weights 4 * group.. of 16 rows, one byte each.

@@ -204,8 +204,9 @@ impl Histogram {
             }
         }
         for bin in 1..=NUM_BINS {
-            for tier in 0..NUM_TIERS {
-                below[bin][tier] += below[bin - 1][tier];
+            let lower = below[bin - 1];
+            for (count, lower) in below[bin].iter_mut().zip(lower) {
+                *count += lower;
             }
         }
         Self { below, fixed }
