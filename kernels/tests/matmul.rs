@@ -102,14 +102,15 @@ fn every_backend_multiplies_as_the_portable_one_does() {
 }
 
 #[test]
-fn products_differ_from_exact_ones_by_the_rounding_of_activations_to_8_bits() {
+fn products_differ_from_exact_ones_by_the_rounding_of_scales_and_activations() {
     for backend in available() {
         for (num_rows, cols, shape) in CASES {
             let (raw, dense) = parts(*cols, shape);
             let x = random(99, *num_rows, *cols);
             let y = vec2(&backend.linear(raw).unwrap().forward(&x).unwrap());
             let error = error(&y, &exact(&x, &dense));
-            assert!(error < 1e-4, "{}: {num_rows} x {cols} x {shape:?}: {error}", backend.name());
+            let bound = if shape.iter().any(|(_, dtype)| *dtype == Q6K) { 5e-3 } else { 1e-3 };
+            assert!(error < bound, "{}: {num_rows} x {cols} x {shape:?}: {error}", backend.name());
         }
     }
 }

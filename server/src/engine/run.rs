@@ -128,7 +128,8 @@ impl Engine {
                 Ok(Command::Generate { request, events }) => self.accept(request, events),
                 Ok(Command::Stop { events }) => self.stop(&events),
                 Ok(Command::Shutdown) | Err(mpsc::error::TryRecvError::Disconnected) => break,
-                Err(mpsc::error::TryRecvError::Empty) => self.step(),
+                // Inside the pool: from outside each parallel operation would wake it anew.
+                Err(mpsc::error::TryRecvError::Empty) => rayon::scope(|_| self.step()),
             }
         }
         let ids: Vec<_> = self.streams.keys().copied().collect();
