@@ -65,12 +65,12 @@ pub fn decide(
     assign(&heads, goal.max_pages, &Prices::default(), layout)
 }
 
-/// 8 bits as long as the protected tokens then take no more than a third of the pages.
+/// 8 bits as long as the protected tokens then take no more than an eighth of the pages.
 fn protected_tier(table: &PageTable, goal: &Goal, layout: &PageLayout) -> Tier {
     let covers = |position: &usize| goal.protection.covers(*position, goal.prompt_len, table.len());
     let num_protected = (0..table.len()).filter(covers).count();
     let pages = num_protected.div_ceil(layout.capacity(Tier::K8V8)) * table.num_heads();
-    if pages <= goal.max_pages / 3 { Tier::K8V8 } else { Tier::K4V4 }
+    if pages <= goal.max_pages / 8 { Tier::K8V8 } else { Tier::K4V4 }
 }
 
 fn candidates(

@@ -18,8 +18,9 @@ const TRIALS: usize = 40;
 /// Expected distortion of a token of score 1 in each tier, and when evicted.
 ///
 /// Quantization: relative error of keys times the logit noise it makes, plus that of values
-/// (section 7.1 of the field's first-order model, with `c = 5`). Eviction: errors of many evicted
-/// tokens add up coherently, so it costs three times its own score.
+/// (first order, with errors of different tokens independent). Eviction: the errors of evicted
+/// tokens add up coherently, and the next query may ask for what the last ones ignored; priced this
+/// high, tokens are evicted only when the coarsest tier does not fit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prices {
     pub distortion: [f32; NUM_TIERS],
@@ -38,7 +39,7 @@ impl Default for Prices {
                 LOGIT_NOISE * EIGHT_BITS + FOUR_BITS,
                 LOGIT_NOISE * FOUR_BITS + FOUR_BITS,
             ],
-            evicted: 3.0,
+            evicted: 30.0,
         }
     }
 }

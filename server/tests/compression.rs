@@ -1,0 +1,144 @@
+//! Budgets, policies and memory through the engine, on tiny models.
+
+mod common;
+
+use common::*;
+use keepwell_kernels::TIERS;
+use keepwell_server::{
+    compress::{POLICIES, PolicyId},
+    engine::{EngineError, EngineHandle, EngineInfo, Event, KvCacheParams, Outcome},
+};
+
+const MIB: usize = 1 << 20;
+/// Holds some 650 tokens in F16.
+const SMALL: usize = MIB / 2;
+/// Layers times KV heads of both tiny models.
+const NUM_HEADS: usize = 6;
+
+fn prompt(len: usize) -> Vec<u32> {
+    (0..len as u32).map(|i| i * 37 % 509 + 1).collect()
+}
+
+fn run(engine: &EngineHandle, len: usize, generated: usize, kv_cache: KvCacheParams) -> Outcome {
+    let request = greedy(&prompt(len), generated, kv_cache);
+    collect(engine.generate(request).unwrap()).unwrap().1
+}
+
+/// What one window adds: the tokens since the last event in F16, and partly empty pages.
+fn window_bytes(info: &EngineInfo) -> usize {
+    let pages = 64usize.div_ceil(8) + 1 + TIERS.len();
+    NUM_HEADS * pages * info.layout.page_bytes
+}
+
+#[test]
+fn every_policy_stays_within_every_budget_and_accounts_for_every_token() {
+    let (engine, info) = tiny("tiny-llama3", options(64 * MIB, 128));
+    for policy in POLICIES {
+        for budget in [0.6, 0.28, 0.15] {
+            let policy = PolicyId::from_name(policy.name()).unwrap();
+            let kv_cache = KvCacheParams { budget, min_budget: budget, policy };
+            let usage = run(&engine, 600, 100, kv_cache).kv_cache;
+            let limit = (f64::from(budget) * usage.f16_bytes as f64) as usize;
+            assert!(usage.bytes <= limit + window_bytes(&info), "{policy} at {budget}: {usage:?}");
+            assert!(usage.bytes <= usage.peak_bytes && usage.peak_bytes < usage.f16_bytes);
+            let entries = usage.tokens.iter().sum::<usize>() + usage.evicted;
+            assert_eq!(entries, usage.f16_bytes / info.layout.f16_token_bytes());
+            assert_eq!(entries, (600 + 99) * NUM_HEADS, "the last token is never computed");
+        }
+    }
+}
+
+#[test]
+fn a_smaller_budget_really_holds_fewer_bytes() {
+    let (engine, _) = tiny("tiny-llama3", options(64 * MIB, 512));
+    let bytes = [1.0, 0.6, 0.3, 0.15].map(|b| run(&engine, 800, 2, squeezed(b)).kv_cache.bytes);
+    assert!(bytes.is_sorted_by(|a, b| a > b), "{bytes:?}");
+}
+
+#[test]
+fn budget_one_neither_compresses_nor_scores() {
+    let (engine, _) = tiny("tiny-mistral", options(64 * MIB, 64));
+    let usage = run(&engine, 300, 100, squeezed(1.0)).kv_cache;
+    assert_eq!(usage.tokens, [399 * NUM_HEADS, 0, 0, 0]);
+    assert_eq!(usage.evicted, 0);
+}
+
+#[test]
+fn a_short_sequence_is_left_exact() {
+    let (engine, _) = tiny("tiny-llama3", options(64 * MIB, 64));
+    let usage = run(&engine, 20, 10, squeezed(0.9)).kv_cache;
+    assert_eq!(usage.evicted, 0);
+}
+
+#[test]
+fn compressed_answers_are_the_same_every_time() {
+    let (engine, _) = tiny("tiny-llama3", options(64 * MIB, 128));
+    let answer = || {
+        let request = greedy(&prompt(500), 90, squeezed(0.28));
+        let (tokens, _) = collect(engine.generate(request).unwrap()).unwrap();
+        tokens.iter().map(|t| t.id).collect::<Vec<_>>()
+    };
+    assert_eq!(answer(), answer());
+}
+
+#[test]
+fn what_can_never_fit_is_refused_and_the_engine_lives_on() {
+    let (engine, info) = tiny("tiny-llama3", options(SMALL, 128));
+    let failed = collect(engine.generate(greedy(&prompt(900), 50, full())).unwrap());
+    let Err(EngineError::DoesNotFit { needed_bytes, total_bytes }) = failed else {
+        panic!("{failed:?}")
+    };
+    assert!(needed_bytes > total_bytes && total_bytes <= SMALL);
+    assert_eq!(total_bytes, info.num_pages * info.layout.page_bytes);
+    assert_eq!(run(&engine, 100, 5, full()).num_generated_tokens, 5);
+}
+
+#[test]
+fn a_request_that_does_not_fit_is_squeezed_to_its_own_floor() {
+    let (engine, _) = tiny("tiny-llama3", options(SMALL, 64));
+    let policy = PolicyId::default();
+    let kv_cache = KvCacheParams { budget: 1.0, min_budget: 0.28, policy };
+    assert_eq!(run(&engine, 900, 5, kv_cache).kv_cache.budget, 0.28);
+}
+
+#[test]
+fn a_wish_for_tokens_is_shortened_to_what_memory_holds() {
+    let (engine, _) = tiny("tiny-llama3", options(SMALL, 64));
+    let mut request = greedy(&prompt(100), 900, full());
+    request.may_shorten = true;
+    let (tokens, _) = collect(engine.generate(request).unwrap()).unwrap();
+    assert!((100..900).contains(&tokens.len()), "{}", tokens.len());
+}
+
+#[test]
+fn a_crowd_in_a_small_arena_queues_and_finishes_with_the_answers_of_a_large_one() {
+    let prompts: Vec<_> = (0..12).map(|i| prompt(40 + 13 * i)).collect();
+    let answers = |kv_memory| {
+        let (engine, _) = tiny("tiny-llama3", options(kv_memory, 64));
+        let start = |p: &Vec<u32>| engine.generate(greedy(p, 60, full())).unwrap();
+        let together: Vec<_> = prompts.iter().map(start).collect();
+        let finish = |g| collect(g).unwrap().0.iter().map(|t| t.id).collect::<Vec<_>>();
+        together.into_iter().map(finish).collect::<Vec<_>>()
+    };
+    assert_eq!(answers(64 * MIB), answers(MIB));
+}
+
+#[test]
+fn a_dropped_generation_gives_way_to_the_next_one() {
+    let (engine, _) = tiny("tiny-llama3", options(MIB, 64));
+    let mut first = engine.generate(greedy(&prompt(500), 300, full())).unwrap();
+    assert!(matches!(first.blocking_next(), Some(Event::Token(_))));
+    let second = engine.generate(greedy(&prompt(500), 300, full())).unwrap();
+    drop(first);
+    assert_eq!(collect(second).unwrap().1.num_generated_tokens, 300);
+}
+
+#[test]
+fn stopping_finishes_with_the_usage_so_far() {
+    let (engine, _) = tiny("tiny-llama3", options(64 * MIB, 64));
+    let mut generation = engine.generate(greedy(&prompt(50), 900, full())).unwrap();
+    assert!(matches!(generation.blocking_next(), Some(Event::Token(_))));
+    generation.stop();
+    let outcome = collect(generation).unwrap().1;
+    assert!(outcome.num_generated_tokens < 900 && outcome.kv_cache.bytes > 0);
+}
