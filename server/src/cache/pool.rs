@@ -2,51 +2,61 @@
 
 use keepwell_kernels::PageId;
 
-/// Every page of the arena is either free or taken; never both, never neither.
+/// Every page of the arena is either free or live; never both, never neither.
+///
+/// Pages never used before are only counted: a large arena costs memory as it fills.
 #[derive(Debug)]
 pub struct PagePool {
-    free: Vec<PageId>,
-    is_free: Vec<bool>,
+    /// Pages from here on were never live.
+    num_touched: u32,
+    /// Pages that were live once and are free again.
+    recycled: Vec<PageId>,
+    is_live: Vec<bool>,
 }
 
 impl PagePool {
     pub fn new(num_pages: usize) -> Self {
-        // Low ids first: resident memory grows with the pages in use.
-        let free = (0..num_pages as u32).rev().map(PageId).collect();
-        Self { free, is_free: vec![true; num_pages] }
+        Self { num_touched: 0, recycled: Vec::new(), is_live: vec![false; num_pages] }
     }
 
     pub fn num_pages(&self) -> usize {
-        self.is_free.len()
+        self.is_live.len()
     }
 
     pub fn num_free(&self) -> usize {
-        self.free.len()
+        self.num_pages() - self.num_live()
     }
 
     pub fn num_live(&self) -> usize {
-        self.num_pages() - self.num_free()
+        self.num_touched as usize - self.recycled.len()
     }
 
     pub fn allocate(&mut self) -> Option<PageId> {
-        let page = self.free.pop()?;
-        self.is_free[page.0 as usize] = false;
+        let page = self.recycled.pop().or_else(|| self.touch())?;
+        self.is_live[page.0 as usize] = true;
         Some(page)
+    }
+
+    fn touch(&mut self) -> Option<PageId> {
+        let page = PageId(self.num_touched);
+        let exists = (page.0 as usize) < self.num_pages();
+        self.num_touched += u32::from(exists);
+        exists.then_some(page)
     }
 
     /// # Panics
     /// When the page is free already: somebody would get it twice.
     pub fn release(&mut self, page: PageId) {
-        let is_free = &mut self.is_free[page.0 as usize];
-        assert!(!*is_free, "{page:?} was released twice");
-        *is_free = true;
-        self.free.push(page);
+        let is_live = &mut self.is_live[page.0 as usize];
+        assert!(*is_live, "{page:?} was released twice");
+        *is_live = false;
+        self.recycled.push(page);
     }
 
-    /// The free list and the map of free pages tell the same story.
+    /// The count and the map of live pages tell the same story.
     pub fn check(&self) {
-        assert_eq!(self.free.len(), self.is_free.iter().filter(|f| **f).count());
-        assert!(self.free.iter().all(|page| self.is_free[page.0 as usize]));
+        assert_eq!(self.num_live(), self.is_live.iter().filter(|live| **live).count());
+        assert!(self.recycled.iter().all(|page| !self.is_live[page.0 as usize]));
     }
 }
 
