@@ -4,7 +4,11 @@ use std::arch::x86_64::*;
 
 use candle_core::Tensor;
 
-use super::{activation, attention::attention, write_kv::write_kv};
+use super::{
+    activation,
+    attention::{attention, attribution::attribute},
+    write_kv::write_kv,
+};
 use crate::{
     Arena, Attended, AttentionPlan, Backend, Linear, RawMatrix, Result, RopeTable,
     linear::{
@@ -63,6 +67,17 @@ impl Backend for Avx2 {
         plan: &AttentionPlan,
     ) -> Result<Attended> {
         attention(*self, arena, layer, q, plan)
+    }
+
+    fn attribute(
+        &self,
+        arena: &mut Arena,
+        layer: usize,
+        q: &Tensor,
+        attended: &Attended,
+        plan: &AttentionPlan,
+    ) -> Result<()> {
+        attribute(*self, arena, layer, q, attended, plan)
     }
 }
 
