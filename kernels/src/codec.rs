@@ -38,7 +38,9 @@ impl Format {
         }
     }
 
-    /// Codes `x` and returns its scale (1 for F16, which has none).
+    /// Codes `x` and returns its scale (1 for F16, which has none). Inlined, so that code compiled for
+    /// an instruction set uses its vectors; the result is the same bit by bit.
+    #[inline(always)]
     pub fn encode(self, x: &[f32], codes: &mut [u8]) -> f16 {
         match self {
             Self::F16 => encode_f16(x, codes),
@@ -83,39 +85,106 @@ fn encode_f16(x: &[f32], codes: &mut [u8]) -> f16 {
     f16::ONE
 }
 
+#[inline(always)]
 fn encode_int8(x: &[f32], codes: &mut [u8]) -> f16 {
-    let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let largest = fold_lanes(x, |m, v| if v.abs() > m { v.abs() } else { m }, f32::max);
     let scale = to_f16(largest / 127.0);
     let inverse = inverse_or_zero(scale.to_f32());
     for (code, v) in codes.iter_mut().zip(x) {
-        *code = (v * inverse).round().clamp(-127.0, 127.0) as i8 as u8;
+        *code = (v * inverse).round().clamp(-127.0, 127.0) as i32 as u8;
     }
     scale
 }
 
+#[inline(always)]
 fn encode_normal4(x: &[f32], codes: &mut [u8]) -> f16 {
-    let rms = (x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32).sqrt();
-    let inverse = inverse_or_zero(rms);
+    let power = fold_lanes(x, |sum, v| sum + v * v, |a, b| a + b);
+    let inverse = inverse_or_zero((power / x.len() as f32).sqrt());
     let (low, high) = x.split_at(codes.len());
-    // The scale that fits the chosen levels best; least squares costs one pass and takes off the
-    // part of the error that all channels share.
-    let (mut dot, mut norm) = (0f32, 0f32);
-    let mut nearest = |v: f32| {
-        let code = nearest_level(v * inverse);
-        let level = NORMAL4[usize::from(code)];
-        dot += v * level;
-        norm += level * level;
-        code
-    };
-    for ((code, a), b) in codes.iter_mut().zip(low).zip(high) {
-        *code = nearest(*a) | nearest(*b) << 4;
-    }
-    to_f16(dot / norm)
+    let mut fit = Fit::default();
+    let whole = codes.len() / LANES * LANES;
+    let (runs, rest) = codes.split_at_mut(whole);
+    fit.encode::<LANES>(&low[..whole], &high[..whole], inverse, runs);
+    fit.encode::<1>(&low[whole..], &high[whole..], inverse, rest);
+    to_f16(fold(fit.dot, |a, b| a + b) / fold(fit.norm, |a, b| a + b))
 }
 
-/// Index of the level of [`NORMAL4`] closest to `v`.
-fn nearest_level(v: f32) -> u8 {
-    NORMAL4.windows(2).map(|pair| u8::from(v > 0.5 * (pair[0] + pair[1]))).sum()
+/// The scale that fits the chosen levels best; least squares costs one pass and takes off the part
+/// of the error that all channels share.
+#[derive(Default)]
+struct Fit {
+    dot: [f32; LANES],
+    norm: [f32; LANES],
+}
+
+impl Fit {
+    /// Codes pairs of channels, N at a time.
+    #[inline(always)]
+    fn encode<const N: usize>(
+        &mut self,
+        low: &[f32],
+        high: &[f32],
+        inverse: f32,
+        codes: &mut [u8],
+    ) {
+        let pairs = low.as_chunks::<N>().0.iter().zip(high.as_chunks::<N>().0);
+        for (codes, (low, high)) in codes.as_chunks_mut::<N>().0.iter_mut().zip(pairs) {
+            let (low, high) = (self.choose(low, inverse), self.choose(high, inverse));
+            for (code, (low, high)) in codes.iter_mut().zip(low.into_iter().zip(high)) {
+                *code = (low | high << 4) as u8;
+            }
+        }
+    }
+
+    /// Indices of the levels of [`NORMAL4`] closest to `x * inverse`.
+    #[inline(always)]
+    fn choose<const N: usize>(&mut self, x: &[f32; N], inverse: f32) -> [u32; N] {
+        let (mut codes, mut levels) = ([0u32; N], [NORMAL4[0]; N]);
+        for (i, pair) in NORMAL4.windows(2).enumerate() {
+            let middle = 0.5 * (pair[0] + pair[1]);
+            for ((code, level), v) in codes.iter_mut().zip(&mut levels).zip(x) {
+                let above = v * inverse > middle;
+                *code = if above { i as u32 + 1 } else { *code };
+                *level = if above { pair[1] } else { *level };
+            }
+        }
+        let sums = self.dot.iter_mut().zip(&mut self.norm);
+        for (((dot, norm), v), level) in sums.zip(x).zip(levels) {
+            *dot += v * level;
+            *norm += level * level;
+        }
+        codes
+    }
+}
+
+/// Sums go round this many lanes, then halves are joined: the order is part of the specification,
+/// and one that vectors of any width can follow bit by bit.
+const LANES: usize = 16;
+
+#[inline(always)]
+fn fold_lanes(x: &[f32], add: impl Fn(f32, f32) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (runs, rest) = x.as_chunks::<LANES>();
+    for run in runs {
+        for (lane, v) in lanes.iter_mut().zip(run) {
+            *lane = add(*lane, *v);
+        }
+    }
+    for (lane, v) in lanes.iter_mut().zip(rest) {
+        *lane = add(*lane, *v);
+    }
+    fold(lanes, join)
+}
+
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        let (low, high) = lanes.split_at_mut(half);
+        for (low, high) in low.iter_mut().zip(high) {
+            *low = join(*low, *high);
+        }
+    }
+    lanes[0]
 }
 
 fn inverse_or_zero(x: f32) -> f32 {

@@ -7,10 +7,11 @@ use candle_core::Tensor;
 use super::{
     activation,
     attention::{attention, attribution::attribute},
+    compact::compact,
     write_kv::write_kv,
 };
 use crate::{
-    Arena, Attended, AttentionPlan, Backend, Linear, RawMatrix, Result, RopeTable,
+    Arena, Attended, AttentionPlan, Backend, Linear, Move, RawMatrix, Result, RopeTable,
     linear::{
         self, Kernel,
         ggml::BLOCK,
@@ -78,6 +79,11 @@ impl Backend for Avx2 {
         plan: &AttentionPlan,
     ) -> Result<()> {
         attribute(*self, arena, layer, q, attended, plan)
+    }
+
+    fn compact(&self, arena: &mut Arena, moves: &[Move]) -> Result<()> {
+        compact(*self, arena, moves);
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ pub mod attribution;
 mod product;
 mod signals;
 mod softmax;
-mod tile;
+pub mod tile;
 
 use std::ops::Range;
 

@@ -183,18 +183,18 @@ pub fn transpose<S: Simd>(simd: S, rows: &[f32], out: &mut [f32], stride: usize,
 }
 
 /// Some coded vectors of a page, K or V.
-struct Vectors<'a> {
-    format: Format,
-    page: &'a [u8],
-    codes: usize,
-    scales: usize,
-    tokens: Range<usize>,
+pub struct Vectors<'a> {
+    pub format: Format,
+    pub page: &'a [u8],
+    pub codes: usize,
+    pub scales: usize,
+    pub tokens: Range<usize>,
 }
 
 impl Vectors<'_> {
     /// Decodes to rows of `out`: [`Format::decode`].
     #[inline(always)]
-    fn decode<S: Simd>(&self, simd: S, dim: usize, stride: usize, out: &mut [f32]) {
+    pub fn decode<S: Simd>(&self, simd: S, dim: usize, stride: usize, out: &mut [f32]) {
         let Self { format, page, codes, ref tokens, .. } = *self;
         let len = format.vector_bytes(dim);
         if !dim.is_multiple_of(2 * S::LANES) {
