@@ -46,7 +46,7 @@ fn fastest(mut run: impl FnMut()) -> f64 {
         run();
         start.elapsed().as_secs_f64()
     };
-    (0..9).map(time).fold(f64::INFINITY, f64::min) * 1e9
+    (0..99).map(time).fold(f64::INFINITY, f64::min) * 1e9
 }
 
 fn score(backend: &dyn Backend, rows: usize) -> f64 {

@@ -73,6 +73,10 @@ impl Format {
     }
 }
 
+/// 1.5 * 2^23: an integer added to it is found in the low bits of the sum. Conversions that saturate
+/// do not vectorize.
+const MAGIC: f32 = 12_582_912.0;
+
 /// Values beyond f16 are clamped: an infinity in the cache would poison every later token.
 pub fn to_f16(x: f32) -> f16 {
     f16::from_f32(x.clamp(-65504.0, 65504.0))
@@ -91,7 +95,7 @@ fn encode_int8(x: &[f32], codes: &mut [u8]) -> f16 {
     let scale = to_f16(largest / 127.0);
     let inverse = inverse_or_zero(scale.to_f32());
     for (code, v) in codes.iter_mut().zip(x) {
-        *code = (v * inverse).round().clamp(-127.0, 127.0) as i32 as u8;
+        *code = ((v * inverse).round().clamp(-127.0, 127.0) + MAGIC).to_bits() as u8;
     }
     scale
 }
@@ -101,59 +105,59 @@ fn encode_normal4(x: &[f32], codes: &mut [u8]) -> f16 {
     let power = fold_lanes(x, |sum, v| sum + v * v, |a, b| a + b);
     let inverse = inverse_or_zero((power / x.len() as f32).sqrt());
     let (low, high) = x.split_at(codes.len());
-    let mut fit = Fit::default();
-    let whole = codes.len() / LANES * LANES;
-    let (runs, rest) = codes.split_at_mut(whole);
-    fit.encode::<LANES>(&low[..whole], &high[..whole], inverse, runs);
-    fit.encode::<1>(&low[whole..], &high[whole..], inverse, rest);
-    to_f16(fold(fit.dot, |a, b| a + b) / fold(fit.norm, |a, b| a + b))
-}
-
-/// The scale that fits the chosen levels best; least squares costs one pass and takes off the part
-/// of the error that all channels share.
-#[derive(Default)]
-struct Fit {
-    dot: [f32; LANES],
-    norm: [f32; LANES],
-}
-
-impl Fit {
-    /// Codes pairs of channels, N at a time.
-    #[inline(always)]
-    fn encode<const N: usize>(
-        &mut self,
-        low: &[f32],
-        high: &[f32],
-        inverse: f32,
-        codes: &mut [u8],
-    ) {
-        let pairs = low.as_chunks::<N>().0.iter().zip(high.as_chunks::<N>().0);
-        for (codes, (low, high)) in codes.as_chunks_mut::<N>().0.iter_mut().zip(pairs) {
-            let (low, high) = (self.choose(low, inverse), self.choose(high, inverse));
-            for (code, (low, high)) in codes.iter_mut().zip(low.into_iter().zip(high)) {
-                *code = (low | high << 4) as u8;
-            }
+    let (mut dot, mut norm) = ([0f32; LANES], [0f32; LANES]);
+    let halves = low.chunks(BLOCK).zip(high.chunks(BLOCK));
+    for (codes, (low, high)) in codes.chunks_mut(BLOCK).zip(halves) {
+        let low_codes = choose(low, inverse, &mut dot, &mut norm);
+        let high_codes = choose(high, inverse, &mut dot, &mut norm);
+        for (code, (a, b)) in codes.iter_mut().zip(low_codes.iter().zip(&high_codes)) {
+            *code = (a | b << 4) as u8;
         }
     }
+    // The scale that fits the chosen levels best; least squares costs one pass and takes off the
+    // part of the error that all channels share.
+    to_f16(fold(dot, |a, b| a + b) / fold(norm, |a, b| a + b))
+}
 
-    /// Indices of the levels of [`NORMAL4`] closest to `x * inverse`.
-    #[inline(always)]
-    fn choose<const N: usize>(&mut self, x: &[f32; N], inverse: f32) -> [u32; N] {
-        let (mut codes, mut levels) = ([0u32; N], [NORMAL4[0]; N]);
-        for (i, pair) in NORMAL4.windows(2).enumerate() {
-            let middle = 0.5 * (pair[0] + pair[1]);
-            for ((code, level), v) in codes.iter_mut().zip(&mut levels).zip(x) {
-                let above = v * inverse > middle;
-                *code = if above { i as u32 + 1 } else { *code };
-                *level = if above { pair[1] } else { *level };
-            }
+/// Channels that are coded at a time: so many that compilers vectorize the loop, so few that what is
+/// in between stays in L1.
+const BLOCK: usize = 64;
+
+/// Indices of the levels closest to `x * inverse`; adds up the products of `x` with the levels and
+/// the squares of these.
+#[inline(always)]
+fn choose(
+    x: &[f32],
+    inverse: f32,
+    dot: &mut [f32; LANES],
+    norm: &mut [f32; LANES],
+) -> [u32; BLOCK] {
+    let (mut codes, mut levels) = ([0; BLOCK], [0f32; BLOCK]);
+    for ((v, code), level) in x.iter().zip(&mut codes).zip(&mut levels) {
+        (*code, *level) = nearest_level(v * inverse);
+    }
+    add_products(x, &levels, dot);
+    add_products(&levels[..x.len()], &levels, norm);
+    codes
+}
+
+/// Index and value of the level of [`NORMAL4`] closest to `v`.
+#[inline(always)]
+fn nearest_level(v: f32) -> (u32, f32) {
+    let mut nearest = (0, NORMAL4[0]);
+    for i in 1..NORMAL4.len() {
+        let middle = 0.5 * (NORMAL4[i - 1] + NORMAL4[i]);
+        nearest = if v > middle { (i as u32, NORMAL4[i]) } else { nearest };
+    }
+    nearest
+}
+
+#[inline(always)]
+fn add_products(a: &[f32], b: &[f32], lanes: &mut [f32; LANES]) {
+    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += a * b;
         }
-        let sums = self.dot.iter_mut().zip(&mut self.norm);
-        for (((dot, norm), v), level) in sums.zip(x).zip(levels) {
-            *dot += v * level;
-            *norm += level * level;
-        }
-        codes
     }
 }
 
