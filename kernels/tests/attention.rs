@@ -5,19 +5,7 @@ mod world;
 use candle_core::Tensor;
 use keepwell_kernels::{Tier, available, portable::Portable};
 
-use world::{Case, Sequences, World};
-
-const PLAIN: Case = Case {
-    head_dim: 64,
-    num_kv_heads: 2,
-    group: 3,
-    sequences: &[(0, 1)],
-    window: None,
-    tiers: &[Tier::F16],
-    shuffled: false,
-};
-const ALL: &[Tier] = &[Tier::F16, Tier::K8V8, Tier::K8V4, Tier::K4V4];
-const RAGGED: Sequences = &[(0, 5), (70, 1), (1200, 1), (63, 1), (64, 2), (0, 130), (300, 33)];
+use world::{ALL, Case, PLAIN, RAGGED, World};
 
 const CASES: &[Case] = &[
     PLAIN,

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A single token cannot take all of the softmax away: keeps `p / (1 - p)` finite.
-const LARGEST_SHARE: f32 = 0.999;
+pub(crate) const LARGEST_SHARE: f32 = 0.999;
 
 /// See [`crate::Backend::attribute`].
 pub fn attribute(

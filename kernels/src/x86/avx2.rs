@@ -4,9 +4,14 @@ use std::arch::x86_64::*;
 
 use candle_core::Tensor;
 
-use super::{activation, attention::attention, write_kv::write_kv};
+use super::{
+    activation,
+    attention::{attention, attribution::attribute},
+    compact::compact,
+    write_kv::write_kv,
+};
 use crate::{
-    Arena, Attended, AttentionPlan, Backend, Linear, RawMatrix, Result, RopeTable,
+    Arena, Attended, AttentionPlan, Backend, Linear, Move, RawMatrix, Result, RopeTable,
     linear::{
         self, Kernel,
         ggml::BLOCK,
@@ -63,6 +68,22 @@ impl Backend for Avx2 {
         plan: &AttentionPlan,
     ) -> Result<Attended> {
         attention(*self, arena, layer, q, plan)
+    }
+
+    fn attribute(
+        &self,
+        arena: &mut Arena,
+        layer: usize,
+        q: &Tensor,
+        attended: &Attended,
+        plan: &AttentionPlan,
+    ) -> Result<()> {
+        attribute(*self, arena, layer, q, attended, plan)
+    }
+
+    fn compact(&self, arena: &mut Arena, moves: &[Move]) -> Result<()> {
+        compact(*self, arena, moves);
+        Ok(())
     }
 }
 

@@ -43,6 +43,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
     fn clamp_f16(self, v: __m256) -> __m256 {
         // A NaN in the second operand is what min and max return.
         unsafe {

@@ -43,6 +43,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
     fn clamp_f16(self, v: __m512) -> __m512 {
         // A NaN in the second operand is what min and max return.
         unsafe {

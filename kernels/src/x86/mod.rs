@@ -7,6 +7,7 @@ mod avx2;
 mod avx2_simd;
 mod avx512;
 mod avx512_simd;
+mod compact;
 mod simd;
 mod write_kv;
 

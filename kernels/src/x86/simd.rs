@@ -19,6 +19,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// a * b + c
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     /// Limits to the finite f16; NaN stays.
     fn clamp_f16(self, v: Self::V) -> Self::V;
     /// Lane i of the result is lane i ^ `half`.

@@ -1,4 +1,6 @@
-//! Caches filled at random: what the tests and benchmarks of attention work on.
+//! Caches filled at random: what the tests and benchmarks of the cache work on.
+
+#![allow(dead_code, reason = "each test and each benchmark uses a part")]
 
 use candle_core::{Device, Tensor};
 use keepwell_kernels::{
@@ -9,6 +11,18 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 /// (tokens before this step, tokens of this step) of each sequence.
 pub type Sequences = &'static [(usize, usize)];
+
+pub const ALL: &[Tier] = &[Tier::F16, Tier::K8V8, Tier::K8V4, Tier::K4V4];
+pub const RAGGED: Sequences = &[(0, 5), (70, 1), (1200, 1), (63, 1), (64, 2), (0, 130), (300, 33)];
+pub const PLAIN: Case = Case {
+    head_dim: 64,
+    num_kv_heads: 2,
+    group: 3,
+    sequences: &[(0, 1)],
+    window: None,
+    tiers: &[Tier::F16],
+    shuffled: false,
+};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
@@ -118,7 +132,8 @@ fn write_token(
         }
     }
     put(page, at.positions + 2 * index, offset as u16);
-    put(page, at.attributions + 2 * index, 0);
+    let attribution = half::bf16::from_f32(rng.random_range(0.0..1.0));
+    put(page, at.attributions + 2 * index, attribution.to_bits());
 }
 
 fn put(page: &mut [u8], at: usize, value: u16) {

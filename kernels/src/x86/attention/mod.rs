@@ -4,9 +4,11 @@
 //! about equal work, so that one long sequence keeps all threads busy. A part reads each page once
 //! for all query heads of the group. The parts' running sums are merged row by row.
 
+pub mod attribution;
 mod product;
+mod signals;
 mod softmax;
-mod tile;
+pub mod tile;
 
 use std::ops::Range;
 

@@ -1,4 +1,5 @@
-//! C = A B, or C = s C + A B, for the small dense products of attention.
+//! C = A B, or C = s C + A B, for the small dense products of attention; also the squared distances
+//! of the rows of A from the columns of B.
 
 use super::super::simd::{Op, Simd};
 
@@ -15,16 +16,45 @@ pub struct RowsMut<'a> {
     pub stride: usize,
 }
 
+/// What a row of A and a column of B add up over the depth.
+pub trait Term: Copy {
+    fn add<S: Simd>(self, simd: S, a: S::V, b: S::V, sum: S::V) -> S::V;
+}
+
+/// a b
+#[derive(Clone, Copy)]
+pub struct Dot;
+
+impl Term for Dot {
+    #[inline(always)]
+    fn add<S: Simd>(self, simd: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+        simd.fma(a, b, sum)
+    }
+}
+
+/// (a - b)^2
+#[derive(Clone, Copy)]
+pub struct SquaredDistance;
+
+impl Term for SquaredDistance {
+    #[inline(always)]
+    fn add<S: Simd>(self, simd: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+        let d = simd.sub(a, b);
+        simd.fma(d, d, sum)
+    }
+}
+
 /// a (rows, depth) times b (depth, cols). With `scales` (rows), what is in c is multiplied with
 /// them and added to.
-pub struct Product<'a> {
+pub struct Product<'a, T> {
+    pub term: T,
     pub a: Rows<'a>,
     pub b: Rows<'a>,
     pub depth: usize,
     pub scales: Option<&'a [f32]>,
 }
 
-impl Product<'_> {
+impl<T: Term> Product<'_, T> {
     /// Computes c (rows, cols); `cols` is a multiple of the vector's lanes.
     #[inline(always)]
     pub fn run<S: Simd>(&self, simd: S, (rows, cols): (usize, usize), mut c: RowsMut) {
@@ -53,13 +83,13 @@ impl Product<'_> {
         while col < cols {
             let vectors = (cols - col) / S::LANES;
             if S::LANES == 16 && vectors >= 4 {
-                simd.vectorize(Sums::<R, 4> { product: self, row, col, c });
+                simd.vectorize(Sums::<T, R, 4> { product: self, row, col, c });
                 col += 4 * S::LANES;
             } else if vectors >= 2 {
-                simd.vectorize(Sums::<R, 2> { product: self, row, col, c });
+                simd.vectorize(Sums::<T, R, 2> { product: self, row, col, c });
                 col += 2 * S::LANES;
             } else {
-                simd.vectorize(Sums::<R, 1> { product: self, row, col, c });
+                simd.vectorize(Sums::<T, R, 1> { product: self, row, col, c });
                 col += S::LANES;
             }
         }
@@ -68,19 +98,19 @@ impl Product<'_> {
 }
 
 /// R rows by N vectors of c; all sums stay in registers.
-struct Sums<'a, 'b, const R: usize, const N: usize> {
-    product: &'a Product<'a>,
+struct Sums<'a, 'b, T, const R: usize, const N: usize> {
+    product: &'a Product<'a, T>,
     row: usize,
     col: usize,
     c: &'a mut RowsMut<'b>,
 }
 
-impl<S: Simd, const R: usize, const N: usize> Op<S> for Sums<'_, '_, R, N> {
+impl<S: Simd, T: Term, const R: usize, const N: usize> Op<S> for Sums<'_, '_, T, R, N> {
     type Out = ();
 
     #[inline(always)]
     fn run(self, simd: S) {
-        let Product { a, b, depth, scales } = *self.product;
+        let Product { term, a, b, depth, scales } = *self.product;
         let (row, col, stride) = (self.row, self.col, self.c.stride);
         let out = &mut self.c.data[row * stride + col..];
         let (a_rows, b_rows) = (&a.data[row * a.stride..], &b.data[col..]);
@@ -109,7 +139,7 @@ impl<S: Simd, const R: usize, const N: usize> Op<S> for Sums<'_, '_, R, N> {
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let a = simd.splat(*a_rows.as_ptr().add(r * a.stride + k));
                     for (sum, vector) in sums.iter_mut().zip(vectors) {
-                        *sum = simd.fma(a, vector, *sum);
+                        *sum = term.add(simd, a, vector, *sum);
                     }
                 }
             }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{
     super::simd::{Op, Simd, exp2},
-    product::{Product, Rows, RowsMut},
+    product::{Dot, Product, Rows, RowsMut},
     tile::{TOKENS, Tile},
 };
 
@@ -74,6 +74,7 @@ impl Partial {
         let mut scales = [0f32; STRIP];
         let cols = tile.len.next_multiple_of(S::LANES);
         Product {
+            term: Dot,
             a: Rows { data: &queries.data[rows.start * tile.head_dim..], stride: tile.head_dim },
             b: Rows { data: &tile.keys, stride: TOKENS },
             depth: tile.head_dim,
@@ -92,6 +93,7 @@ impl Partial {
             });
         }
         Product {
+            term: Dot,
             a: Rows { data: &scores, stride: TOKENS },
             b: Rows { data: &tile.values, stride: tile.stride },
             depth: tile.len,

@@ -29,6 +29,8 @@ pub struct Tile {
     /// (TOKENS, D)
     pub values: Vec<f32>,
     pub positions: [u32; TOKENS],
+    /// Number of the first token, counted from the first of the pages.
+    pub start: usize,
     pub len: usize,
 }
 
@@ -60,6 +62,7 @@ impl Tile {
             keys: zeros(),
             values: zeros(),
             positions: [0; TOKENS],
+            start: 0,
             len: 0,
         }
     }
@@ -75,6 +78,7 @@ impl Tile {
         mut visit: impl FnMut(&Tile),
     ) {
         let mut pieces = Vec::with_capacity(TOKENS);
+        (self.start, self.len) = (0, 0);
         let mut len = 0;
         for (index, page) in pages.iter().enumerate() {
             if let Some(ahead) = pages.get(index + PAGES_AHEAD) {
@@ -106,6 +110,7 @@ impl Tile {
         wanted: &Range<u32>,
         visit: &mut impl FnMut(&Tile),
     ) {
+        self.start += self.len;
         self.len = 0;
         for piece in pieces {
             let positions = &mut self.positions[self.len..][..piece.tokens.len()];
@@ -133,7 +138,8 @@ impl<S: Simd> Op<S> for Load<'_> {
     #[inline(always)]
     fn run(self, simd: S) {
         decode(simd, self.tile, self.arena, self.pieces);
-        transpose(simd, self.tile);
+        let Tile { rows, keys, stride, len, .. } = self.tile;
+        transpose(simd, rows, keys, *stride, *len);
     }
 }
 
@@ -158,36 +164,37 @@ fn decode<S: Simd>(simd: S, tile: &mut Tile, arena: &Arena, pieces: &[Piece]) {
     }
 }
 
+/// Rows of channels to rows of tokens: from (tokens, stride) to (stride, TOKENS).
 #[inline(always)]
-fn transpose<S: Simd>(simd: S, tile: &mut Tile) {
-    let tokens = tile.len.next_multiple_of(S::LANES);
-    assert!(tile.rows.len() >= tokens * tile.stride && tokens <= TOKENS);
-    assert!(tile.keys.len() >= tile.stride * TOKENS && tile.stride.is_multiple_of(S::LANES));
+pub fn transpose<S: Simd>(simd: S, rows: &[f32], out: &mut [f32], stride: usize, len: usize) {
+    let tokens = len.next_multiple_of(S::LANES);
+    assert!(rows.len() >= tokens * stride && tokens <= TOKENS);
+    assert!(out.len() >= stride * TOKENS && stride.is_multiple_of(S::LANES));
     for token in (0..tokens).step_by(S::LANES) {
-        for c in (0..tile.stride).step_by(S::LANES) {
+        for c in (0..stride).step_by(S::LANES) {
             // SAFETY: both squares are inside the arrays, as just seen.
             unsafe {
-                let from = tile.rows.as_ptr().add(token * tile.stride + c);
-                let to = tile.keys.as_mut_ptr().add(c * TOKENS + token);
-                simd.transpose(from, tile.stride, to, TOKENS);
+                let from = rows.as_ptr().add(token * stride + c);
+                let to = out.as_mut_ptr().add(c * TOKENS + token);
+                simd.transpose(from, stride, to, TOKENS);
             }
         }
     }
 }
 
 /// Some coded vectors of a page, K or V.
-struct Vectors<'a> {
-    format: Format,
-    page: &'a [u8],
-    codes: usize,
-    scales: usize,
-    tokens: Range<usize>,
+pub struct Vectors<'a> {
+    pub format: Format,
+    pub page: &'a [u8],
+    pub codes: usize,
+    pub scales: usize,
+    pub tokens: Range<usize>,
 }
 
 impl Vectors<'_> {
     /// Decodes to rows of `out`: [`Format::decode`].
     #[inline(always)]
-    fn decode<S: Simd>(&self, simd: S, dim: usize, stride: usize, out: &mut [f32]) {
+    pub fn decode<S: Simd>(&self, simd: S, dim: usize, stride: usize, out: &mut [f32]) {
         let Self { format, page, codes, ref tokens, .. } = *self;
         let len = format.vector_bytes(dim);
         if !dim.is_multiple_of(2 * S::LANES) {

@@ -1,0 +1,76 @@
+//! Every backend's attributions against the portable ones, over pages of all tiers.
+
+mod world;
+
+use keepwell_kernels::{Backend, Scoring, Signal, available, portable::Portable};
+
+use world::{ALL, Case, PLAIN, RAGGED, World};
+
+const CASES: &[Case] = &[
+    PLAIN,
+    Case { sequences: &[(0, 70)], ..PLAIN },
+    Case { sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { sequences: RAGGED, tiers: ALL, shuffled: true, window: Some(50), ..PLAIN },
+    Case { sequences: &[(5000, 1)], tiers: ALL, num_kv_heads: 3, ..PLAIN },
+    Case { sequences: &[(3000, 40)], tiers: ALL, window: Some(1000), ..PLAIN },
+    Case { head_dim: 128, group: 4, sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { head_dim: 96, group: 5, sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { head_dim: 80, group: 1, sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { head_dim: 40, group: 7, sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { head_dim: 32, group: 8, sequences: RAGGED, tiers: ALL, window: Some(64), ..PLAIN },
+    Case { head_dim: 16, group: 2, sequences: RAGGED, tiers: ALL, ..PLAIN },
+];
+/// One step of bf16, which keeps 8 bits.
+const ROUNDING: f32 = 1.0 / 128.0;
+/// (signal, factor on the queries, relative tolerance)
+const SIGNALS: [(Signal, f64, f32); 4] = [
+    (Signal::Deletion, 1.0, ROUNDING),
+    // One token takes nearly all of the softmax: v is close to o, and 1 / (1 - p) makes much of the
+    // rounding of large scores.
+    (Signal::Deletion, 12.0, 0.05),
+    (Signal::AttentionMass, 1.0, ROUNDING),
+    (Signal::KeyNorm, 1.0, ROUNDING),
+];
+
+/// Attributions of all tokens after one scored step; a span in three is not scored.
+fn attributions(backend: &dyn Backend, case: &Case, signal: Signal, sharpness: f64) -> Vec<f32> {
+    let mut world = World::new(case);
+    world.q = (world.q * sharpness).unwrap();
+    for (index, span) in world.plan.spans.iter_mut().enumerate().filter(|(i, _)| i % 3 != 1) {
+        span.scoring = Some(Scoring { rows: 1 + 15 * index, signal, decay: 0.5 });
+    }
+    let attended = world.attend(&Portable);
+    let World { mut arena, plan, q } = world;
+    backend.attribute(&mut arena, 0, &q, &attended, &plan).unwrap();
+    let tokens = backend.attributions(&arena, &plan.pages).unwrap();
+    tokens.iter().map(|token| token.attribution).collect()
+}
+
+#[test]
+fn every_backend_attributes_as_the_portable_one_does() {
+    for case in CASES {
+        for (signal, sharpness, tolerance) in SIGNALS {
+            let right = attributions(&Portable, case, signal, sharpness);
+            for backend in available() {
+                let got = attributions(&*backend, case, signal, sharpness);
+                assert_eq!(got.len(), right.len());
+                for (token, (a, b)) in got.iter().zip(&right).enumerate() {
+                    let near = (a - b).abs() <= b.abs() * tolerance + 1e-9;
+                    assert!(near, "{}: {case:?} {signal:?} {token}: {a} {b}", backend.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_without_scoring_changes_no_attribution() {
+    let case = Case { sequences: RAGGED, tiers: ALL, ..PLAIN };
+    let mut world = World::new(&case);
+    let attended = world.attend(&Portable);
+    let before = Portable.attributions(&world.arena, &world.plan.pages).unwrap();
+    for backend in available() {
+        backend.attribute(&mut world.arena, 0, &world.q, &attended, &world.plan).unwrap();
+        assert_eq!(backend.attributions(&world.arena, &world.plan.pages).unwrap(), before);
+    }
+}
