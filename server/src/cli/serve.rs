@@ -88,6 +88,7 @@ async fn serve(
         model: started.model,
         kv_cache: args.model.kv_defaults(),
         metrics,
+        max_waiting: args.model.max_waiting as usize,
         max_body_bytes: usize::try_from(args.max_body_size.as_u64()).unwrap_or(usize::MAX),
     };
     let router = http::router(app);

@@ -47,7 +47,7 @@ pub fn start(args: &ModelArgs, served_name: String) -> Result<Started> {
     ];
     Ok(Started {
         engine,
-        text: Arc::new(ModelText { tokenizer: loaded.tokenizer, template: loaded.template }),
+        text: Arc::new(ModelText::new(loaded.tokenizer, loaded.template)),
         model,
         layout: info.layout,
         summary: summary.join("\n"),

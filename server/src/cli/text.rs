@@ -5,9 +5,22 @@ use keepwell_models::{ChatTemplate, DecodeStream, TextTokenizer, template::Promp
 
 use crate::http::{Chat, Detokenizer, Text};
 
+/// Bytes; `<|reserved_special_token_100|>` has 31.
+const LONGEST_SPECIAL_TOKEN: usize = 32;
+
 pub struct ModelText {
-    pub tokenizer: TextTokenizer,
-    pub template: Option<ChatTemplate>,
+    tokenizer: TextTokenizer,
+    template: Option<ChatTemplate>,
+    longest_token: usize,
+}
+
+impl ModelText {
+    pub fn new(tokenizer: TextTokenizer, template: Option<ChatTemplate>) -> Self {
+        let ids = 0..tokenizer.vocab_size() as u32;
+        let longest_token = ids.map(|id| tokenizer.token_bytes(id).len()).max().unwrap_or(0);
+        // Special tokens have no bytes, but a text.
+        Self { tokenizer, template, longest_token: longest_token.max(LONGEST_SPECIAL_TOKEN) }
+    }
 }
 
 impl Text for ModelText {
@@ -38,6 +51,10 @@ impl Text for ModelText {
 
     fn vocab_size(&self) -> usize {
         self.tokenizer.vocab_size()
+    }
+
+    fn longest_token(&self) -> usize {
+        self.longest_token
     }
 }
 

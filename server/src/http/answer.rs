@@ -57,6 +57,7 @@ pub async fn answer(
     let num_prompt_tokens = job.prompts.iter().map(Vec::len).sum();
     let usage = Usage::new(num_prompt_tokens, job.params.kv_cache.budget);
     let num_choices = job.prompts.len() * job.params.n;
+    check_num_choices(num_choices, app.max_waiting)?;
     let stream = job.params.stream;
     let updates = submit(app, job, stopwatch)?;
     match stream {
@@ -66,6 +67,18 @@ pub async fn answer(
         }
         None => whole(updates, num_choices, &shape, usage).await,
     }
+}
+
+/// No later time would be better for a request that is longer than the queue.
+fn check_num_choices(num_choices: usize, max_waiting: usize) -> Result<(), ApiError> {
+    if num_choices <= max_waiting {
+        return Ok(());
+    }
+    let message = format!(
+        "the request asks for {num_choices} choices, the server queues {max_waiting} at most: \
+         lower `n` or send fewer prompts"
+    );
+    Err(ApiError::invalid("n", message))
 }
 
 /// Hands every choice to the engine.

@@ -13,7 +13,7 @@ use super::App;
 use super::answer::{Job, Shape, Whole, answer};
 use super::body::{JsonObject, off_worker};
 use super::choice::Delta;
-use super::context::MaxTokens;
+use super::context::{self, MaxTokens};
 use super::envelope::{Identity, finish_reason};
 use super::error::ApiError;
 use super::fields::Fields;
@@ -47,7 +47,7 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, ChatShape), Api
     params.sampling.logprobs = num_logprobs(&fields)?;
     let max_tokens =
         MaxTokens::read(&fields, &["max_completion_tokens", "max_tokens"], usize::MAX)?;
-    let prompt = tokenize(&chat(&fields)?, app.text.as_ref())?;
+    let prompt = tokenize(&chat(&fields)?, app)?;
     let limit = max_tokens.within(app.model.max_model_len, prompt.len(), "messages")?;
     let include_usage = params.stream.is_some_and(|options| options.include_usage);
     let shape = ChatShape {
@@ -75,10 +75,14 @@ fn chat(fields: &Fields) -> Result<Chat, ApiError> {
     Ok(Chat { messages, add_generation_prompt })
 }
 
-fn tokenize(chat: &Chat, text: &dyn Text) -> Result<Vec<u32>, ApiError> {
+/// The texts of special tokens in messages are special tokens too, as in vLLM: who passes on what
+/// strangers wrote has to take them out.
+fn tokenize(chat: &Chat, app: &App) -> Result<Vec<u32>, ApiError> {
     let refused = |error: anyhow::Error| ApiError::invalid("messages", format!("{error:#}"));
-    // The template writes the special tokens itself.
-    text.encode(&text.render_chat(chat).map_err(refused)?, false).map_err(refused)
+    let prompt = app.text.render_chat(chat).map_err(refused)?;
+    context::check_text(&prompt, app, "messages")?;
+    // The template wrote the special tokens itself.
+    app.text.encode(&prompt, false).map_err(refused)
 }
 
 struct ChatShape {

@@ -2,8 +2,27 @@
 
 use axum::http::StatusCode;
 
+use super::App;
 use super::error::ApiError;
 use super::fields::Fields;
+
+/// Tokenizing megabytes takes seconds: a text that cannot fit, however it is cut into tokens, is
+/// refused before that.
+///
+/// # Errors
+/// The text fills the context even with the longest tokens there are.
+pub fn check_text(text: &str, app: &App, param: &str) -> Result<(), ApiError> {
+    let max_model_len = app.model.max_model_len;
+    let least = text.len().div_ceil(app.text.longest_token().max(1));
+    if least <= max_model_len {
+        return Ok(());
+    }
+    let message = format!(
+        "the model's context is {max_model_len} tokens, but the prompt has at least {least}"
+    );
+    let error = ApiError::new(StatusCode::BAD_REQUEST, message);
+    Err(error.at(param).code("context_length_exceeded"))
+}
 
 /// How many tokens a prompt's choices may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ pub const MODEL: &str = "org/bytes";
 pub const EOS: u32 = 256;
 pub const MAX_MODEL_LEN: usize = 200;
 pub const MAX_BODY_BYTES: usize = 64 << 10;
+pub const MAX_WAITING: usize = 64;
 
 /// Token id = byte; `EOS` has no text.
 pub struct ByteText;
@@ -56,6 +57,10 @@ impl Text for ByteText {
     fn vocab_size(&self) -> usize {
         257
     }
+
+    fn longest_token(&self) -> usize {
+        1
+    }
 }
 
 #[derive(Default)]
@@ -96,5 +101,6 @@ pub fn app(engine: EngineHandle) -> App {
         },
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         max_body_bytes: MAX_BODY_BYTES,
+        max_waiting: MAX_WAITING,
     }
 }

@@ -73,9 +73,10 @@ impl<'a> Fields<'a> {
         integer(value, &self.path(name), range).map(Some)
     }
 
-    /// A seed: all 64 bits, no sign.
-    pub fn u64(&self, name: &str) -> Result<Option<u64>, ApiError> {
-        self.read(name, "an integer from 0 to 18446744073709551615", Value::as_u64)
+    /// A seed: any 64 bits, as clients have signed ones and unsigned ones.
+    pub fn seed(&self, name: &str) -> Result<Option<u64>, ApiError> {
+        let bits = |value: &Value| value.as_u64().or(value.as_i64().map(i64::cast_unsigned));
+        self.read(name, "an integer of 64 bits", bits)
     }
 
     /// A number in `range`, checked as the f32 it becomes: 1e-60 is not above 0 then.

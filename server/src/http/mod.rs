@@ -57,6 +57,8 @@ pub struct App {
     pub kv_cache: KvDefaults,
     pub metrics: PrometheusHandle,
     pub max_body_bytes: usize,
+    /// Sequences that the engine's queue holds.
+    pub max_waiting: usize,
 }
 
 /// The model as clients see it.

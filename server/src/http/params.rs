@@ -95,7 +95,7 @@ fn sampling(fields: &Fields) -> Result<SamplingParams, ApiError> {
         top_p: fields.number("top_p", above_zero(1.0))?.unwrap_or(default.top_p),
         top_k: top_k.map_or(default.top_k, |k| k.max(0) as usize),
         min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(default.min_p),
-        seed: fields.u64("seed")?,
+        seed: fields.seed("seed")?,
         presence_penalty: fields
             .number("presence_penalty", -2.0..=2.0)?
             .unwrap_or(default.presence_penalty),

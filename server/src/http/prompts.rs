@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::App;
+use super::context;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::params::token_ids;
@@ -50,6 +51,7 @@ fn from_list(items: &[Value], app: &App) -> Result<Vec<Prompt>, ApiError> {
 
 fn from_text(text: &str, param: String, app: &App) -> Result<Prompt, ApiError> {
     let refused = |error| ApiError::invalid(&param, format!("{error:#}"));
+    context::check_text(text, app, &param)?;
     let ids = app.text.encode(text, true).map_err(refused)?;
     Ok(Prompt { ids, text: Some(text.to_owned()), param })
 }

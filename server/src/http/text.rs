@@ -27,6 +27,9 @@ pub trait Text: Send + Sync {
     fn token_bytes(&self, id: u32) -> Vec<u8>;
 
     fn vocab_size(&self) -> usize;
+
+    /// Bytes of the text that one token stands for at most.
+    fn longest_token(&self) -> usize;
 }
 
 /// Turns a sequence's tokens into text as they come.

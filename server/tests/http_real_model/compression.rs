@@ -1,0 +1,110 @@
+use std::thread;
+
+use keepwell_kernels::{PageLayout, Tier};
+use keepwell_server::{compress::Protection, sched::Demand};
+use serde_json::{Value, json};
+
+use super::{
+    CAPITAL, alice, chat, completion, number,
+    server::{CHAT, COMPLETIONS, Server, Streamed},
+};
+
+const BUDGET: f32 = 0.28;
+/// Tokens a sequence decodes between two compress events.
+const EVENT_INTERVAL: usize = 64;
+/// Without compression, a prompt of this many tokens takes more than its budget and a window.
+const LONG_PROMPT: usize = 500;
+
+/// SmolLM2 with the server's defaults.
+fn demand() -> Demand {
+    Demand {
+        layout: PageLayout::new(64),
+        num_heads: 30 * 3,
+        max_chunk: 512,
+        protection: Protection::default(),
+    }
+}
+
+/// Entries add up, bytes and peak keep their bounds, and long prompts have been compressed.
+fn check_account(usage: &Value) {
+    let (demand, kv_cache) = (demand(), &usage["kv_cache"]);
+    let page_bytes = demand.layout.page_bytes;
+    // The last token was drawn but never computed.
+    let len = number(&usage["total_tokens"]) - 1;
+    assert_eq!(number(&kv_cache["f16_bytes"]), demand.f16_bytes(len), "{usage}");
+    let entries = kv_cache["tokens"].as_object().unwrap();
+    let sum: usize = entries.values().map(number).sum();
+    assert_eq!(sum, len * demand.num_heads, "{usage}");
+
+    let bytes = number(&kv_cache["bytes"]);
+    // One open page more: the window need not start with a page.
+    let window_pages = EVENT_INTERVAL / demand.layout.capacity(Tier::F16) + 1;
+    let bound = demand.limit(BUDGET, len) + demand.num_heads * window_pages;
+    assert!(bytes <= bound * page_bytes, "above {}: {usage}", bound * page_bytes);
+    let peak_bound = demand.peak(BUDGET, len) * page_bytes;
+    assert!(number(&kv_cache["peak_bytes"]) <= peak_bound, "above {peak_bound}: {usage}");
+
+    if number(&usage["prompt_tokens"]) > LONG_PROMPT {
+        let demoted = sum - number(&entries["f16"]);
+        assert!(demoted > 0 && bytes < number(&kv_cache["f16_bytes"]) / 2, "{usage}");
+    }
+}
+
+fn after_a_story(num_tokens: usize) -> Value {
+    let story = format!("Here is a story:\n\n{}", alice(num_tokens));
+    json!([
+        {"role": "user", "content": story},
+        {"role": "assistant", "content": "Thank you for the story."},
+        {"role": "user", "content": CAPITAL},
+    ])
+}
+
+#[test]
+fn sixteen_compressed_streams_finish_right_within_budget_and_their_accounts_add_up() {
+    let server = Server::with_memory("256MiB");
+    let ask = |nth: usize| -> Streamed {
+        let mut body = chat(CAPITAL, json!({"kv_cache": {"budget": BUDGET}, "max_tokens": 24}));
+        if nth.is_multiple_of(2) {
+            body["messages"] = after_a_story(550 + 25 * nth);
+            // Past one compress event of decoding.
+            body["max_tokens"] = json!(EVENT_INTERVAL + 8);
+            body["ignore_eos"] = json!(true);
+        }
+        server.stream(CHAT, &body).collect_choice()
+    };
+    let answers: Vec<_> = thread::scope(|scope| {
+        let asked: Vec<_> = (0..16).map(|nth| scope.spawn(move || ask(nth))).collect();
+        asked.into_iter().map(|answer| answer.join().unwrap()).collect()
+    });
+    for answer in &answers {
+        assert!(answer.text.contains("Paris"), "{answer:?}");
+        assert!(["stop", "length"].contains(&&*answer.finish_reason), "{answer:?}");
+        check_account(&answer.usage);
+    }
+    let is_long = |answer: &&Streamed| number(&answer.usage["prompt_tokens"]) > LONG_PROMPT;
+    assert_eq!(answers.iter().filter(is_long).count(), 8);
+    assert_eq!(server.metrics().live_pages(), 0.0);
+}
+
+#[test]
+fn a_budget_of_one_changes_nothing() {
+    let server = Server::with_memory("64MiB");
+    let ask = |extra: Value| server.ok(COMPLETIONS, &completion(alice(200), 80, extra));
+    let plain = ask(json!({"logprobs": 3}));
+    let full = ask(json!({"logprobs": 3, "kv_cache": {"budget": 1.0}}));
+    assert_eq!(full["choices"], plain["choices"]);
+    assert_eq!(full["usage"], plain["usage"]);
+    let kv_cache = &full["usage"]["kv_cache"];
+    let len = number(&full["usage"]["total_tokens"]) - 1;
+    assert_eq!(number(&kv_cache["tokens"]["f16"]), len * demand().num_heads);
+}
+
+#[test]
+fn every_policy_serves() {
+    let server = Server::with_memory("64MiB");
+    for policy in keepwell_server::compress::POLICIES {
+        let kv_cache = json!({"budget": BUDGET, "policy": policy.name()});
+        let body = completion(alice(550), 8, json!({"kv_cache": kv_cache}));
+        check_account(&server.ok(COMPLETIONS, &body)["usage"]);
+    }
+}

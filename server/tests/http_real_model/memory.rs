@@ -1,0 +1,100 @@
+use std::thread;
+
+use serde_json::{Value, json};
+
+use super::{
+    CAPITAL, alice, chat, completion, number,
+    server::{CHAT, COMPLETIONS, Server},
+    text,
+};
+
+#[test]
+fn a_request_too_large_for_memory_is_refused_with_advice_and_a_small_one_still_served() {
+    // 176 tokens.
+    let server = Server::with_memory("4MiB");
+    let error = server.refusal(COMPLETIONS, &completion(alice(600), 8, json!({})));
+    assert_eq!(error["code"], "kv_memory_exceeded", "{error}");
+    let message = error["message"].as_str().unwrap();
+    for advice in ["shorten the prompt", "max_tokens", "kv_cache.budget"] {
+        assert!(message.contains(advice), "{message}");
+    }
+    let mut streamed = completion("Hello", 400, json!({}));
+    streamed["stream"] = json!(true);
+    assert_eq!(server.refusal(COMPLETIONS, &streamed)["code"], "kv_memory_exceeded");
+
+    let answer = server.ok(CHAT, &chat(CAPITAL, json!({"max_tokens": 16})));
+    assert!(text(&answer).contains("Paris"), "{answer}");
+}
+
+#[test]
+fn without_max_tokens_an_answer_is_shortened_to_what_memory_holds() {
+    let server = Server::with_memory("4MiB");
+    let answer = server.ok(CHAT, &chat(CAPITAL, json!({"ignore_eos": true})));
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    let usage = &answer["usage"];
+    assert!(number(&usage["completion_tokens"]) > 100, "{usage}");
+    assert!(number(&usage["kv_cache"]["bytes"]) <= 4 << 20, "{usage}");
+}
+
+#[test]
+fn a_floor_lets_a_request_in_that_its_budget_would_not() {
+    let server = Server::start(&["--kv-memory", "24MiB", "--max-batch-tokens", "64"]);
+    let body = |kv_cache: Value| completion(alice(1200), 8, json!({"kv_cache": kv_cache}));
+    server.refusal(COMPLETIONS, &body(json!({"budget": 1.0})));
+    let squeezed = server.ok(COMPLETIONS, &body(json!({"budget": 1.0, "min_budget": 0.25})));
+    let kv_cache = &squeezed["usage"]["kv_cache"];
+    assert_eq!(kv_cache["budget"], 0.25);
+    assert!(number(&kv_cache["peak_bytes"]) <= 24 << 20, "{kv_cache}");
+}
+
+/// Equal texts up to a place where the two likeliest tokens were this close.
+const TIE: f64 = 0.05;
+
+fn check_same_up_to_ties(together: &Value, alone: &Value) {
+    let tokens = |answer: &Value| answer["choices"][0]["logprobs"]["tokens"].clone();
+    let (together, alone_tokens) = (tokens(together), tokens(alone));
+    let (together, alone_tokens) = (together.as_array().unwrap(), alone_tokens.as_array().unwrap());
+    assert_eq!(together.len(), alone_tokens.len());
+    let Some(at) = together.iter().zip(alone_tokens).position(|(a, b)| a != b) else { return };
+    let top = &alone["choices"][0]["logprobs"]["top_logprobs"][at];
+    let of = |token: &Value| top[token.as_str().unwrap()].as_f64().unwrap_or(f64::NEG_INFINITY);
+    let margin = of(&alone_tokens[at]) - of(&together[at]);
+    assert!(margin <= TIE, "token {at}: {} for {}: {top}", together[at], alone_tokens[at]);
+}
+
+#[test]
+fn requests_beyond_memory_wait_or_are_preempted_and_end_as_they_would_alone() {
+    // 704 tokens, for six requests that grow from 30 to 230 each.
+    let server = Server::with_memory("16MiB");
+    let body = |nth: usize| {
+        let prompt = &alice(100)[10 * nth..][..120];
+        completion(prompt, 200, json!({"logprobs": 5}))
+    };
+    let together: Vec<_> = thread::scope(|scope| {
+        let ask = |nth| server.ok(COMPLETIONS, &body(nth));
+        let asked: Vec<_> = (0..6).map(|nth| scope.spawn(move || ask(nth))).collect();
+        asked.into_iter().map(|answer| answer.join().unwrap()).collect()
+    });
+    let metrics = server.metrics();
+    assert!(metrics.sum("vllm:num_preemptions_total", "") > 0.0);
+    assert_eq!((metrics.live_pages(), metrics.num_running()), (0.0, 0.0));
+    for (nth, together) in together.iter().enumerate() {
+        assert_eq!(number(&together["usage"]["completion_tokens"]), 200);
+        check_same_up_to_ties(together, &server.ok(COMPLETIONS, &body(nth)));
+    }
+}
+
+#[test]
+fn compressed_requests_beyond_memory_wait_and_finish_too() {
+    // Each takes about 8 MiB at its peak.
+    let server = Server::start(&["--kv-memory", "12MiB", "--max-batch-tokens", "64"]);
+    let body = completion(alice(700), 72, json!({"kv_cache": {"budget": 0.28}}));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| server.stream(COMPLETIONS, &body).collect_choice());
+        }
+    });
+    let metrics = server.metrics();
+    assert_eq!(metrics.sum("vllm:request_success_total", "length"), 4.0);
+    assert_eq!(metrics.live_pages(), 0.0);
+}
