@@ -29,7 +29,7 @@ fn gauges_agree_while_streams_run_and_are_zero_when_they_have_ended() {
     thread::scope(|scope| {
         for extra in [json!({}), compressed] {
             let server = &server;
-            let body = completion("Once upon a time", 150, extra);
+            let body = completion("Once upon a time", 300, extra);
             scope.spawn(move || server.stream(COMPLETIONS, &body).collect_choice());
         }
         let both = server.await_metrics(SOON, |metrics| metrics.num_running() == 2.0);
@@ -44,7 +44,7 @@ fn gauges_agree_while_streams_run_and_are_zero_when_they_have_ended() {
     assert_eq!(after.live_pages(), 0.0);
     assert_eq!(after.sum("keepwell_kv_bytes", ""), 0.0);
     assert_eq!(after.sum("vllm:request_success_total", "length"), 2.0);
-    assert_eq!(after.sum("vllm:generation_tokens_total", ""), 300.0);
+    assert_eq!(after.sum("vllm:generation_tokens_total", ""), 600.0);
     check_bytes(&after);
 }
 

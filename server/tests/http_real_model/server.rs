@@ -1,6 +1,7 @@
 //! `keepwell serve` in a process of its own, and a client for it.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead, BufReader, Write},
     net::TcpStream,
     process::{Child, Command, ExitStatus, Stdio},
@@ -124,7 +125,7 @@ impl Server {
         let mut last = Metrics(read().unwrap());
         loop {
             let next = Metrics(read().unwrap());
-            if next.gauges().eq(last.gauges()) {
+            if next.gauges() == last.gauges() {
                 return next;
             }
             last = next;
@@ -208,10 +209,12 @@ impl Stream {
 pub struct Metrics(String);
 
 impl Metrics {
-    fn gauges(&self) -> impl Iterator<Item = &str> {
+    /// Their order changes from reading to reading.
+    fn gauges(&self) -> BTreeSet<&str> {
         let names =
             ["keepwell_kv_bytes{", "keepwell_kv_pages{", "vllm:kv_cache", "vllm:num_requests"];
-        self.0.lines().filter(move |line| names.iter().any(|name| line.starts_with(name)))
+        let is_gauge = |line: &&str| names.iter().any(|name| line.starts_with(name));
+        self.0.lines().filter(is_gauge).collect()
     }
 
     /// The sum of the series whose name is `name` and whose labels contain `label`.

@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-pub use super::fake::{EOS, MAX_BODY_BYTES, MAX_MODEL_LEN, MODEL, app, ids, says};
+pub use super::fake::{EOS, MAX_BODY_BYTES, MAX_MODEL_LEN, MAX_WAITING, MODEL, app, ids, says};
 use super::router;
 use crate::engine::GenerateRequest;
 use crate::engine::fake::{FakeEngine, Script};

@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::{Server, says};
+use super::{MAX_MODEL_LEN, MAX_WAITING, Server, says};
 use crate::engine::{KvCacheParams, SamplingParams};
 
 #[tokio::test]
@@ -67,4 +67,36 @@ async fn the_servers_floor_bends_to_a_lower_budget() {
     let kv = |nth| server.request(nth).kv_cache;
     assert_eq!((kv(0).budget, kv(0).min_budget), (0.1, 0.1));
     assert_eq!((kv(1).budget, kv(1).min_budget), (1.0, 0.25));
+}
+
+#[tokio::test]
+async fn a_negative_seed_is_one_too() {
+    let server = Server::new(says("A"));
+    server.complete(json!({"seed": -1})).await;
+    assert_eq!(server.request(0).sampling.seed, Some(u64::MAX));
+}
+
+#[tokio::test]
+async fn more_choices_than_the_queue_holds_are_refused_and_not_told_to_try_again() {
+    let server = Server::new(says("A"));
+    let body = json!({"prompt": vec!["a"; MAX_WAITING / 8], "n": 9});
+    let (status, error) = server.error("/v1/completions", body).await;
+    assert_eq!((status, &error["param"]), (400, &json!("n")));
+    assert!(server.engine.requests.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_text_that_cannot_fit_is_refused_before_it_is_tokenized() {
+    let server = Server::new(says("A"));
+    let content = "x".repeat(MAX_MODEL_LEN + 1);
+    let chat = json!({"messages": [{"role": "user", "content": &content}]});
+    for (path, body, param) in [
+        ("/v1/completions", json!({"prompt": ["a", content]}), "prompt[1]"),
+        ("/v1/chat/completions", chat, "messages"),
+    ] {
+        let (status, error) = server.error(path, body).await;
+        assert_eq!((status, &error["param"]), (400, &json!(param)));
+        assert_eq!(error["code"], "context_length_exceeded");
+        assert!(error["message"].as_str().unwrap().contains("at least"), "{error}");
+    }
 }
