@@ -1,6 +1,11 @@
 //! The page memory: one allocation, made once, never exceeded.
 
-use crate::page::{PageId, PageLayout};
+use memmap2::MmapMut;
+
+use crate::{
+    Error, Result,
+    page::{PageId, PageLayout},
+};
 
 /// `num_pages` pages of equal size. On a host the memory is zeroed lazily by the operating system,
 /// so resident memory grows with the pages in use.
@@ -8,12 +13,20 @@ use crate::page::{PageId, PageLayout};
 pub struct Arena {
     layout: PageLayout,
     num_pages: usize,
-    host: Vec<u8>,
+    host: MmapMut,
 }
 
 impl Arena {
-    pub fn host(layout: PageLayout, num_pages: usize) -> Self {
-        Self { layout, num_pages, host: vec![0; num_pages * layout.page_bytes] }
+    /// # Errors
+    /// The system does not have the memory, or not in one piece.
+    pub fn host(layout: PageLayout, num_pages: usize) -> Result<Self> {
+        let len = num_pages.saturating_mul(layout.page_bytes);
+        let host = MmapMut::map_anon(len).map_err(|error| {
+            Error::Unsupported(format!(
+                "cannot take {len} bytes of memory for the KV cache: {error}"
+            ))
+        })?;
+        Ok(Self { layout, num_pages, host })
     }
 
     pub fn layout(&self) -> &PageLayout {

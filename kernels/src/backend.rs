@@ -50,7 +50,7 @@ pub trait Backend: Send + Sync {
     }
 
     fn arena(&self, layout: crate::PageLayout, num_pages: usize) -> Result<Arena> {
-        Ok(Arena::host(layout, num_pages))
+        Arena::host(layout, num_pages)
     }
 
     /// Prepares a weight matrix whose rows are those of `parts`, one after the other (QKV and

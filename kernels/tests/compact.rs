@@ -15,7 +15,7 @@ fn bytes(arena: &Arena) -> Vec<u8> {
 
 /// The arena's bytes after the moves.
 fn moved(backend: &dyn Backend, world: &World, moves: &[Move]) -> Vec<u8> {
-    let mut arena = Arena::host(*world.arena.layout(), world.arena.num_pages());
+    let mut arena = Arena::host(*world.arena.layout(), world.arena.num_pages()).unwrap();
     for page in (0..arena.num_pages() as u32).map(PageId) {
         arena.page_mut(page).copy_from_slice(world.arena.page(page));
     }

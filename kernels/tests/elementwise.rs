@@ -54,7 +54,7 @@ fn step(layout: PageLayout, rows: usize) -> (AttentionPlan, Arena) {
         writes: (0..2 * rows).map(write).collect(),
         ..Default::default()
     };
-    (plan, Arena::host(layout, (2 * rows).div_ceil(capacity)))
+    (plan, Arena::host(layout, (2 * rows).div_ceil(capacity)).unwrap())
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn every_backend_writes_keys_and_values_as_the_portable_one_does() {
 }
 
 fn arena_like(arena: &Arena) -> Arena {
-    Arena::host(*arena.layout(), arena.num_pages())
+    Arena::host(*arena.layout(), arena.num_pages()).unwrap()
 }
 
 /// K and V of the first slots, and their offsets and attributions.

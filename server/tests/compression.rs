@@ -56,7 +56,7 @@ fn a_smaller_budget_really_holds_fewer_bytes() {
 }
 
 #[test]
-fn budget_one_neither_compresses_nor_scores() {
+fn budget_one_keeps_every_token_in_f16() {
     let (engine, _) = tiny("tiny-mistral", options(64 * MIB, 64));
     let usage = run(&engine, 300, 100, squeezed(1.0)).kv_cache;
     assert_eq!(usage.tokens, [399 * NUM_HEADS, 0, 0, 0]);
@@ -64,10 +64,11 @@ fn budget_one_neither_compresses_nor_scores() {
 }
 
 #[test]
-fn a_short_sequence_is_left_exact() {
+fn a_short_sequence_loses_no_token_even_at_the_smallest_budget() {
     let (engine, _) = tiny("tiny-llama3", options(64 * MIB, 64));
-    let usage = run(&engine, 20, 10, squeezed(0.9)).kv_cache;
+    let usage = run(&engine, 20, 10, squeezed(0.01)).kv_cache;
     assert_eq!(usage.evicted, 0);
+    assert_eq!(usage.tokens.iter().sum::<usize>(), 29 * NUM_HEADS);
 }
 
 #[test]
@@ -91,6 +92,24 @@ fn what_can_never_fit_is_refused_and_the_engine_lives_on() {
     assert!(needed_bytes > total_bytes && total_bytes <= SMALL);
     assert_eq!(total_bytes, info.num_pages * info.layout.page_bytes);
     assert_eq!(run(&engine, 100, 5, full()).num_generated_tokens, 5);
+}
+
+#[test]
+fn a_smaller_budget_is_not_refused_where_no_compression_is_served() {
+    let (engine, _) = tiny("tiny-llama3", options(SMALL, 512));
+    for budget in [1.0, 0.6, 0.28, 0.1] {
+        assert_eq!(run(&engine, 500, 40, squeezed(budget)).num_generated_tokens, 40);
+    }
+}
+
+#[test]
+fn a_wish_that_fits_its_own_budget_when_shortened_is_not_squeezed() {
+    let (engine, _) = tiny("tiny-llama3", options(SMALL, 64));
+    let kv_cache = KvCacheParams { min_budget: 0.1, ..full() };
+    let mut request = greedy(&prompt(50), 950, kv_cache);
+    request.may_shorten = true;
+    let usage = collect(engine.generate(request).unwrap()).unwrap().1.kv_cache;
+    assert_eq!(usage.budget, 1.0);
 }
 
 #[test]
@@ -128,9 +147,15 @@ fn a_dropped_generation_gives_way_to_the_next_one() {
     let (engine, _) = tiny("tiny-llama3", options(MIB, 64));
     let mut first = engine.generate(greedy(&prompt(500), 300, full())).unwrap();
     assert!(matches!(first.blocking_next(), Some(Event::Token(_))));
-    let second = engine.generate(greedy(&prompt(500), 300, full())).unwrap();
+    let mut second = engine.generate(greedy(&prompt(500), 300, full())).unwrap();
     drop(first);
+    // Two of these do not fit at once. A third, asked for only now, comes after the second: if the
+    // first still ran, neither would have started before its 300 tokens were done.
+    let started = std::time::Instant::now();
+    assert!(matches!(second.blocking_next(), Some(Event::Token(_))));
+    let until_first_token = started.elapsed();
     assert_eq!(collect(second).unwrap().1.num_generated_tokens, 300);
+    assert!(until_first_token < started.elapsed() / 2, "waited for what was cancelled");
 }
 
 #[test]

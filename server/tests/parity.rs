@@ -73,5 +73,6 @@ fn smollm2_with_f32_weights_equals_the_reference_alone_and_batched() {
 
 #[test]
 fn smollm2_with_packed_weights_equals_the_reference_alone_and_batched() {
-    check_smollm2(WeightFormat::AsFile, 0.1, 0.15);
+    // The bounds of f32 weights: activations of 16 bits lose next to nothing.
+    check_smollm2(WeightFormat::AsFile, 0.02, 0.02);
 }

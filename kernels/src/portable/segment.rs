@@ -116,6 +116,15 @@ pub fn attribution(layout: &PageLayout, page: &[u8], tier: Tier, index: usize) -
     bf16::from_bits(read_u16(page, at)).to_f32()
 }
 
+/// Rounds up or down with probabilities that keep the mean, drawn from the value itself. Rounding to
+/// the nearest would swallow whatever is less than 1/512 of the sum it is added to.
+pub fn to_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let drawn = bits.wrapping_mul(0x9e37_79b1) >> 16;
+    let rounded = if x.is_finite() { bits.wrapping_add(drawn) } else { bits };
+    bf16::from_bits((rounded >> 16) as u16)
+}
+
 pub fn set_attribution(
     layout: &PageLayout,
     page: &mut [u8],
@@ -123,7 +132,7 @@ pub fn set_attribution(
     index: usize,
     attribution: f32,
 ) {
-    let bits = bf16::from_f32(attribution).to_bits();
+    let bits = to_bf16(attribution).to_bits();
     write_u16(page, layout.arrays(tier).attributions + 2 * index, bits);
 }
 
@@ -133,4 +142,28 @@ fn read_u16(bytes: &[u8], at: usize) -> u16 {
 
 fn write_u16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_small_signals_add_up_although_each_is_below_the_last_bit() {
+        // To the nearest, 1 + 0.001 is 1 in bf16, for ever.
+        let mut sum = bf16::ONE;
+        for i in 0..4000 {
+            let signal = 0.001 + 1e-6 * (i % 97) as f32;
+            sum = to_bf16(sum.to_f32() + signal);
+        }
+        let expected = 1.0 + 4000.0 * 0.001_048;
+        assert!((sum.to_f32() - expected).abs() < 0.1 * expected, "{sum}");
+    }
+
+    #[test]
+    fn what_bf16_holds_stays_as_it_is() {
+        for x in [0.0, 1.0, 3.5, 0.015_625, f32::INFINITY] {
+            assert_eq!(to_bf16(x), bf16::from_f32(x));
+        }
+    }
 }

@@ -51,7 +51,7 @@ impl World {
         let layout = PageLayout::new(case.head_dim);
         let tokens: usize = case.sequences.iter().map(|(old, new)| old + new).sum();
         let num_pages = case.num_kv_heads * (tokens / 4 + case.sequences.len());
-        let mut arena = Arena::host(layout, num_pages);
+        let mut arena = Arena::host(layout, num_pages).unwrap();
         let mut plan = AttentionPlan {
             num_kv_heads: case.num_kv_heads,
             window: case.window,

@@ -7,5 +7,5 @@ mod table;
 
 pub use ledger::{Holdings, Ledger};
 pub use pool::PagePool;
-pub use repack::{Assignment, Repack};
+pub use repack::{Assignment, REACH, Repack};
 pub use table::{HeadPages, PageTable};

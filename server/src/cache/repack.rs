@@ -7,6 +7,9 @@ use keepwell_kernels::{Move, PageLayout, PageRef, Slot, TIERS, Tier};
 
 use super::{HeadPages, Ledger, PageTable};
 
+/// Positions beyond this one may be out of reach of a page's base.
+pub const REACH: usize = i16::MAX as usize;
+
 /// What becomes of one token; `None` evicts it.
 pub type Assignment = Option<Tier>;
 
@@ -50,6 +53,10 @@ impl Repack {
         }
         for (tokens, arrivals) in tokens.iter_mut().zip(&mut arrivals) {
             tokens.append(arrivals);
+            if table.len() > REACH {
+                // In order of position few pages have to end early.
+                tokens.sort_by_key(|token| token.position);
+            }
         }
         let mut repack = Self { head, tokens, old, page_change: 0 };
         let needed = repack.lay_out(layout).len();

@@ -19,10 +19,11 @@ impl HeadPages {
         self.pages.iter_mut().rfind(|p| p.tier == Tier::F16)
     }
 
-    /// Free slots of the open page.
-    fn room(&self, layout: &PageLayout) -> usize {
-        let open = self.pages.iter().rfind(|p| p.tier == Tier::F16);
-        open.map_or(0, |p| layout.capacity(Tier::F16) - usize::from(p.len))
+    /// How many of the positions from `position` on the open page takes.
+    fn room(&self, position: u32, layout: &PageLayout) -> usize {
+        let Some(open) = self.pages.iter().rfind(|p| p.tier == Tier::F16) else { return 0 };
+        let free = layout.capacity(Tier::F16) - usize::from(open.len);
+        (position..).take(free).take_while(|p| open.reaches(*p)).count()
     }
 
     /// The place of a new token, or `None` when that takes a page and none is free.
@@ -90,8 +91,9 @@ impl PageTable {
     /// Pages that `num_tokens` more tokens take.
     pub fn pages_to_append(&self, num_tokens: usize, layout: &PageLayout) -> usize {
         let capacity = layout.capacity(Tier::F16);
-        let pages =
-            |head: &HeadPages| num_tokens.saturating_sub(head.room(layout)).div_ceil(capacity);
+        let pages = |head: &HeadPages| {
+            num_tokens.saturating_sub(head.room(self.len as u32, layout)).div_ceil(capacity)
+        };
         self.heads.iter().map(pages).sum()
     }
 
@@ -145,5 +147,25 @@ impl PageTable {
                 assert!(seen.insert(page.page), "{page:?} is listed twice");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_out_of_reach_of_the_open_page_is_not_counted() {
+        let layout = PageLayout::new(64);
+        let mut ledger = Ledger::new(layout, 1);
+        let page = ledger.allocate(Tier::F16).unwrap();
+        let mut table = PageTable::new(1);
+        let open = PageRef { page, base: 0, len: 1, tier: Tier::F16 };
+        table.replace_head(0, HeadPages { pages: vec![open] });
+        table.len = 40_000;
+        assert_eq!(table.pages_to_append(1, &layout), 1);
+        table.len = 32_766;
+        assert_eq!(table.pages_to_append(2, &layout), 0);
+        assert_eq!(table.pages_to_append(3, &layout), 1);
     }
 }

@@ -1,9 +1,9 @@
 //! One compress event of one sequence, decided: tiers for all its tokens, then moves.
 
-use keepwell_kernels::{Move, PageLayout, Tier};
+use keepwell_kernels::{Move, PageLayout, TIERS, Tier};
 
 use super::{Candidate, Policy, Prices, TokenSignals, assign, score};
-use crate::cache::{Assignment, Ledger, PageTable, Repack};
+use crate::cache::{Assignment, Ledger, PageTable, REACH, Repack};
 
 /// Moves that one kernel call stages at most, unless a single head needs more.
 const MOVES_PER_BATCH: usize = 16_384;
@@ -62,7 +62,9 @@ pub fn decide(
         .enumerate()
         .map(|(head, tokens)| candidates(table, head, tokens, goal, protected_tier))
         .collect();
-    assign(&heads, goal.max_pages, &Prices::default(), layout)
+    // Pages that end early because the next position is out of their reach.
+    let early_ends = table.num_heads() * TIERS.len() * (table.len() / REACH);
+    assign(&heads, goal.max_pages.saturating_sub(early_ends), &Prices::default(), layout)
 }
 
 /// 8 bits as long as the protected tokens then take no more than an eighth of the pages.

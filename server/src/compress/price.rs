@@ -2,9 +2,8 @@
 //!
 //! Minimize the sum of `score * distortion(tier)` over all tokens of all heads, while the pages
 //! fit. For a price λ per byte each token takes the tier that minimizes
-//! `score * distortion(tier) + λ * bytes(tier)`; λ is the smallest that fits (section 7.4 of RDKV-
-//! type allocation: a threshold per tier). Scores are binned, so that one trial of λ costs a few
-//! look-ups per head instead of a pass over the tokens.
+//! `score * distortion(tier) + λ * bytes(tier)`; λ is the smallest that fits. Scores are binned, so
+//! that one trial of λ costs a few look-ups per head instead of a pass over the tokens.
 
 use keepwell_kernels::{PageLayout, TIERS, Tier};
 

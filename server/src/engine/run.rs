@@ -8,14 +8,17 @@ use keepwell_models::{Batch, Model};
 use tokio::sync::mpsc;
 
 use super::{
-    EngineError, EngineHandle, Event, FinishReason, GenerateRequest, KvUsage, Outcome,
-    gather::gather, handle::Command, metrics, sampler::Sampler,
+    EngineError, EngineHandle, Event, FinishReason, GenerateRequest, KvCacheParams, KvUsage,
+    Outcome, gather::gather, handle::Command, metrics, sampler::Sampler,
 };
 use crate::{
     cache::{Ledger, PageTable},
     compress::{Goal, HeadTokens, Protection, decide, repack},
     sched::{Demand, Entry, Scheduler, SchedulerLimits, SeqId, Sequence, Step},
 };
+
+/// Tokens that an answer without a limit of its own should have room for.
+const FAIR_ANSWER: usize = 256;
 
 /// How the engine shares out the machine.
 #[derive(Clone, Copy, Debug)]
@@ -158,41 +161,43 @@ impl Engine {
         if !self.scheduler.can_queue() {
             return Err(EngineError::QueueFull { num_waiting });
         }
-        let demand = self.scheduler.demand();
-        let params = request.kv_cache;
-        let prompt_len = request.prompt.len();
-        let peak = |budget: f32, max_tokens: usize| demand.peak(budget, prompt_len + max_tokens);
-        let num_pages = self.ledger.num_pages();
-        // A request that does not fit as it would like to is squeezed down to its own floor.
-        let budget = [params.budget, params.min_budget]
-            .into_iter()
-            .find(|budget| peak(*budget, request.max_tokens) <= num_pages);
-        let (budget, max_tokens) = match budget {
-            Some(budget) => (budget, request.max_tokens),
-            None if request.may_shorten && peak(params.min_budget, 1) <= num_pages => {
-                let fits = |n: &usize| peak(params.min_budget, *n) <= num_pages;
-                (params.min_budget, (1..=request.max_tokens).rev().find(fits).unwrap_or(1))
-            }
-            None => {
-                let page_bytes = self.ledger.layout().page_bytes;
-                return Err(EngineError::DoesNotFit {
-                    needed_bytes: peak(params.min_budget, request.max_tokens) * page_bytes,
-                    total_bytes: num_pages * page_bytes,
-                });
-            }
-        };
+        let (budget, max_tokens) = self.grant(request)?;
         self.next_id += 1;
         Ok(Sequence {
             id: SeqId(self.next_id),
             tokens: request.prompt.clone(),
-            prompt_len,
-            max_len: prompt_len + max_tokens,
+            prompt_len: request.prompt.len(),
+            max_len: request.prompt.len() + max_tokens,
             budget,
-            policy: params.policy,
-            table: PageTable::new(demand.num_heads),
+            policy: request.kv_cache.policy,
+            table: PageTable::new(self.scheduler.demand().num_heads),
             since_event: 0,
             num_preemptions: 0,
         })
+    }
+
+    /// The budget and the number of tokens that memory can hold in the end, were the request alone.
+    /// One that does not fit at its budget is squeezed down to its own floor; one whose caller named
+    /// no limit is shortened before that, as long as a fair answer is left.
+    fn grant(&self, request: &GenerateRequest) -> Result<(f32, usize), EngineError> {
+        let KvCacheParams { budget, min_budget, .. } = request.kv_cache;
+        let num_pages = self.ledger.num_pages();
+        let needed = |budget: f32, max_tokens: usize| {
+            self.scheduler.demand().peak(budget, request.prompt.len() + max_tokens)
+        };
+        let fewest = if request.may_shorten { [FAIR_ANSWER, 1] } else { [usize::MAX; 2] };
+        let fewest = fewest.map(|tokens| tokens.min(request.max_tokens));
+        let choices = [(budget, fewest[0]), (min_budget, fewest[0]), (min_budget, fewest[1])];
+        let granted = choices.into_iter().find(|(b, tokens)| needed(*b, *tokens) <= num_pages);
+        let Some((budget, fewest)) = granted else {
+            let page_bytes = self.ledger.layout().page_bytes;
+            return Err(EngineError::DoesNotFit {
+                needed_bytes: needed(min_budget, request.max_tokens) * page_bytes,
+                total_bytes: num_pages * page_bytes,
+            });
+        };
+        let fits = |tokens: &usize| needed(budget, *tokens) <= num_pages;
+        Ok((budget, (fewest..=request.max_tokens).rev().find(fits).unwrap_or(fewest)))
     }
 
     fn stop(&mut self, events: &mpsc::UnboundedSender<Event>) {
@@ -207,6 +212,7 @@ impl Engine {
         self.drop_cancelled();
         let step = self.scheduler.schedule(&mut self.ledger);
         if let Some(id) = step.stuck {
+            tracing::error!("a sequence that is alone found no page: admission miscounted");
             self.finish(id, FinishReason::Length);
         }
         if step.entries.is_empty() {
@@ -293,11 +299,7 @@ impl Engine {
     fn compress_sequence(&mut self, entry: &Entry) -> anyhow::Result<()> {
         let demand = *self.scheduler.demand();
         let Some(seq) = self.scheduler.running_mut(entry.id) else { return Ok(()) };
-        // A prompt still coming in may use what the whole of it is allowed: nothing is evicted
-        // before the question at its end has been seen, unless it has to be.
-        let is_prefilling = seq.num_pending() > 1;
-        let len = if is_prefilling { seq.tokens.len() } else { seq.table.len() };
-        let max_pages = demand.limit(seq.budget, len);
+        let max_pages = demand.limit(seq.budget, seq.budgeted_len());
         if seq.table.num_pages() <= max_pages {
             return Ok(());
         }
@@ -315,7 +317,8 @@ impl Engine {
         for moves in &batches {
             self.backend.compact(&mut self.arena, moves)?;
         }
-        self.metrics.compressed(before - seq.table.num_pages(), started.elapsed());
+        let freed = before.saturating_sub(seq.table.num_pages());
+        self.metrics.compressed(freed, started.elapsed());
         Ok(())
     }
 

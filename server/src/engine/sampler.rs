@@ -98,8 +98,11 @@ impl Sampler {
 
 /// The fewest likeliest candidates whose probabilities reach `top_p` (nucleus sampling).
 fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, top_p: f32) {
-    candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
     let total: f32 = candidates.iter().map(|(_, p)| p).sum();
+    // Together these are less than what the nucleus leaves out: no need to sort them.
+    let negligible = (1.0 - top_p) * total / candidates.len() as f32;
+    candidates.retain(|(_, p)| *p >= negligible);
+    candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
     let mut mass = 0.0;
     let reached = candidates.iter().position(|(_, p)| {
         mass += p;

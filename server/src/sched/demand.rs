@@ -1,6 +1,6 @@
 //! How many pages a sequence may need: what admission and compression count with.
 
-use keepwell_kernels::{PageLayout, Tier};
+use keepwell_kernels::{PageLayout, TIERS, Tier};
 
 use super::sequence::EVENT_INTERVAL;
 use crate::compress::Protection;
@@ -45,6 +45,43 @@ impl Demand {
         }
         // One page of slack: the open page need not start with the chunk.
         let window = len.min(self.max_chunk.max(EVENT_INTERVAL));
-        self.limit(budget, len) + self.num_heads * (f16_pages(window) + 1)
+        let compressed = self.limit(budget, len) + self.num_heads * (f16_pages(window) + 1);
+        // An event never takes more pages than it found; a tier in use adds one that is partly
+        // empty.
+        let exact = self.num_heads * (f16_pages(len) + TIERS.len() - 1);
+        compressed.min(exact)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn demand() -> Demand {
+        Demand {
+            layout: PageLayout::new(64),
+            num_heads: 90,
+            max_chunk: 512,
+            protection: Protection::default(),
+        }
+    }
+
+    #[test]
+    fn a_smaller_budget_never_asks_for_much_more_than_no_compression() {
+        for len in [1, 40, 140, 700, 5000] {
+            let exact = demand().peak(1.0, len);
+            let slack = 90 * (TIERS.len() - 1);
+            for budget in [0.9, 0.28, 0.1] {
+                assert!(demand().peak(budget, len) <= exact + slack, "{len} at {budget}");
+            }
+        }
+        assert!(demand().peak(0.28, 5000) < demand().peak(1.0, 5000) / 2);
+    }
+
+    #[test]
+    fn the_limit_is_the_share_of_plain_f16_bytes() {
+        let bytes = demand().limit(0.25, 4000) * demand().layout.page_bytes;
+        let share = 4000 * 90 * 256 / 4;
+        assert!(bytes <= share && bytes + demand().layout.page_bytes > share);
     }
 }

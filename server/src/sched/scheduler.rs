@@ -171,12 +171,14 @@ impl Scheduler {
         }
     }
 
-    /// Pages that running sequences will still take for tokens they have.
+    /// Pages that running sequences will still take for tokens they have, and compressed ones until
+    /// their next event: what they hold swings by a window.
     fn promised_pages(&self) -> usize {
         let promised = |seq: &Sequence| {
             self.demand.peak(seq.budget, seq.tokens.len()).saturating_sub(seq.table.num_pages())
         };
-        self.running.iter().filter(|seq| !seq.is_decoding()).map(promised).sum()
+        let still_take = |seq: &&Sequence| !seq.is_decoding() || seq.is_compressed();
+        self.running.iter().filter(still_take).map(promised).sum()
     }
 
     /// The newest sequence gives its pages back and waits, first in line, to compute them anew.

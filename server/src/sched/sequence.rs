@@ -33,6 +33,13 @@ impl Sequence {
         self.tokens.len() - self.table.len()
     }
 
+    /// Tokens whose F16 bytes the budget is a share of. A prompt still coming in may use what the
+    /// whole of it is allowed: nothing is evicted before the question at its end has been seen,
+    /// unless it has to be.
+    pub fn budgeted_len(&self) -> usize {
+        if self.num_pending() > 1 { self.tokens.len() } else { self.table.len() }
+    }
+
     pub fn is_decoding(&self) -> bool {
         self.num_pending() == 1 && !self.table.is_empty()
     }

@@ -100,6 +100,7 @@ pub fn collect(mut generation: Generation) -> Result<(Vec<SampledToken>, Outcome
 /// `tie` of each other; the last prompt position's ten likeliest log-probabilities are within
 /// `tolerance`.
 pub fn check_case(case: &Case, tokens: &[SampledToken], tie: f32, tolerance: f32) {
+    assert_eq!(tokens.len(), case.greedy_ids.len());
     let first = tokens[0].logprobs.as_ref().unwrap();
     for (id, expected) in case.last_top10_ids.iter().zip(&case.last_top10_logprobs) {
         // A token on the edge of the ten may have changed place with the eleventh.

@@ -14,7 +14,8 @@ use super::{
     tile::{TOKENS, Tile, transpose},
 };
 use crate::{
-    Arena, Attended, AttentionPlan, PageRef, Result, Scoring, Signal, portable::attention::Heads,
+    Arena, Attended, AttentionPlan, PageRef, Result, Scoring, Signal,
+    portable::{attention::Heads, segment::to_bf16},
     tensor::with_slice,
 };
 
@@ -181,7 +182,7 @@ fn accumulate(arena: &mut Arena, pages: &[PageRef], decay: f32, mut signals: &[f
         let (stored, _) = arena.page_mut(page.page)[start..].as_chunks_mut::<2>();
         for (stored, signal) in stored.iter_mut().zip(here) {
             let old = bf16::from_le_bytes(*stored).to_f32();
-            *stored = bf16::from_f32(decay * old + signal).to_le_bytes();
+            *stored = to_bf16(decay * old + signal).to_le_bytes();
         }
         signals = rest;
     }

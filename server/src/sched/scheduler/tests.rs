@@ -74,7 +74,7 @@ impl World {
     fn compress(&mut self, id: SeqId) {
         let demand = *self.scheduler.demand();
         let seq = self.scheduler.running_mut(id).unwrap();
-        let max_pages = demand.limit(seq.budget, seq.prompt_len.max(seq.table.len()));
+        let max_pages = demand.limit(seq.budget, seq.budgeted_len());
         if seq.table.num_pages() <= max_pages {
             return;
         }
