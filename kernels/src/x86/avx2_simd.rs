@@ -111,6 +111,21 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn row_sums(self, rows: *const f32) -> __m256 {
+        unsafe {
+            let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(rows.add(8 * i)));
+            let fours = |i: usize| {
+                let (a, b) = (_mm256_hadd_ps(r[i], r[i + 1]), _mm256_hadd_ps(r[i + 2], r[i + 3]));
+                _mm256_hadd_ps(a, b)
+            };
+            let (a, b) = (fours(0), fours(4));
+            let (low, high) =
+                (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+            _mm256_add_ps(low, high)
+        }
+    }
+
+    #[inline(always)]
     unsafe fn transpose(
         self,
         from: *const f32,

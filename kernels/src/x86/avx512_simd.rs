@@ -111,6 +111,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn row_sums(self, rows: *const f32) -> __m512 {
+        unsafe { row_sums(rows) }
+    }
+
+    #[inline(always)]
     unsafe fn transpose(
         self,
         from: *const f32,
@@ -126,6 +131,31 @@ impl Simd for Avx512 {
 #[target_feature(enable = "avx512f")]
 fn iota() -> __m512i {
     _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+}
+
+/// Rows i and i + HALF share a vector after each step, folded to half their lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn row_sums(rows: *const f32) -> __m512 {
+    // SAFETY: as the trait asks.
+    let mut rows: [__m512; 16] =
+        std::array::from_fn(|i| unsafe { _mm512_loadu_ps(rows.add(16 * i)) });
+    fold_rows::<8>(&mut rows);
+    fold_rows::<4>(&mut rows);
+    fold_rows::<2>(&mut rows);
+    fold_rows::<1>(&mut rows);
+    rows[0]
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn fold_rows<const HALF: usize>(rows: &mut [__m512; 16]) {
+    let (low, high) = halves(HALF);
+    for i in 0..HALF {
+        let (a, b) = (rows[i], rows[i + HALF]);
+        let (low, high) = (_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b));
+        rows[i] = _mm512_add_ps(low, high);
+    }
 }
 
 /// Swaps the off-diagonal blocks of 8, 4, 2 and 1 lanes in turn.

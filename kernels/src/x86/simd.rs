@@ -57,6 +57,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `from` points to LANES bytes.
     unsafe fn load_levels(self, from: *const u8, table: &[f32; 16]) -> (Self::V, Self::V);
+    /// The sum of each of LANES rows of LANES floats.
+    ///
+    /// # Safety
+    /// `rows` points to them, one after the other.
+    unsafe fn row_sums(self, rows: *const f32) -> Self::V;
     /// A square of LANES rows and columns, transposed. Strides are in floats.
     ///
     /// # Safety

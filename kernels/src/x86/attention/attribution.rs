@@ -10,8 +10,9 @@ use rayon::prelude::*;
 use super::{
     super::simd::{Op, Simd, rotate},
     num_tokens,
+    pieces::TOKENS,
     signals::{Queries, inverse_norms},
-    tile::{TOKENS, Tile, transpose},
+    tile::{Tile, transpose},
 };
 use crate::{
     Arena, Attended, AttentionPlan, PageRef, Result, Scoring, Signal,

@@ -2,9 +2,13 @@
 //!
 //! The work is cut twice: rows of a sequence into blocks, and the pages of a KV head into parts of
 //! about equal work, so that one long sequence keeps all threads busy. A part reads each page once
-//! for all query heads of the group. The parts' running sums are merged row by row.
+//! for all query heads of the group: few queries work on the codes, many on tiles of decoded tokens.
+//! The parts' running sums are merged row by row.
 
 pub mod attribution;
+mod codes;
+mod direct;
+mod pieces;
 mod product;
 mod signals;
 mod softmax;
@@ -16,6 +20,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use self::{
+    direct::Direct,
     softmax::{Partial, Queries},
     tile::Tile,
 };
@@ -66,9 +71,9 @@ pub fn attention<S: Simd>(
     let items = items(layer, &blocks, plan);
     let step = Step { simd, arena, plan, heads: &heads };
     let partials: Vec<Partial> = with_slice("attention", q, |q| {
-        let tile = || Tile::new(head_dim);
+        let scratch = || (Tile::new(head_dim), Direct::new());
         let items = items.par_iter().with_max_len(1);
-        items.map_init(tile, |tile, item| step.attend(q, item, tile)).collect()
+        items.map_init(scratch, |scratch, item| step.attend(q, item, scratch)).collect()
     })?;
     let width = heads.num_heads * head_dim;
     let mut out = vec![0f32; heads.num_rows * width];
@@ -151,9 +156,13 @@ struct Step<'a, S> {
 
 impl<S: Simd> Step<'_, S> {
     /// q (T, H * D)
-    fn attend(&self, q: &[f32], item: &Item, tile: &mut Tile) -> Partial {
+    fn attend(&self, q: &[f32], item: &Item, (tile, direct): &mut (Tile, Direct)) -> Partial {
         let queries = self.queries(q, item);
-        let mut partial = Partial::new(queries.visible.len(), tile);
+        let mut partial = Partial::new(queries.visible.len(), tile.stride);
+        if Direct::serves::<S>(&queries, tile.head_dim) {
+            direct.attend(self.simd, self.arena, item.pages, &queries, &mut partial);
+            return partial;
+        }
         let starts = queries.visible.iter().map(|visible| visible.start);
         let ends = queries.visible.iter().map(|visible| visible.end);
         let wanted = starts.min().unwrap_or(0)..ends.max().unwrap_or(0);

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use super::{
     super::simd::{Op, Simd, exp2},
+    pieces::TOKENS,
     product::{Dot, Product, Rows, RowsMut, SquaredDistance, Term},
-    tile::{TOKENS, Tile},
+    tile::Tile,
 };
 use crate::portable::attribution::LARGEST_SHARE;
 

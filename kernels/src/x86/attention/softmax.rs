@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use super::{
     super::simd::{Op, Simd, exp2},
+    pieces::TOKENS,
     product::{Dot, Product, Rows, RowsMut},
-    tile::{TOKENS, Tile},
+    tile::Tile,
 };
 
 /// Queries whose scores are held at a time.
@@ -15,7 +16,7 @@ const STRIP: usize = 6;
 /// Queries that share a KV head, and what they saw so far.
 pub struct Partial {
     pub num_queries: usize,
-    stride: usize,
+    pub stride: usize,
     /// (queries, D): o, not yet divided by `sums`; rotated.
     pub out: Vec<f32>,
     /// (queries): the largest score, in powers of two.
@@ -33,11 +34,12 @@ pub struct Queries {
 }
 
 impl Partial {
-    pub fn new(num_queries: usize, tile: &Tile) -> Self {
+    /// `stride`: head size, padded.
+    pub fn new(num_queries: usize, stride: usize) -> Self {
         Self {
             num_queries,
-            stride: tile.stride,
-            out: vec![0.0; num_queries * tile.stride],
+            stride,
+            out: vec![0.0; num_queries * stride],
             largest: vec![f32::NEG_INFINITY; num_queries],
             sums: vec![0.0; num_queries],
         }
@@ -86,7 +88,8 @@ impl Partial {
             let visible = &queries.visible[row];
             *scale = simd.vectorize(Weigh {
                 scores,
-                tile,
+                positions: &tile.positions,
+                len: tile.len,
                 visible: (!seen.inside(visible)).then_some(visible),
                 largest: &mut self.largest[row],
                 sum: &mut self.sums[row],
@@ -107,40 +110,41 @@ impl Partial {
     }
 }
 
-/// The range of a tile's positions.
+/// The range of a group's positions.
 #[derive(Clone, Copy)]
-struct Seen {
+pub struct Seen {
     first: u32,
     last: u32,
 }
 
 impl Seen {
     #[inline(always)]
-    fn new(positions: &[u32]) -> Self {
+    pub fn new(positions: &[u32]) -> Self {
         let (first, last) = positions.iter().fold((u32::MAX, 0), |(a, b), &p| (a.min(p), b.max(p)));
         Self { first, last }
     }
 
     #[inline(always)]
-    fn overlaps(self, visible: &Range<u32>) -> bool {
+    pub fn overlaps(self, visible: &Range<u32>) -> bool {
         self.first < visible.end && self.last >= visible.start
     }
 
     #[inline(always)]
-    fn inside(self, visible: &Range<u32>) -> bool {
+    pub fn inside(self, visible: &Range<u32>) -> bool {
         self.first >= visible.start && self.last < visible.end
     }
 }
 
 /// Turns the scores of one query into weights relative to the largest score so far. Returns the
 /// factor that brings earlier sums to the same scale.
-struct Weigh<'a> {
-    scores: &'a mut [f32; TOKENS],
-    tile: &'a Tile,
+pub struct Weigh<'a> {
+    pub scores: &'a mut [f32; TOKENS],
+    pub positions: &'a [u32; TOKENS],
+    pub len: usize,
     /// What the query sees, unless it sees all of the tile.
-    visible: Option<&'a Range<u32>>,
-    largest: &'a mut f32,
-    sum: &'a mut f32,
+    pub visible: Option<&'a Range<u32>>,
+    pub largest: &'a mut f32,
+    pub sum: &'a mut f32,
 }
 
 impl<S: Simd> Op<S> for Weigh<'_> {
@@ -148,10 +152,10 @@ impl<S: Simd> Op<S> for Weigh<'_> {
 
     #[inline(always)]
     fn run(self, _: S) -> f32 {
-        let Self { scores, tile, visible, largest, sum } = self;
-        scores[tile.len..].fill(f32::NEG_INFINITY);
+        let Self { scores, positions, len, visible, largest, sum } = self;
+        scores[len..].fill(f32::NEG_INFINITY);
         if let Some(visible) = visible {
-            mask(scores, &tile.positions, visible);
+            mask(scores, positions, visible);
         }
         let new = largest_of(scores).max(*largest);
         if new == f32::NEG_INFINITY {

@@ -4,16 +4,15 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::super::simd::{Op, Simd};
+use super::{
+    super::simd::{Op, Simd},
+    pieces::{Piece, TOKENS, each_group, positions},
+};
 use crate::{
     Arena, PageRef,
     codec::{Format, NORMAL4},
 };
 
-/// Tokens of a tile: K and V of head size 64 are 16 KiB each and stay in L1.
-pub const TOKENS: usize = 64;
-/// Pages asked for from memory before their turn: they lie anywhere, so the hardware cannot guess.
-const PAGES_AHEAD: usize = 8;
 /// Columns are padded to the widest vector.
 const WIDEST: usize = 16;
 
@@ -32,23 +31,6 @@ pub struct Tile {
     /// Number of the first token, counted from the first of the pages.
     pub start: usize,
     pub len: usize,
-}
-
-/// Tokens `tokens` of a page.
-struct Piece<'a> {
-    page: &'a PageRef,
-    tokens: Range<usize>,
-}
-
-impl Piece<'_> {
-    #[inline(always)]
-    fn positions(&self, arena: &Arena, out: &mut [u32]) {
-        let start = arena.layout().arrays(self.page.tier).positions + 2 * self.tokens.start;
-        let (offsets, _) = arena.page(self.page.page)[start..].as_chunks::<2>();
-        for (out, offset) in out.iter_mut().zip(offsets) {
-            *out = self.page.base.wrapping_add_signed(i32::from(i16::from_le_bytes(*offset)));
-        }
-    }
 }
 
 impl Tile {
@@ -77,28 +59,10 @@ impl Tile {
         wanted: Range<u32>,
         mut visit: impl FnMut(&Tile),
     ) {
-        let mut pieces = Vec::with_capacity(TOKENS);
         (self.start, self.len) = (0, 0);
-        let mut len = 0;
-        for (index, page) in pages.iter().enumerate() {
-            if let Some(ahead) = pages.get(index + PAGES_AHEAD) {
-                simd.prefetch(arena.page(ahead.page));
-            }
-            let mut next = 0;
-            while next < usize::from(page.len) {
-                let taken = (usize::from(page.len) - next).min(TOKENS - len);
-                pieces.push(Piece { page, tokens: next..next + taken });
-                (next, len) = (next + taken, len + taken);
-                if len == TOKENS {
-                    self.fill(simd, arena, &pieces, &wanted, &mut visit);
-                    pieces.clear();
-                    len = 0;
-                }
-            }
-        }
-        if len > 0 {
-            self.fill(simd, arena, &pieces, &wanted, &mut visit);
-        }
+        each_group(simd, arena, pages, |pieces| {
+            self.fill(simd, arena, pieces, &wanted, &mut visit);
+        });
     }
 
     #[inline(always)]
@@ -111,12 +75,7 @@ impl Tile {
         visit: &mut impl FnMut(&Tile),
     ) {
         self.start += self.len;
-        self.len = 0;
-        for piece in pieces {
-            let positions = &mut self.positions[self.len..][..piece.tokens.len()];
-            piece.positions(arena, positions);
-            self.len += positions.len();
-        }
+        self.len = positions(arena, pieces, &mut self.positions);
         if !self.positions[..self.len].iter().any(|position| wanted.contains(position)) {
             return;
         }

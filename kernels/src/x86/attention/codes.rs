@@ -1,0 +1,115 @@
+//! Codes as vectors of floats, before their scale, and the loops of a few queries over them.
+
+use std::ops::Range;
+
+use super::{super::simd::Simd, pieces::TOKENS};
+use crate::codec::{Format, NORMAL4};
+
+/// One format's codes.
+pub trait Codes {
+    const FORMAT: Format;
+
+    /// Channels `i..` and `half + i..` of a vector.
+    ///
+    /// # Safety
+    /// `codes` points to a vector of 2 * `half` channels, and i + LANES <= `half`.
+    unsafe fn pair<S: Simd>(simd: S, codes: *const u8, half: usize, i: usize) -> [S::V; 2];
+}
+
+pub struct F16s;
+pub struct Int8s;
+pub struct Levels;
+
+// SAFETY of all blocks: as the trait asks.
+impl Codes for F16s {
+    const FORMAT: Format = Format::F16;
+
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(simd: S, codes: *const u8, half: usize, i: usize) -> [S::V; 2] {
+        unsafe { [simd.load_f16(codes.add(2 * i)), simd.load_f16(codes.add(2 * (half + i)))] }
+    }
+}
+
+impl Codes for Int8s {
+    const FORMAT: Format = Format::Int8;
+
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(simd: S, codes: *const u8, half: usize, i: usize) -> [S::V; 2] {
+        unsafe { [simd.load_i8(codes.add(i)), simd.load_i8(codes.add(half + i))] }
+    }
+}
+
+impl Codes for Levels {
+    const FORMAT: Format = Format::Normal4;
+
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(simd: S, codes: *const u8, _: usize, i: usize) -> [S::V; 2] {
+        let (low, high) = unsafe { simd.load_levels(codes.add(i), &NORMAL4) };
+        [low, high]
+    }
+}
+
+/// Products of `queries` (R, D) with the first `tokens` vectors of `codes`: partial sums (R, TOKENS,
+/// LANES).
+#[inline(always)]
+pub fn dots<S: Simd, C: Codes, const R: usize>(
+    simd: S,
+    queries: &[f32],
+    codes: &[u8],
+    tokens: usize,
+    sums: &mut [f32],
+) {
+    let half = queries.len() / R / 2;
+    let bytes = C::FORMAT.vector_bytes(2 * half);
+    assert!(half.is_multiple_of(S::LANES) && codes.len() >= tokens * bytes);
+    assert!(tokens == 0 || sums.len() >= ((R - 1) * TOKENS + tokens) * S::LANES);
+    for token in 0..tokens {
+        let mut totals = [simd.splat(0.0); R];
+        // SAFETY: whole vectors of codes, queries and sums, as just seen.
+        unsafe {
+            let codes = codes.as_ptr().add(token * bytes);
+            for i in (0..half).step_by(S::LANES) {
+                let [low, high] = C::pair(simd, codes, half, i);
+                for (r, total) in totals.iter_mut().enumerate() {
+                    let query = queries.as_ptr().add(r * 2 * half + i);
+                    *total = simd.fma(simd.load(query), low, *total);
+                    *total = simd.fma(simd.load(query.add(half)), high, *total);
+                }
+            }
+            for (r, total) in totals.iter().enumerate() {
+                simd.store(sums.as_mut_ptr().add((r * TOKENS + token) * S::LANES), *total);
+            }
+        }
+    }
+}
+
+/// Adds weighed vectors to `sums`: N vectors of channels from `channel`, and those `half` further.
+#[inline(always)]
+pub fn add<S: Simd, C: Codes, const R: usize, const N: usize>(
+    simd: S,
+    codes: &[u8],
+    (half, channel): (usize, usize),
+    tokens: Range<usize>,
+    weights: &[[f32; TOKENS]; R],
+    sums: &mut [[[S::V; 2]; N]; R],
+) {
+    let bytes = C::FORMAT.vector_bytes(2 * half);
+    assert!(channel + N * S::LANES <= half && codes.len() >= tokens.len() * bytes);
+    assert!(tokens.end <= TOKENS);
+    for (i, token) in tokens.enumerate() {
+        let mut vectors = [[simd.splat(0.0); 2]; N];
+        for (n, vector) in vectors.iter_mut().enumerate() {
+            let first = channel + n * S::LANES;
+            // SAFETY: whole vectors of codes, as just seen.
+            *vector = unsafe { C::pair(simd, codes.as_ptr().add(i * bytes), half, first) };
+        }
+        for (weights, sums) in weights.iter().zip(sums.iter_mut()) {
+            let weight = simd.splat(weights[token]);
+            for (sums, vector) in sums.iter_mut().zip(&vectors) {
+                for (sum, v) in sums.iter_mut().zip(vector) {
+                    *sum = simd.fma(weight, *v, *sum);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The tokens of some pages, in groups of a size that the kernels work on.
+
+use std::ops::Range;
+
+use super::super::simd::Simd;
+use crate::{Arena, PageRef};
+
+/// Tokens of a group: K and V of head size 64, decoded, are 16 KiB each and stay in L1.
+pub const TOKENS: usize = 64;
+/// Pages asked for from memory before their turn: they lie anywhere, so the hardware cannot guess.
+const PAGES_AHEAD: usize = 8;
+
+/// Tokens `tokens` of a page.
+pub struct Piece<'a> {
+    pub page: &'a PageRef,
+    pub tokens: Range<usize>,
+}
+
+impl Piece<'_> {
+    #[inline(always)]
+    fn positions(&self, arena: &Arena, out: &mut [u32]) {
+        let start = arena.layout().arrays(self.page.tier).positions + 2 * self.tokens.start;
+        let (offsets, _) = arena.page(self.page.page)[start..].as_chunks::<2>();
+        for (out, offset) in out.iter_mut().zip(offsets) {
+            *out = self.page.base.wrapping_add_signed(i32::from(i16::from_le_bytes(*offset)));
+        }
+    }
+}
+
+/// Calls `visit` with all tokens of `pages`, [`TOKENS`] at a time.
+#[inline(always)]
+pub fn each_group<S: Simd>(
+    simd: S,
+    arena: &Arena,
+    pages: &[PageRef],
+    mut visit: impl FnMut(&[Piece]),
+) {
+    let mut pieces = Vec::with_capacity(TOKENS);
+    let mut len = 0;
+    for (index, page) in pages.iter().enumerate() {
+        if let Some(ahead) = pages.get(index + PAGES_AHEAD) {
+            simd.prefetch(arena.page(ahead.page));
+        }
+        let mut next = 0;
+        while next < usize::from(page.len) {
+            let taken = (usize::from(page.len) - next).min(TOKENS - len);
+            pieces.push(Piece { page, tokens: next..next + taken });
+            (next, len) = (next + taken, len + taken);
+            if len == TOKENS {
+                visit(&pieces);
+                pieces.clear();
+                len = 0;
+            }
+        }
+    }
+    if len > 0 {
+        visit(&pieces);
+    }
+}
+
+/// Writes the positions of a group and returns its number of tokens.
+#[inline(always)]
+pub fn positions(arena: &Arena, pieces: &[Piece], out: &mut [u32; TOKENS]) -> usize {
+    let mut len = 0;
+    for piece in pieces {
+        let out = &mut out[len..][..piece.tokens.len()];
+        piece.positions(arena, out);
+        len += out.len();
+    }
+    len
+}
