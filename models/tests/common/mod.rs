@@ -136,6 +136,7 @@ pub fn compare(
     let nll = case["mean_nll"].as_f64().map_or(0.0, |expected| {
         (surprise.sum::<f32>() / (prompt.len() - 1) as f32 - expected as f32).abs()
     });
+    assert!(last.iter().all(|l| l.is_finite()), "the logits are not finite");
     let mut greedy_gap = 0f32;
     let mut row = last.clone();
     for token in greedy {
