@@ -8,7 +8,7 @@ use crate::{Arena, PageRef};
 /// Tokens of a group: K and V of head size 64, decoded, are 16 KiB each and stay in L1.
 pub const TOKENS: usize = 64;
 /// Pages asked for from memory before their turn: they lie anywhere, so the hardware cannot guess.
-const PAGES_AHEAD: usize = 8;
+const PAGES_AHEAD: usize = 4;
 
 /// Tokens `tokens` of a page.
 pub struct Piece<'a> {
