@@ -30,10 +30,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Asks for these bytes to be brought near.
     #[inline(always)]
     fn prefetch(self, bytes: &[u8]) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         for line in bytes.chunks(64) {
             // SAFETY: prefetching reads nothing, and SSE is part of x86-64.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
         }
     }
 

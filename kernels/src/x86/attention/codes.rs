@@ -49,22 +49,33 @@ impl Codes for Levels {
     }
 }
 
-/// Products of `queries` (R, D) with the first `tokens` vectors of `codes`: partial sums (R, TOKENS,
-/// LANES).
+/// Vectors of one format, and what to ask for from memory on the way: all at once it would hold up
+/// the loads that are needed now.
+pub struct Batch<'a> {
+    pub codes: &'a [u8],
+    pub tokens: usize,
+    pub ahead: &'a [u8],
+}
+
+const LINE: usize = 64;
+
+/// Products of `queries` (R, D) with the vectors of a batch: partial sums (R, TOKENS, LANES).
 #[inline(always)]
 pub fn dots<S: Simd, C: Codes, const R: usize>(
     simd: S,
     queries: &[f32],
-    codes: &[u8],
-    tokens: usize,
+    Batch { codes, tokens, ahead }: Batch,
     sums: &mut [f32],
 ) {
+    let step = ahead.len().div_ceil(LINE).div_ceil(tokens.max(1)).max(1) * LINE;
+    let mut ahead = ahead.chunks(step);
     let half = queries.len() / R / 2;
     let bytes = C::FORMAT.vector_bytes(2 * half);
     assert!(half.is_multiple_of(S::LANES) && codes.len() >= tokens * bytes);
     assert!(tokens == 0 || sums.len() >= ((R - 1) * TOKENS + tokens) * S::LANES);
     for token in 0..tokens {
         let mut totals = [simd.splat(0.0); R];
+        simd.prefetch(ahead.next().unwrap_or_default());
         // SAFETY: whole vectors of codes, queries and sums, as just seen.
         unsafe {
             let codes = codes.as_ptr().add(token * bytes);

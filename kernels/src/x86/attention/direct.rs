@@ -6,7 +6,7 @@
 
 use super::{
     super::simd::{Op, Simd},
-    codes::{F16s, Int8s, Levels, add, dots},
+    codes::{Batch, F16s, Int8s, Levels, add, dots},
     pieces::{Piece, TOKENS, each_group, positions},
     softmax::{Partial, Queries, Seen, Weigh},
 };
@@ -55,7 +55,7 @@ impl Direct {
         queries: &Queries,
         partial: &mut Partial,
     ) {
-        each_group(simd, arena, pages, |pieces| {
+        each_group(arena, pages, |pieces| {
             simd.vectorize(Group { direct: self, arena, pieces, queries, partial });
         });
     }
@@ -78,6 +78,7 @@ impl<S: Simd> Op<S> for Group<'_> {
         self.direct.len = positions(self.arena, self.pieces, &mut self.direct.positions);
         let seen = Seen::new(&self.direct.positions[..self.direct.len]);
         if !self.queries.visible.iter().any(|visible| seen.overlaps(visible)) {
+            self.pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
             return;
         }
         self.scales(simd);
@@ -99,7 +100,7 @@ impl Group<'_> {
     fn scales<S: Simd>(&mut self, simd: S) {
         let Direct { key_scales, value_scales, .. } = self.direct;
         let mut next = 0;
-        for Piece { page, tokens } in self.pieces {
+        for Piece { page, tokens, .. } in self.pieces {
             let (info, at) = (page.tier.info(), self.arena.layout().arrays(page.tier));
             let bytes = self.arena.page(page.page);
             for (format, start, out) in [
@@ -158,11 +159,12 @@ impl Group<'_> {
             let at = self.arena.layout().arrays(piece.page.tier);
             let codes = vectors(self.arena, piece, at.keys, at.key_bytes);
             let tokens = piece.tokens.len();
+            let codes = Batch { codes, tokens, ahead: if start == 0 { piece.ahead } else { &[] } };
             let sums = &mut self.direct.sums[first * S::LANES..];
             match piece.page.tier.info().key {
-                Format::F16 => dots::<S, F16s, R>(simd, queries, codes, tokens, sums),
-                Format::Int8 => dots::<S, Int8s, R>(simd, queries, codes, tokens, sums),
-                Format::Normal4 => dots::<S, Levels, R>(simd, queries, codes, tokens, sums),
+                Format::F16 => dots::<S, F16s, R>(simd, queries, codes, sums),
+                Format::Int8 => dots::<S, Int8s, R>(simd, queries, codes, sums),
+                Format::Normal4 => dots::<S, Levels, R>(simd, queries, codes, sums),
             }
             first += tokens;
         }

@@ -2,18 +2,19 @@
 
 use std::ops::Range;
 
-use super::super::simd::Simd;
 use crate::{Arena, PageRef};
 
 /// Tokens of a group: K and V of head size 64, decoded, are 16 KiB each and stay in L1.
 pub const TOKENS: usize = 64;
 /// Pages asked for from memory before their turn: they lie anywhere, so the hardware cannot guess.
-const PAGES_AHEAD: usize = 8;
+const PAGES_AHEAD: usize = 4;
 
 /// Tokens `tokens` of a page.
 pub struct Piece<'a> {
     pub page: &'a PageRef,
     pub tokens: Range<usize>,
+    /// What to ask for from memory meanwhile: a later page's part as large as this one.
+    pub ahead: &'a [u8],
 }
 
 impl Piece<'_> {
@@ -29,22 +30,17 @@ impl Piece<'_> {
 
 /// Calls `visit` with all tokens of `pages`, [`TOKENS`] at a time.
 #[inline(always)]
-pub fn each_group<S: Simd>(
-    simd: S,
-    arena: &Arena,
-    pages: &[PageRef],
-    mut visit: impl FnMut(&[Piece]),
-) {
+pub fn each_group(arena: &Arena, pages: &[PageRef], mut visit: impl FnMut(&[Piece])) {
     let mut pieces = Vec::with_capacity(TOKENS);
     let mut len = 0;
     for (index, page) in pages.iter().enumerate() {
-        if let Some(ahead) = pages.get(index + PAGES_AHEAD) {
-            simd.prefetch(arena.page(ahead.page));
-        }
+        let ahead = pages.get(index + PAGES_AHEAD).map_or(&[][..], |ahead| arena.page(ahead.page));
         let mut next = 0;
         while next < usize::from(page.len) {
             let taken = (usize::from(page.len) - next).min(TOKENS - len);
-            pieces.push(Piece { page, tokens: next..next + taken });
+            let of_ahead = |token: usize| ahead.len() * token / usize::from(page.len);
+            let part = &ahead[of_ahead(next)..of_ahead(next + taken)];
+            pieces.push(Piece { page, tokens: next..next + taken, ahead: part });
             (next, len) = (next + taken, len + taken);
             if len == TOKENS {
                 visit(&pieces);

@@ -60,7 +60,7 @@ impl Tile {
         mut visit: impl FnMut(&Tile),
     ) {
         (self.start, self.len) = (0, 0);
-        each_group(simd, arena, pages, |pieces| {
+        each_group(arena, pages, |pieces| {
             self.fill(simd, arena, pieces, &wanted, &mut visit);
         });
     }
@@ -77,6 +77,7 @@ impl Tile {
         self.start += self.len;
         self.len = positions(arena, pieces, &mut self.positions);
         if !self.positions[..self.len].iter().any(|position| wanted.contains(position)) {
+            pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
             return;
         }
         simd.vectorize(Load { tile: self, arena, pieces });
@@ -105,7 +106,8 @@ impl<S: Simd> Op<S> for Load<'_> {
 #[inline(always)]
 fn decode<S: Simd>(simd: S, tile: &mut Tile, arena: &Arena, pieces: &[Piece]) {
     let mut start = 0;
-    for Piece { page, tokens } in pieces {
+    for Piece { page, tokens, ahead } in pieces {
+        simd.prefetch(ahead);
         let bytes = arena.page(page.page);
         let at = arena.layout().arrays(page.tier);
         let info = page.tier.info();
