@@ -31,11 +31,11 @@ struct Reader<'a> {
 pub fn read(fields: &Fields, app: &App, max_tokens: MaxTokens) -> Result<Vec<Prompt>, ApiError> {
     let reader = Reader { app, max_tokens };
     let prompts = match fields.required("prompt")? {
-        Value::String(text) => vec![reader.from_text(text, "prompt".into())?],
+        Value::String(text) => vec![reader.text(text, "prompt".into())?],
         Value::Array(items) => match items.first() {
             None => return Err(ApiError::invalid("prompt", "`prompt` must not be empty")),
-            Some(Value::Number(_)) => vec![reader.from_ids(items, "prompt".into())?],
-            Some(_) => reader.from_list(items)?,
+            Some(Value::Number(_)) => vec![reader.ids(items, "prompt".into())?],
+            Some(_) => reader.list(items)?,
         },
         _ => return Err(wrong_type("prompt", EXPECTED)),
     };
@@ -43,7 +43,7 @@ pub fn read(fields: &Fields, app: &App, max_tokens: MaxTokens) -> Result<Vec<Pro
 }
 
 impl Reader<'_> {
-    fn from_list(&self, items: &[Value]) -> Result<Vec<Prompt>, ApiError> {
+    fn list(&self, items: &[Value]) -> Result<Vec<Prompt>, ApiError> {
         if items.len() > MAX_PROMPTS {
             let message = format!("`prompt` has {} prompts, {MAX_PROMPTS} at most", items.len());
             return Err(ApiError::invalid("prompt", message));
@@ -51,22 +51,22 @@ impl Reader<'_> {
         let prompt = |(i, item): (usize, &Value)| {
             let param = format!("prompt[{i}]");
             match item {
-                Value::String(text) => self.from_text(text, param),
-                Value::Array(ids) => self.from_ids(ids, param),
+                Value::String(text) => self.text(text, param),
+                Value::Array(ids) => self.ids(ids, param),
                 _ => Err(wrong_type(&param, "a string or an array of token ids")),
             }
         };
         items.iter().enumerate().map(prompt).collect()
     }
 
-    fn from_text(&self, text: &str, param: String) -> Result<Prompt, ApiError> {
+    fn text(&self, text: &str, param: String) -> Result<Prompt, ApiError> {
         let refused = |error| ApiError::invalid(&param, format!("{error:#}"));
         context::check_text(text, self.app, &param)?;
         let ids = self.app.text.encode(text, true).map_err(refused)?;
         self.prompt(ids, Some(text.to_owned()), param)
     }
 
-    fn from_ids(&self, ids: &[Value], param: String) -> Result<Prompt, ApiError> {
+    fn ids(&self, ids: &[Value], param: String) -> Result<Prompt, ApiError> {
         self.prompt(token_ids(ids, &param, self.app)?, None, param)
     }
 
