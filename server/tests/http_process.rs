@@ -45,6 +45,18 @@ fn a_wrong_flag_is_told_with_what_is_right() {
 }
 
 #[test]
+fn a_wrong_variable_of_the_server_does_not_keep_the_chat_from_starting() {
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keepwell"));
+        command.args(args).args(["--model", "./no/such/model"]).env("KEEPWELL_PORT", "abc");
+        command.output().unwrap().status.code()
+    };
+    assert_eq!(run(&["chat"]), Some(1));
+    assert_eq!(run(&["serve"]), Some(2));
+    assert_eq!(run(&[]), Some(2));
+}
+
+#[test]
 fn the_version_is_that_of_the_crate() {
     let output = keepwell(&["--version"]);
     let expected = concat!("keepwell ", env!("CARGO_PKG_VERSION"), "\n");

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use hf_hub::{
-    Cache, Repo,
-    api::sync::{ApiBuilder, ApiRepo},
+    Cache, CacheRepo, Repo,
+    api::sync::{Api, ApiBuilder, ApiRepo, Metadata},
 };
 
+use super::download::{self, Expected};
 use crate::{LoadOptions, checkpoint::read_json, weights::safetensors::is_plain_file_name};
 
 /// `org/name` or `org/name:file.gguf`.
@@ -54,13 +55,12 @@ fn fetch_from(endpoint: Option<String>, name: &Name, options: &LoadOptions) -> R
     if let Some(endpoint) = endpoint {
         builder = builder.with_endpoint(endpoint);
     }
-    let api =
-        builder.build().context("cannot set up the connection to the hub")?.repo(repo.clone());
-    let files = match api.info() {
+    let api = builder.build().context("cannot set up the connection to the hub")?;
+    let hub = Hub { repo: api.repo(repo.clone()), api, cache: cache.repo(repo) };
+    let files = match hub.repo.info() {
         Ok(info) => info.siblings.into_iter().map(|file| file.rfilename).collect::<Vec<_>>(),
         Err(error) => {
-            let cached = cached(name, &cache.repo(repo));
-            return cached.with_context(|| {
+            return cached(name, &hub.cache).with_context(|| {
                 format!(
                     "cannot reach `{}` on the hub ({error}), and it is not in the cache; check the \
                      name and the network, log in if it is a gated model (HF_TOKEN), or give a \
@@ -71,8 +71,8 @@ fn fetch_from(endpoint: Option<String>, name: &Name, options: &LoadOptions) -> R
         }
     };
     match gguf_file(name, &files)? {
-        Some(file) => get(&api, &file),
-        None => safetensors(&api, &files),
+        Some(file) => hub.get(&file),
+        None => hub.safetensors(&files),
     }
 }
 
@@ -98,20 +98,83 @@ fn gguf_file(name: &Name, files: &[String]) -> Result<Option<String>> {
     }
 }
 
-fn safetensors(api: &ApiRepo, files: &[String]) -> Result<PathBuf> {
-    let config = get(api, "config.json")?;
-    for file in SIDE_FILES.iter().filter(|side| files.iter().any(|file| file == *side)) {
-        get(api, file)?;
+/// One repository, there and in the cache.
+struct Hub {
+    api: Api,
+    repo: ApiRepo,
+    cache: CacheRepo,
+}
+
+impl Hub {
+    fn safetensors(&self, files: &[String]) -> Result<PathBuf> {
+        let config = self.get("config.json")?;
+        for file in SIDE_FILES.iter().filter(|side| files.iter().any(|file| file == *side)) {
+            self.get(file)?;
+        }
+        let folder = config.parent().context("the hub's cache has no folder")?.to_owned();
+        if files.iter().any(|file| file == "model.safetensors") {
+            self.get("model.safetensors")?;
+            return Ok(folder);
+        }
+        for shard in shards(&self.get(INDEX)?)? {
+            self.get(&shard)?;
+        }
+        Ok(folder)
     }
-    let folder = config.parent().context("the hub's cache has no folder")?.to_owned();
-    if files.iter().any(|file| file == "model.safetensors") {
-        get(api, "model.safetensors")?;
-        return Ok(folder);
+
+    /// From the cache, or downloaded and checked; an interrupted download goes on where it stopped.
+    /// Twice at most: the damage may be in what the interrupted one left.
+    fn get(&self, file: &str) -> Result<PathBuf> {
+        if let Some(path) = self.cache.get(file) {
+            return Ok(path);
+        }
+        let url = self.repo.url(file);
+        let mut whole = self.download(file, &url)?;
+        if whole.is_err() {
+            whole = self.download(file, &url)?;
+        }
+        whole.with_context(|| {
+            format!(
+                "{url} arrived damaged twice and was not kept; start again later, and check any \
+                 proxy or mirror (HF_ENDPOINT) on the way"
+            )
+        })
     }
-    for shard in shards(&get(api, INDEX)?)? {
-        get(api, &shard)?;
+
+    /// The outer error is the network's; the inner one is the damage of a file that came, and is
+    /// gone again.
+    fn download(&self, file: &str, url: &str) -> Result<Result<PathBuf>> {
+        let failed = || format!("cannot fetch {url}; check the network and start again to resume");
+        let metadata = self.api.metadata(url).with_context(failed)?;
+        let path = self.repo.download(file).with_context(failed)?;
+        let checked = check(&path, &metadata);
+        if checked.is_err() {
+            remove(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok(checked.map(|()| path))
     }
-    Ok(folder)
+}
+
+/// hf-hub checks nothing. The ETag of a large file (LFS) is its SHA-256; that of others is git's
+/// SHA-1, and only their size is compared.
+fn check(path: &Path, metadata: &Metadata) -> Result<()> {
+    let expected = Expected { bytes: metadata.size() as u64, sha256: metadata.etag() };
+    if expected.sha256.len() == 64 && expected.sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return download::check(path, expected);
+    }
+    let bytes = path.metadata()?.len();
+    ensure!(bytes == expected.bytes, "got {bytes} bytes of {}", expected.bytes);
+    Ok(())
+}
+
+/// The file and, where that is a link into the cache, what it points to.
+fn remove(path: &Path) -> std::io::Result<()> {
+    let content = path.canonicalize()?;
+    std::fs::remove_file(path)?;
+    match content.exists() {
+        true => std::fs::remove_file(content),
+        false => Ok(()),
+    }
 }
 
 fn shards(index: &Path) -> Result<Vec<String>> {
@@ -124,15 +187,8 @@ fn shards(index: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// From the cache, or downloaded; an interrupted download goes on where it stopped.
-fn get(api: &ApiRepo, file: &str) -> Result<PathBuf> {
-    api.get(file).with_context(|| {
-        format!("cannot fetch {}; check the network and start again to resume", api.url(file))
-    })
-}
-
 /// What an earlier run left, without asking the hub.
-fn cached(name: &Name, cache: &hf_hub::CacheRepo) -> Option<PathBuf> {
+fn cached(name: &Name, cache: &CacheRepo) -> Option<PathBuf> {
     if let Some(file) = &name.file {
         return cache.get(file);
     }
@@ -169,19 +225,24 @@ mod tests {
 
     type Files = HashMap<&'static str, &'static str>;
 
-    /// A hub with one repository, `org/model`, until the process ends; returns its address.
-    fn hub(files: Files) -> String {
+    fn sha256(content: &str) -> String {
+        download::copy_hashed(&mut content.as_bytes(), &mut std::io::sink()).unwrap()
+    }
+
+    /// A hub with one repository, `org/model`, until the process ends; returns its address. The
+    /// first `num_damaged` downloads of GGUF files are not what their hash says.
+    fn hub(files: Files, mut num_damaged: usize) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         thread::spawn(move || {
             for stream in listener.incoming() {
-                answer(&mut stream.unwrap(), &files);
+                answer(&mut stream.unwrap(), &files, &mut num_damaged);
             }
         });
         address
     }
 
-    fn answer(stream: &mut TcpStream, files: &Files) {
+    fn answer(stream: &mut TcpStream, files: &Files, num_damaged: &mut usize) {
         let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(|l| l.ok());
         let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
         let Some(path) = head.first().and_then(|line| line.split(' ').nth(1)) else { return };
@@ -194,8 +255,15 @@ mod tests {
             (_, Some(file)) => ("206 Partial Content", *file),
             _ => ("404 Not Found", ""),
         };
-        let sent = if one_byte && file.is_some() { &body[..1] } else { body };
-        let etag = path.replace('/', "-");
+        let is_lfs = path.ends_with(".gguf");
+        let etag = if is_lfs { sha256(body) } else { path.replace('/', "-") };
+        let damaged = is_lfs && !one_byte && *num_damaged > 0;
+        *num_damaged -= usize::from(damaged);
+        let sent = match (one_byte && file.is_some(), damaged) {
+            (true, _) => body[..1].to_owned(),
+            (_, true) => body.to_uppercase(),
+            _ => body.to_owned(),
+        };
         let head = format!(
             "HTTP/1.1 {status}\r\nContent-Length: {}\r\nContent-Range: bytes 0-{}/{}\r\n\
              ETag: \"{etag}\"\r\nX-Repo-Commit: abc\r\nConnection: close\r\n\r\n{sent}",
@@ -212,7 +280,7 @@ mod tests {
         let cache_dir = Some(folder.path().to_owned());
         let options = LoadOptions { cache_dir, ..Default::default() };
         let name = Name::parse(model).unwrap();
-        let first = fetch_from(Some(hub(files)), &name, &options)?;
+        let first = fetch_from(Some(hub(files, 0)), &name, &options)?;
         let gone = Some("http://127.0.0.1:9".to_owned());
         assert_eq!(fetch_from(gone, &name, &options)?, first);
         Ok((folder, first))
@@ -243,5 +311,44 @@ mod tests {
         assert!(error("org/model").contains("has 2 GGUF files; name one"));
         assert!(error("org/model:c.gguf").contains("no file `c.gguf`"));
         assert!(error("org/other").contains("local path or `smollm2`"));
+    }
+
+    /// `org/model:a.gguf` from a hub that damages its first downloads, after an interrupted run
+    /// left `part`; and how many files are in the cache then.
+    fn fetch_damaged(num_damaged: usize, part: Option<&str>) -> (Result<String>, usize) {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = folder.path().join("hub/models--org--model/blobs");
+        std::fs::create_dir_all(&blobs).unwrap();
+        if let Some(part) = part {
+            std::fs::write(blobs.join(sha256("weights")).with_extension("part"), part).unwrap();
+        }
+        let options =
+            LoadOptions { cache_dir: Some(folder.path().to_owned()), ..Default::default() };
+        let hub = hub(Files::from([("a.gguf", "weights")]), num_damaged);
+        let path = fetch_from(Some(hub), &Name::parse("org/model:a.gguf").unwrap(), &options);
+        let kept = |name: &str| name.len() == 64;
+        let names = std::fs::read_dir(&blobs).unwrap().map(|entry| entry.unwrap().file_name());
+        let num_kept = names.filter(|name| kept(name.to_str().unwrap())).count();
+        (path.map(|path| std::fs::read_to_string(path).unwrap()), num_kept)
+    }
+
+    #[test]
+    fn a_damaged_download_is_repeated_once() {
+        let (read, num_kept) = fetch_damaged(1, None);
+        assert_eq!((read.unwrap().as_str(), num_kept), ("weights", 1));
+    }
+
+    #[test]
+    fn a_download_that_stays_damaged_is_refused_and_not_kept() {
+        let (read, num_kept) = fetch_damaged(2, None);
+        let error = format!("{:#}", read.unwrap_err());
+        assert!(error.contains("damaged twice") && error.contains("SHA-256"), "{error}");
+        assert_eq!(num_kept, 0);
+    }
+
+    #[test]
+    fn what_a_server_without_ranges_sends_again_is_not_appended() {
+        let (read, _) = fetch_damaged(0, Some("weig"));
+        assert_eq!(read.unwrap(), "weights");
     }
 }

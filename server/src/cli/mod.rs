@@ -6,16 +6,19 @@ mod chat;
 mod command;
 mod drain;
 mod memory;
+mod prompt;
 mod serve;
 mod session;
 mod start;
 mod text;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
-use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::builder::Resettable;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use tracing_subscriber::EnvFilter;
 
 use self::args::ModelArgs;
@@ -45,7 +48,7 @@ enum Command {
 /// # Errors
 /// What the user can do something about: a port in use, an unknown model, too little memory.
 pub fn run() -> Result<ExitCode> {
-    let cli = Cli::parse();
+    let cli = parse(std::env::args_os().collect()).unwrap_or_else(|error| error.exit());
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(args) => {
             prepare(&args.model)?;
@@ -56,6 +59,16 @@ pub fn run() -> Result<ExitCode> {
             chat::run(&args)
         }
     }
+}
+
+/// `keepwell` alone has the server's flags. In front of a subcommand their variables are not read:
+/// a wrong one must not keep `keepwell chat` from starting.
+fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    if args.get(1).is_some_and(|arg| command.find_subcommand(arg).is_some()) {
+        command = command.mut_args(|arg| arg.env(Resettable::Reset));
+    }
+    Cli::from_arg_matches(&command.try_get_matches_from(args)?)
 }
 
 /// What comes before any model: settings that contradict each other, logs, threads.
@@ -78,7 +91,19 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split(' '))
+        super::parse(line.split(' ').map(OsString::from).collect())
+    }
+
+    #[test]
+    fn every_flag_is_also_a_variable() {
+        let root = Cli::command();
+        for command in root.get_subcommands() {
+            for arg in command.get_arguments() {
+                let name = arg.get_long().unwrap().to_uppercase().replace('-', "_");
+                let variable = arg.get_env().and_then(|variable| variable.to_str());
+                assert_eq!(variable, Some(&*format!("KEEPWELL_{name}")));
+            }
+        }
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub struct Session {
     pub layout: PageLayout,
     pub sampling: SamplingParams,
     pub kv_cache: KvCacheParams,
+    /// Share that memory pressure may push an answer down to, where its budget is higher; absent,
+    /// it is the budget.
+    pub floor: Option<f32>,
     pub max_tokens: Option<usize>,
     pub system: Option<String>,
     pub messages: Vec<Value>,
@@ -44,7 +47,7 @@ impl Session {
 
     pub fn set_budget(&mut self, budget: f32) {
         self.kv_cache.budget = budget;
-        self.kv_cache.min_budget = self.kv_cache.min_budget.min(budget);
+        self.kv_cache.min_budget = self.floor.map_or(budget, |floor| floor.min(budget));
     }
 
     /// Says `text` to the model and streams its answer to `out`, with a line of statistics after
@@ -166,6 +169,7 @@ mod tests {
             layout: PageLayout::new(64),
             sampling: SamplingParams::default(),
             kv_cache: KvCacheParams { budget: 1.0, min_budget: 0.5, policy: PolicyId::default() },
+            floor: Some(0.5),
             max_tokens: None,
             system: None,
             messages: vec![],
@@ -212,13 +216,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lower_budget_takes_the_floor_with_it() {
-        let engine = FakeEngine::new(vec![says("A")]);
+    async fn a_lower_budget_takes_the_floor_with_it_until_it_is_raised_again() {
+        let engine = FakeEngine::new(vec![]);
         let mut session = session(&engine);
-        session.set_budget(0.25);
-        say(&mut session, "a").await.unwrap();
-        let kv = engine.requests.lock().unwrap()[0].kv_cache;
-        assert_eq!((kv.budget, kv.min_budget), (0.25, 0.25));
+        for (floor, budget, min_budget) in
+            [(Some(0.5), 0.25, 0.25), (Some(0.5), 1.0, 0.5), (None, 0.25, 0.25), (None, 1.0, 1.0)]
+        {
+            session.floor = floor;
+            session.set_budget(budget);
+            let kv = session.kv_cache;
+            assert_eq!((kv.budget, kv.min_budget), (budget, min_budget), "{floor:?}");
+        }
     }
 
     #[tokio::test]

@@ -5,9 +5,6 @@ use keepwell_models::{ChatTemplate, DecodeStream, TextTokenizer, template::Promp
 
 use crate::http::{Chat, Detokenizer, Text};
 
-/// Bytes; `<|reserved_special_token_100|>` has 31.
-const LONGEST_SPECIAL_TOKEN: usize = 32;
-
 pub struct ModelText {
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
@@ -18,8 +15,7 @@ impl ModelText {
     pub fn new(tokenizer: TextTokenizer, template: Option<ChatTemplate>) -> Self {
         let ids = 0..tokenizer.vocab_size() as u32;
         let longest_token = ids.map(|id| tokenizer.token_bytes(id).len()).max().unwrap_or(0);
-        // Special tokens have no bytes, but a text.
-        Self { tokenizer, template, longest_token: longest_token.max(LONGEST_SPECIAL_TOKEN) }
+        Self { tokenizer, template, longest_token }
     }
 }
 

@@ -49,9 +49,8 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, CompletionShape
     params.sampling.logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?;
     let echo = echo(&fields, params.sampling.logprobs.is_some())?;
     let max_tokens = MaxTokens::read(&fields, &["max_tokens"], DEFAULT_MAX_TOKENS)?;
-    let prompts = prompts::read(&fields, app)?;
-    let fit = |p: &Prompt| max_tokens.within(app.model.max_model_len, p.ids.len(), &p.param);
-    let limits = prompts.iter().map(fit).collect::<Result<_, _>>()?;
+    let prompts = prompts::read(&fields, app, max_tokens)?;
+    let limits = prompts.iter().map(|prompt| prompt.limit).collect();
     let include_usage = params.stream.is_some_and(|options| options.include_usage);
     let shape = CompletionShape {
         identity: Identity::new("cmpl", &app.model.name, include_usage),

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::App;
-use super::context;
+use super::context::{self, MaxTokens, TokenLimit};
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::params::token_ids;
@@ -17,45 +17,66 @@ pub struct Prompt {
     pub text: Option<String>,
     /// Where it stands in the request: `prompt`, `prompt[2]`.
     pub param: String,
+    pub limit: TokenLimit,
 }
 
-/// At least one prompt.
-pub fn read(fields: &Fields, app: &App) -> Result<Vec<Prompt>, ApiError> {
+/// What prompts are read for.
+struct Reader<'a> {
+    app: &'a App,
+    max_tokens: MaxTokens,
+}
+
+/// At least one prompt. Each is known to fit before the next is tokenized: a request has room for
+/// many that are just short enough to be tried.
+pub fn read(fields: &Fields, app: &App, max_tokens: MaxTokens) -> Result<Vec<Prompt>, ApiError> {
+    let reader = Reader { app, max_tokens };
     let prompts = match fields.required("prompt")? {
-        Value::String(text) => vec![from_text(text, "prompt".into(), app)?],
+        Value::String(text) => vec![reader.text(text, "prompt".into())?],
         Value::Array(items) => match items.first() {
             None => return Err(ApiError::invalid("prompt", "`prompt` must not be empty")),
-            Some(Value::Number(_)) => vec![from_ids(items, "prompt".into(), app)?],
-            Some(_) => from_list(items, app)?,
+            Some(Value::Number(_)) => vec![reader.ids(items, "prompt".into())?],
+            Some(_) => reader.list(items)?,
         },
         _ => return Err(wrong_type("prompt", EXPECTED)),
     };
     Ok(prompts)
 }
 
-fn from_list(items: &[Value], app: &App) -> Result<Vec<Prompt>, ApiError> {
-    if items.len() > MAX_PROMPTS {
-        let message = format!("`prompt` has {} prompts, {MAX_PROMPTS} at most", items.len());
-        return Err(ApiError::invalid("prompt", message));
-    }
-    let prompt = |(i, item): (usize, &Value)| {
-        let param = format!("prompt[{i}]");
-        match item {
-            Value::String(text) => from_text(text, param, app),
-            Value::Array(ids) => from_ids(ids, param, app),
-            _ => Err(wrong_type(&param, "a string or an array of token ids")),
+impl Reader<'_> {
+    fn list(&self, items: &[Value]) -> Result<Vec<Prompt>, ApiError> {
+        if items.len() > MAX_PROMPTS {
+            let message = format!("`prompt` has {} prompts, {MAX_PROMPTS} at most", items.len());
+            return Err(ApiError::invalid("prompt", message));
         }
-    };
-    items.iter().enumerate().map(prompt).collect()
-}
+        let prompt = |(i, item): (usize, &Value)| {
+            let param = format!("prompt[{i}]");
+            match item {
+                Value::String(text) => self.text(text, param),
+                Value::Array(ids) => self.ids(ids, param),
+                _ => Err(wrong_type(&param, "a string or an array of token ids")),
+            }
+        };
+        items.iter().enumerate().map(prompt).collect()
+    }
 
-fn from_text(text: &str, param: String, app: &App) -> Result<Prompt, ApiError> {
-    let refused = |error| ApiError::invalid(&param, format!("{error:#}"));
-    context::check_text(text, app, &param)?;
-    let ids = app.text.encode(text, true).map_err(refused)?;
-    Ok(Prompt { ids, text: Some(text.to_owned()), param })
-}
+    fn text(&self, text: &str, param: String) -> Result<Prompt, ApiError> {
+        let refused = |error| ApiError::invalid(&param, format!("{error:#}"));
+        context::check_text(text, self.app, &param)?;
+        let ids = self.app.text.encode(text, true).map_err(refused)?;
+        self.prompt(ids, Some(text.to_owned()), param)
+    }
 
-fn from_ids(ids: &[Value], param: String, app: &App) -> Result<Prompt, ApiError> {
-    Ok(Prompt { ids: token_ids(ids, &param, app)?, text: None, param })
+    fn ids(&self, ids: &[Value], param: String) -> Result<Prompt, ApiError> {
+        self.prompt(token_ids(ids, &param, self.app)?, None, param)
+    }
+
+    fn prompt(
+        &self,
+        ids: Vec<u32>,
+        text: Option<String>,
+        param: String,
+    ) -> Result<Prompt, ApiError> {
+        let limit = self.max_tokens.within(self.app.model.max_model_len, ids.len(), &param)?;
+        Ok(Prompt { ids, text, param, limit })
+    }
 }

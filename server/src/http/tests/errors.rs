@@ -193,6 +193,8 @@ async fn prompt_and_answer_must_fit_the_context() {
         (json!({"prompt": "x".repeat(MAX_MODEL_LEN)}), "prompt", code),
         (json!({"prompt": "x".repeat(9999), "max_tokens": 1}), "prompt", code),
         (json!({"prompt": ["a", "x".repeat(MAX_MODEL_LEN)]}), "prompt[1]", code),
+        // Not even read any more: the third is no prompt.
+        (json!({"prompt": ["a", "x".repeat(MAX_MODEL_LEN), 5]}), "prompt[1]", code),
         (json!({"prompt": "ab", "max_tokens": MAX_MODEL_LEN - 1}), "max_tokens", code),
     ];
     refuses(COMPLETIONS, completion_body, &cases).await;
