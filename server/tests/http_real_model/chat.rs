@@ -23,7 +23,7 @@ fn answering() -> (Child, impl BufRead) {
 /// Reads up to the first `end`.
 fn read_until(out: &mut impl BufRead, end: &str) {
     let mut read = String::new();
-    for byte in out.bytes() {
+    for byte in out.by_ref().bytes() {
         read.push(byte.unwrap() as char);
         if read.ends_with(end) {
             return;
