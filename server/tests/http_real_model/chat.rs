@@ -23,8 +23,9 @@ fn answering() -> (Child, impl BufRead) {
 /// Reads up to the first `end`.
 fn read_until(out: &mut impl BufRead, end: &str) {
     let mut read = String::new();
-    for byte in out.by_ref().bytes() {
-        read.push(byte.unwrap() as char);
+    let mut byte = [0];
+    while out.read(&mut byte).unwrap() > 0 {
+        read.push(byte[0].into());
         if read.ends_with(end) {
             return;
         }
