@@ -56,8 +56,9 @@ pub fn run(args: &ChatArgs) -> Result<ExitCode> {
 }
 
 async fn talk(session: &mut Session) -> Result<()> {
+    let mut prompt = Prompt::new()?;
+    // After the editor, which takes SIGINT on a terminal.
     let mut signals = Signals::new()?;
-    let mut prompt = Prompt::new();
     loop {
         let line = tokio::select! {
             line = prompt.readline() => line,

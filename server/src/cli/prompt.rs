@@ -49,16 +49,15 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    pub fn new() -> Self {
+    /// # Errors
+    /// No editor for this terminal.
+    pub fn new() -> Result<Self, ReadlineError> {
         let terminal = tcgetattr(io::stdin()).ok();
         let (asks, asked) = mpsc::unbounded_channel();
         let (sender, answers) = mpsc::unbounded_channel();
-        thread::spawn(move || {
-            if let Err(error) = read(asked, &sender) {
-                let _ = sender.send(Err(error));
-            }
-        });
-        Self { asks, answers, terminal }
+        let editor = DefaultEditor::new()?;
+        thread::spawn(move || read(editor, asked, &sender));
+        Ok(Self { asks, answers, terminal })
     }
 
     /// The next line.
@@ -83,10 +82,10 @@ impl Drop for Prompt {
 
 /// One line whenever asked.
 fn read(
+    mut editor: DefaultEditor,
     mut asked: mpsc::UnboundedReceiver<()>,
     answers: &mpsc::UnboundedSender<Answer>,
-) -> Result<(), ReadlineError> {
-    let mut editor = DefaultEditor::new()?;
+) {
     while asked.blocking_recv().is_some() {
         let line = editor.readline("> ");
         if let Ok(line) = &line {
@@ -94,8 +93,7 @@ fn read(
             let _ = editor.add_history_entry(line);
         }
         if answers.send(line).is_err() {
-            break;
+            return;
         }
     }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The API over HTTP with a real model: SmolLM2, which the first run fetches into the cache.
 
+mod chat;
 mod compression;
 mod limits;
 mod memory;

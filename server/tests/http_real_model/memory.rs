@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     CAPITAL, alice, chat, check_same_up_to_ties, completion, number,
-    server::{CHAT, COMPLETIONS, Server},
+    server::{CHAT, COMPLETIONS, SOON, Server},
     text,
 };
 
@@ -79,7 +79,6 @@ fn compressed_requests_beyond_memory_wait_and_finish_too() {
             scope.spawn(|| server.stream(COMPLETIONS, &body).collect_choice());
         }
     });
-    let metrics = server.metrics();
+    let metrics = server.await_metrics(SOON, |metrics| metrics.live_pages() == 0.0);
     assert_eq!(metrics.sum("vllm:request_success_total", "length"), 4.0);
-    assert_eq!(metrics.live_pages(), 0.0);
 }

@@ -19,6 +19,9 @@ pub const COMPLETIONS: &str = "/v1/completions";
 /// Nothing here takes longer on a slow machine, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// One step and one publication of the gauges, on a busy machine.
+pub const SOON: Duration = Duration::from_secs(3);
+
 /// How often metrics are read while something is awaited.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
