@@ -93,6 +93,7 @@ fn measure_engine(arguments: &Arguments) -> Result<Vec<Row>> {
         kv_memory: (most + 1) * len * token_bytes / 8 * 9 + (64 << 20),
         limits: SchedulerLimits { max_step_tokens: 512, max_running: most, max_waiting: most },
         protection: Protection::default(),
+        calibration: Default::default(),
     };
     let (engine, _) = Engine::spawn(loaded.model, backend.clone(), options)?;
     let mut rows = Vec::new();

@@ -75,6 +75,7 @@ fn engine_options(args: &ModelArgs, config: &ModelConfig) -> Result<EngineOption
             max_waiting: args.max_waiting as usize,
         },
         protection: Protection::default(),
+        calibration: Default::default(),
     })
 }
 

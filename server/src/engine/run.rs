@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     cache::{Ledger, PageTable},
+    calibrate::Calibration,
     compress::{Goal, HeadTokens, Protection, decide, repack},
     sched::{Demand, Entry, Scheduler, SchedulerLimits, SeqId, Sequence, Step},
 };
@@ -21,12 +22,13 @@ use crate::{
 const FAIR_ANSWER: usize = 256;
 
 /// How the engine shares out the machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineOptions {
     /// Bytes of the arena; rounded down to whole pages.
     pub kv_memory: usize,
     pub limits: SchedulerLimits,
     pub protection: Protection,
+    pub calibration: Calibration,
 }
 
 /// What the engine was built with.
@@ -53,6 +55,7 @@ pub struct Engine {
     ledger: Ledger,
     scheduler: Scheduler,
     streams: HashMap<SeqId, Stream>,
+    calibration: Calibration,
     next_id: u64,
     metrics: metrics::EngineMetrics,
 }
@@ -104,6 +107,7 @@ impl Engine {
             ledger: Ledger::new(layout, num_pages),
             scheduler: Scheduler::new(options.limits, demand),
             streams: HashMap::new(),
+            calibration: options.calibration,
             next_id: 0,
             metrics: metrics::EngineMetrics::new(),
             model,
@@ -248,13 +252,14 @@ impl Engine {
     /// Logits (rows that sample, vocab).
     fn forward(&mut self, step: &Step) -> anyhow::Result<Vec<Vec<f32>>> {
         let config = self.model.config();
-        let gathered = gather(
+        let mut gathered = gather(
             &mut self.scheduler,
             step,
             config.num_layers,
             config.num_kv_heads,
             config.sliding_window,
         );
+        gathered.plan.basis = self.calibration.basis.clone();
         let batch = Batch {
             tokens: &gathered.tokens,
             logit_rows: &gathered.logit_rows,
@@ -307,6 +312,7 @@ impl Engine {
         let tokens = read_tokens(&*self.backend, &self.arena, &seq.table)?;
         let goal = Goal {
             policy: seq.policy.policy(),
+            prices: &self.calibration.prices,
             protection: demand.protection,
             prompt_len: seq.prompt_len,
             max_pages,
@@ -359,7 +365,7 @@ impl Engine {
             bytes: holdings.num_pages() * page_bytes,
             peak_bytes: seq.table.peak_pages() * page_bytes,
             f16_bytes: self.scheduler.demand().f16_bytes(seq.table.len()),
-            tokens: holdings.tokens,
+            tokens: Box::new(holdings.tokens),
             evicted: seq.table.num_evicted(),
         }
     }

@@ -1,0 +1,14 @@
+//! What is measured once per model: the basis of its keys, and what each tier costs each head.
+
+use std::sync::Arc;
+
+use keepwell_kernels::KeyBasis;
+
+use crate::compress::Prices;
+
+/// The default knows nothing of the model: rotated keys, all heads alike.
+#[derive(Clone, Debug, Default)]
+pub struct Calibration {
+    pub basis: Option<Arc<KeyBasis>>,
+    pub prices: Arc<Prices>,
+}
