@@ -7,3 +7,4 @@ pub mod compress;
 pub mod engine;
 pub mod http;
 pub mod sched;
+pub mod trial;

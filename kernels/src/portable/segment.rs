@@ -40,6 +40,18 @@ impl Segment {
         segment
     }
 
+    /// Codes K and V anew, each token in its place and tier: the counterpart of
+    /// [`Segment::decode`] for whoever changed them. Positions and attributions stay.
+    pub fn encode(&self, arena: &mut Arena, pages: &[PageRef]) {
+        let layout = *arena.layout();
+        let slots =
+            pages.iter().flat_map(|page| (0..usize::from(page.len)).map(move |i| (page, i)));
+        for (token, (page, index)) in slots.enumerate() {
+            let bytes = arena.page_mut(page.page);
+            encode_token(&layout, bytes, page.tier, index, self.key(token), self.value(token));
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.positions.len()
     }

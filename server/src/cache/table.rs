@@ -1,6 +1,6 @@
 //! Which pages a sequence holds, per (layer, KV head).
 
-use keepwell_kernels::{PageLayout, PageRef, Slot, Tier, Write};
+use keepwell_kernels::{PageId, PageLayout, PageRef, Slot, Tier, Write};
 
 use super::{Holdings, Ledger};
 
@@ -114,6 +114,26 @@ impl PageTable {
         writes
     }
 
+    /// The same pages anew in another ledger; returns the new table and, page by page, which copies
+    /// which. `None` when pages do not suffice there.
+    pub fn copy_to(&self, ledger: &mut Ledger) -> Option<(Self, Vec<(PageId, PageId)>)> {
+        if self.num_pages() > ledger.num_free() {
+            return None;
+        }
+        let mut copies = Vec::with_capacity(self.num_pages());
+        let mut copy = |from: &PageRef| {
+            let page = ledger.allocate(from.tier).expect("counted above");
+            copies.push((from.page, page));
+            PageRef { page, ..*from }
+        };
+        let heads = self
+            .heads
+            .iter()
+            .map(|head| HeadPages { pages: head.pages.iter().map(&mut copy).collect() })
+            .collect();
+        Some((Self { heads, len: self.len, peak_pages: self.peak_pages }, copies))
+    }
+
     /// Gives every page back and forgets all positions; the peak stays.
     pub fn release(&mut self, ledger: &mut Ledger) {
         for page in self.heads.iter_mut().flat_map(|head| head.pages.drain(..)) {
@@ -153,6 +173,20 @@ impl PageTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_holds_pages_of_its_own_and_outlives_the_original() {
+        let layout = PageLayout::new(64);
+        let (mut ledger, mut other) = (Ledger::new(layout, 8), Ledger::new(layout, 4));
+        let mut table = PageTable::new(2);
+        table.append(10, &mut ledger);
+        let (copy, copies) = table.copy_to(&mut other).unwrap();
+        assert_eq!((copies.len(), copy.len()), (4, 10));
+        assert!(table.copy_to(&mut other).is_none(), "all pages there are taken");
+        table.release(&mut ledger);
+        copy.check(&layout);
+        other.check([copy.holdings()].iter());
+    }
 
     #[test]
     fn room_out_of_reach_of_the_open_page_is_not_counted() {

@@ -1,8 +1,9 @@
 //! From a step of the scheduler to the model's input.
 
 use keepwell_kernels::{AttentionPlan, Span, Write};
+use keepwell_models::ModelConfig;
 
-use crate::sched::{Scheduler, Step};
+use crate::sched::{Entry, Sequence};
 
 /// The step, flattened into one ragged batch.
 pub struct Gathered {
@@ -12,50 +13,39 @@ pub struct Gathered {
     pub plan: AttentionPlan,
 }
 
+/// The entries of a step with their sequences.
+pub type Parts<'a> = [(&'a Entry, &'a Sequence)];
+
+/// `num_logits` gives the number of an entry's last rows whose logits are wanted.
 pub fn gather(
-    scheduler: &mut Scheduler,
-    step: &Step,
-    num_layers: usize,
-    num_kv_heads: usize,
-    window: Option<u32>,
+    parts: &Parts,
+    config: &ModelConfig,
+    num_logits: impl Fn(&Entry) -> usize,
 ) -> Gathered {
+    let (num_kv_heads, window) = (config.num_kv_heads, config.sliding_window);
     let mut plan = AttentionPlan { num_kv_heads, window, ..Default::default() };
     let mut tokens = Vec::new();
     let mut logit_rows = Vec::new();
-    for entry in &step.entries {
-        let seq = scheduler.running_mut(entry.id).expect("scheduled sequences run");
+    for (entry, seq) in parts {
         let end = entry.start + entry.num_tokens;
         let rows = tokens.len()..tokens.len() + entry.num_tokens;
         tokens.extend_from_slice(&seq.tokens[entry.start..end]);
         plan.positions.extend(entry.start as u32..end as u32);
-        if entry.samples {
-            logit_rows.push(rows.end - 1);
-        }
+        logit_rows.extend(rows.end - num_logits(entry)..rows.end);
         plan.spans.push(Span { rows, scoring: entry.scoring });
     }
-    gather_pages(scheduler, step, num_layers, &mut plan);
-    plan.writes = gather_writes(step, num_layers * num_kv_heads);
+    gather_pages(parts, config.num_layers, &mut plan);
+    plan.writes = gather_writes(parts, config.num_layers * num_kv_heads);
     Gathered { tokens, logit_rows, plan }
 }
 
 /// (layer, span, KV head) order.
-fn gather_pages(
-    scheduler: &mut Scheduler,
-    step: &Step,
-    num_layers: usize,
-    plan: &mut AttentionPlan,
-) {
-    let ids: Vec<_> = step.entries.iter().map(|entry| entry.id).collect();
-    let tables: Vec<_> = ids
-        .iter()
-        .filter_map(|id| scheduler.sequences().find(|seq| seq.id == *id))
-        .map(|seq| &seq.table)
-        .collect();
+fn gather_pages(parts: &Parts, num_layers: usize, plan: &mut AttentionPlan) {
     plan.page_starts.push(0);
     for layer in 0..num_layers {
-        for table in &tables {
+        for (_, seq) in parts {
             for kv_head in 0..plan.num_kv_heads {
-                let head = table.head(layer * plan.num_kv_heads + kv_head);
+                let head = seq.table.head(layer * plan.num_kv_heads + kv_head);
                 plan.pages.extend_from_slice(&head.pages);
                 plan.page_starts.push(plan.pages.len() as u32);
             }
@@ -64,7 +54,7 @@ fn gather_pages(
 }
 
 /// (layer, KV head, row) order.
-fn gather_writes(step: &Step, num_heads: usize) -> Vec<Write> {
-    let rows = |head: usize| step.entries.iter().flat_map(move |entry| &entry.writes[head]);
+fn gather_writes(parts: &Parts, num_heads: usize) -> Vec<Write> {
+    let rows = |head: usize| parts.iter().flat_map(move |(entry, _)| &entry.writes[head]);
     (0..num_heads).flat_map(rows).copied().collect()
 }

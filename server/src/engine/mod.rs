@@ -1,8 +1,9 @@
 //! The engine thread: it owns the model, the arena and every sequence.
 
+pub(crate) mod event;
 #[cfg(test)]
 pub(crate) mod fake;
-mod gather;
+pub(crate) mod gather;
 mod handle;
 mod metrics;
 mod run;

@@ -9,12 +9,17 @@ use tokio::sync::mpsc;
 
 use super::{
     EngineError, EngineHandle, Event, FinishReason, GenerateRequest, KvCacheParams, KvUsage,
-    Outcome, gather::gather, handle::Command, metrics, sampler::Sampler,
+    Outcome,
+    event::{Memory, compress_event, usage},
+    gather::gather,
+    handle::Command,
+    metrics,
+    sampler::Sampler,
 };
 use crate::{
     cache::{Ledger, PageTable},
     calibrate::Calibration,
-    compress::{Goal, HeadTokens, Protection, decide, repack},
+    compress::Protection,
     sched::{Demand, Entry, Scheduler, SchedulerLimits, SeqId, Sequence, Step},
 };
 
@@ -251,14 +256,10 @@ impl Engine {
 
     /// Logits (rows that sample, vocab).
     fn forward(&mut self, step: &Step) -> anyhow::Result<Vec<Vec<f32>>> {
-        let config = self.model.config();
-        let mut gathered = gather(
-            &mut self.scheduler,
-            step,
-            config.num_layers,
-            config.num_kv_heads,
-            config.sliding_window,
-        );
+        let sequence = |entry: &Entry| self.scheduler.running(entry.id);
+        let parts: Vec<_> =
+            step.entries.iter().filter_map(|entry| Some((entry, sequence(entry)?))).collect();
+        let mut gathered = gather(&parts, self.model.config(), |entry| usize::from(entry.samples));
         gathered.plan.basis = self.calibration.basis.clone();
         let batch = Batch {
             tokens: &gathered.tokens,
@@ -304,27 +305,12 @@ impl Engine {
     fn compress_sequence(&mut self, entry: &Entry) -> anyhow::Result<()> {
         let demand = *self.scheduler.demand();
         let Some(seq) = self.scheduler.running_mut(entry.id) else { return Ok(()) };
-        let max_pages = demand.limit(seq.budget, seq.budgeted_len());
-        if seq.table.num_pages() <= max_pages {
-            return Ok(());
-        }
         let started = std::time::Instant::now();
-        let tokens = read_tokens(&*self.backend, &self.arena, &seq.table)?;
-        let goal = Goal {
-            policy: seq.policy.policy(),
-            prices: &self.calibration.prices,
-            protection: demand.protection,
-            prompt_len: seq.prompt_len,
-            max_pages,
-        };
-        let before = seq.table.num_pages();
-        let assignments = decide(&seq.table, &tokens, &goal, self.ledger.layout());
-        let batches = repack(&mut seq.table, &mut self.ledger, &tokens, &assignments);
-        for moves in &batches {
-            self.backend.compact(&mut self.arena, moves)?;
+        let memory = Memory { arena: &mut self.arena, ledger: &mut self.ledger };
+        let prices = &self.calibration.prices;
+        if let Some(freed) = compress_event(&*self.backend, memory, seq, &demand, prices)? {
+            self.metrics.compressed(freed, started.elapsed());
         }
-        let freed = before.saturating_sub(seq.table.num_pages());
-        self.metrics.compressed(freed, started.elapsed());
         Ok(())
     }
 
@@ -352,36 +338,12 @@ impl Engine {
 
     fn retire(&mut self, id: SeqId) -> Option<(Sequence, Stream, KvUsage)> {
         let stream = self.streams.remove(&id)?;
-        let usage = self.scheduler.sequences().find(|s| s.id == id).map(|s| self.usage(s))?;
+        let usage = self
+            .scheduler
+            .sequences()
+            .find(|s| s.id == id)
+            .map(|s| usage(s, self.scheduler.demand()))?;
         let seq = self.scheduler.retire(id, &mut self.ledger)?;
         Some((seq, stream, usage))
     }
-
-    fn usage(&self, seq: &Sequence) -> KvUsage {
-        let page_bytes = self.ledger.layout().page_bytes;
-        let holdings = seq.table.holdings();
-        KvUsage {
-            budget: seq.budget,
-            bytes: holdings.num_pages() * page_bytes,
-            peak_bytes: seq.table.peak_pages() * page_bytes,
-            f16_bytes: self.scheduler.demand().f16_bytes(seq.table.len()),
-            tokens: Box::new(holdings.tokens),
-            evicted: seq.table.num_evicted(),
-        }
-    }
-}
-
-/// Positions and signals of all heads, in page order.
-fn read_tokens(
-    backend: &dyn Backend,
-    arena: &Arena,
-    table: &PageTable,
-) -> keepwell_kernels::Result<Vec<HeadTokens>> {
-    (0..table.num_heads())
-        .map(|head| {
-            let tokens = backend.attributions(arena, &table.head(head).pages)?;
-            let (positions, signals) = tokens.iter().map(|t| (t.position, t.attribution)).unzip();
-            Ok(HeadTokens { positions, signals })
-        })
-        .collect()
 }

@@ -6,7 +6,7 @@ use super::sequence::EVENT_INTERVAL;
 use crate::compress::{COARSEST_PROTECTED, MAX_TIERS, Protection};
 
 /// Those that are priced, that of protected tokens, and F16.
-const MAX_TIERS_HELD: usize = MAX_TIERS + 2;
+pub const MAX_TIERS_HELD: usize = MAX_TIERS + 2;
 
 /// Page arithmetic for one model and server.
 #[derive(Clone, Copy, Debug)]

@@ -39,6 +39,18 @@ pub struct Entry {
     pub writes: Vec<Vec<Write>>,
 }
 
+impl Entry {
+    /// The next `num_tokens` pending tokens of `seq`; takes their pages.
+    pub fn new(seq: &mut Sequence, num_tokens: usize, ledger: &mut Ledger) -> Self {
+        let (has_event, scoring) = (seq.has_event(num_tokens), seq.scoring(num_tokens));
+        let samples = num_tokens == seq.num_pending();
+        let start = seq.table.len();
+        seq.since_event = if has_event { 0 } else { seq.since_event + num_tokens };
+        let writes = seq.table.append(num_tokens, ledger);
+        Self { id: seq.id, start, num_tokens, samples, has_event, scoring, writes }
+    }
+}
+
 /// Ownership is the status: a sequence in `running` runs, oldest first.
 #[derive(Debug)]
 pub struct Scheduler {
@@ -80,6 +92,10 @@ impl Scheduler {
 
     pub fn queue(&mut self, seq: Sequence) {
         self.waiting.push_back(seq);
+    }
+
+    pub fn running(&self, id: SeqId) -> Option<&Sequence> {
+        self.running.iter().find(|seq| seq.id == id)
     }
 
     pub fn running_mut(&mut self, id: SeqId) -> Option<&mut Sequence> {
@@ -130,7 +146,7 @@ impl Scheduler {
             if !seq.is_decoding() {
                 index += 1;
             } else if seq.table.pages_to_append(1, ledger.layout()) <= ledger.num_free() {
-                step.entries.push(start(&mut self.running[index], 1, ledger));
+                step.entries.push(Entry::new(&mut self.running[index], 1, ledger));
                 *tokens_left -= 1;
                 index += 1;
             } else if self.running.len() > 1 {
@@ -147,7 +163,7 @@ impl Scheduler {
         {
             let chunk = largest_chunk(seq, *tokens_left, ledger);
             if chunk > 0 {
-                step.entries.push(start(seq, chunk, ledger));
+                step.entries.push(Entry::new(seq, chunk, ledger));
                 *tokens_left -= chunk;
             }
         }
@@ -164,7 +180,7 @@ impl Scheduler {
             let Some(mut seq) = self.waiting.pop_front() else { return };
             let chunk = largest_chunk(&seq, *tokens_left, ledger);
             if chunk > 0 {
-                step.entries.push(start(&mut seq, chunk, ledger));
+                step.entries.push(Entry::new(&mut seq, chunk, ledger));
                 *tokens_left -= chunk;
             }
             self.running.push(seq);
@@ -197,15 +213,6 @@ fn largest_chunk(seq: &Sequence, tokens_left: usize, ledger: &Ledger) -> usize {
     let most = seq.num_pending().min(tokens_left);
     let fits = |n: &usize| seq.table.pages_to_append(*n, ledger.layout()) <= ledger.num_free();
     (0..=most).rev().find(fits).unwrap_or(0)
-}
-
-fn start(seq: &mut Sequence, num_tokens: usize, ledger: &mut Ledger) -> Entry {
-    let (has_event, scoring) = (seq.has_event(num_tokens), seq.scoring(num_tokens));
-    let samples = num_tokens == seq.num_pending();
-    let start = seq.table.len();
-    seq.since_event = if has_event { 0 } else { seq.since_event + num_tokens };
-    let writes = seq.table.append(num_tokens, ledger);
-    Entry { id: seq.id, start, num_tokens, samples, has_event, scoring, writes }
 }
 
 #[cfg(test)]

@@ -1,0 +1,359 @@
+//! One sequence driven by hand, without the engine's thread: for evaluation and calibration.
+//!
+//! A [`Trial`] goes through the same chunks, scoring and compress events as a sequence of the engine
+//! that is alone. It can besides be forced along given tokens, forked, and have its cache edited:
+//!
+//! ```text
+//! let mut exact = lab.start(Recipe::exact(), 4096)?;
+//! exact.prefill(&prefix)?;
+//! let reference = exact.fork()?.force(&continuation)?;
+//! let mut coarse = exact.fork()?;
+//! coarse.edit(head, |segment| quantize(&mut segment.keys))?;
+//! let logits = coarse.force(&continuation)?;
+//! ```
+
+use anyhow::{Context, Result, ensure};
+use keepwell_kernels::{Arena, Backend, PageLayout, Scoring, Tier, portable::segment::Segment};
+use keepwell_models::{Batch, Model, ModelConfig};
+
+use crate::{
+    cache::{Assignment, Ledger, PageTable},
+    calibrate::Calibration,
+    compress::{PolicyId, Prices, Protection},
+    engine::{
+        KvUsage,
+        event::{Memory, compress_event, execute, read_tokens, usage},
+        gather::gather,
+    },
+    sched::{Demand, Entry, MAX_TIERS_HELD, SeqId, Sequence},
+};
+
+/// What all trials share: a model, its kernels, and the page arithmetic of a server.
+#[derive(Clone, Copy)]
+pub struct Lab<'a> {
+    model: &'a dyn Model,
+    backend: &'a dyn Backend,
+    calibration: Option<&'a Calibration>,
+    demand: Demand,
+}
+
+/// How a trial's cache is compressed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Recipe {
+    /// Share of the F16 bytes held after a compress event; 1 is no compression.
+    pub budget: f32,
+    pub policy: PolicyId,
+}
+
+impl Recipe {
+    /// Everything stays in F16; nothing is scored.
+    pub fn exact() -> Self {
+        Self { budget: 1.0, policy: PolicyId::default() }
+    }
+}
+
+/// Logits (rows, vocab).
+#[derive(Clone, Debug)]
+pub struct Logits {
+    vocab_size: usize,
+    data: Vec<f32>,
+}
+
+impl Logits {
+    pub fn num_rows(&self) -> usize {
+        self.data.len() / self.vocab_size
+    }
+
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.data[row * self.vocab_size..(row + 1) * self.vocab_size]
+    }
+
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.data.chunks_exact(self.vocab_size)
+    }
+
+    /// The likeliest token of a row.
+    pub fn argmax(&self, row: usize) -> u32 {
+        let best = self.row(row).iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        best.map_or(0, |(id, _)| id as u32)
+    }
+}
+
+/// One cached token of one (layer, KV head).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenState {
+    pub position: u32,
+    pub tier: Tier,
+    pub attribution: f32,
+}
+
+impl<'a> Lab<'a> {
+    /// `max_chunk`: tokens of the largest prefill chunk, as the scheduler's `max_step_tokens`.
+    pub fn new(
+        model: &'a dyn Model,
+        backend: &'a dyn Backend,
+        max_chunk: usize,
+        protection: Protection,
+    ) -> Self {
+        let config = model.config();
+        let layout = PageLayout::new(config.head_dim);
+        let num_heads = config.num_layers * config.num_kv_heads;
+        let demand = Demand { layout, num_heads, max_chunk, protection };
+        Self { model, backend, calibration: None, demand }
+    }
+
+    /// The same, in the calibration's basis and at its prices.
+    pub fn calibrated(self, calibration: &'a Calibration) -> Self {
+        Self { calibration: Some(calibration), ..self }
+    }
+
+    pub fn config(&self) -> &'a ModelConfig {
+        self.model.config()
+    }
+
+    pub fn demand(&self) -> &Demand {
+        &self.demand
+    }
+
+    /// An empty context with room for `capacity` tokens.
+    ///
+    /// # Errors
+    /// The system does not have the memory.
+    pub fn start(&self, recipe: Recipe, capacity: usize) -> Result<Trial<'a>> {
+        let seq = Sequence {
+            id: SeqId(0),
+            tokens: Vec::new(),
+            prompt_len: 0,
+            max_len: usize::MAX,
+            budget: recipe.budget,
+            policy: recipe.policy,
+            table: PageTable::new(self.demand.num_heads),
+            since_event: 0,
+            num_preemptions: 0,
+        };
+        self.trial(seq, capacity)
+    }
+
+    fn trial(&self, seq: Sequence, capacity: usize) -> Result<Trial<'a>> {
+        // A tier in use adds a page that is partly empty; pages that lie idle cost nothing.
+        let pages = capacity.div_ceil(self.demand.layout.capacity(Tier::F16)) + MAX_TIERS_HELD + 1;
+        let num_pages = self.demand.num_heads * pages;
+        let arena = self.backend.arena(self.demand.layout, num_pages)?;
+        let ledger = Ledger::new(self.demand.layout, num_pages);
+        Ok(Trial { lab: *self, arena, ledger, seq, capacity, next: None })
+    }
+}
+
+/// A context in page memory of its own, given back when it is dropped.
+pub struct Trial<'a> {
+    lab: Lab<'a>,
+    arena: Arena,
+    ledger: Ledger,
+    seq: Sequence,
+    capacity: usize,
+    /// Logits (1, vocab) after the last token.
+    next: Option<Logits>,
+}
+
+impl<'a> Trial<'a> {
+    /// Logical positions computed so far; evicted tokens keep theirs.
+    pub fn len(&self) -> usize {
+        self.seq.table.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.seq.table.is_empty()
+    }
+
+    /// Layers times KV heads, in this order.
+    pub fn num_heads(&self) -> usize {
+        self.seq.table.num_heads()
+    }
+
+    /// Every token so far; one that was just generated is not computed yet.
+    pub fn tokens(&self) -> &[u32] {
+        &self.seq.tokens
+    }
+
+    /// Appends `tokens` as a prompt: in chunks, scored, with a compress event after each, exactly as
+    /// the engine does.
+    ///
+    /// # Errors
+    /// More tokens than the trial was started for, an unknown token, or a failing kernel.
+    pub fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
+        self.seq.tokens.extend_from_slice(tokens);
+        self.seq.prompt_len = self.seq.tokens.len();
+        while self.seq.num_pending() > 0 {
+            let chunk = self.seq.num_pending().min(self.lab.demand.max_chunk);
+            let entry = self.next_entry(chunk)?;
+            self.forward(&entry, 1)?;
+            self.end_step(&entry)?;
+        }
+        Ok(())
+    }
+
+    /// Appends `tokens` without any compress event. The last `scoring.rows` queries of each chunk
+    /// update the attributions.
+    ///
+    /// # Errors
+    /// As [`Trial::prefill`].
+    pub fn observe(&mut self, tokens: &[u32], scoring: Option<Scoring>) -> Result<()> {
+        self.seq.tokens.extend_from_slice(tokens);
+        while self.seq.num_pending() > 0 {
+            let chunk = self.seq.num_pending().min(self.lab.demand.max_chunk);
+            let entry = Entry { scoring, ..self.next_entry(chunk)? };
+            self.forward(&entry, 1)?;
+        }
+        Ok(())
+    }
+
+    /// Appends `tokens` in one piece, unscored and without a compress event. Returns the logits after
+    /// each of them: 200 KB a row for a vocabulary of 50,000.
+    ///
+    /// # Errors
+    /// As [`Trial::prefill`].
+    pub fn force(&mut self, tokens: &[u32]) -> Result<Logits> {
+        self.seq.tokens.extend_from_slice(tokens);
+        let entry = Entry { scoring: None, ..self.next_entry(self.seq.num_pending())? };
+        self.forward(&entry, tokens.len())
+    }
+
+    /// Generates up to `num_tokens` greedily, with compress events as in the engine. Ends after one
+    /// of `stop_ids`, which is not returned.
+    ///
+    /// # Errors
+    /// As [`Trial::prefill`], or nothing to go on from.
+    pub fn generate(&mut self, num_tokens: usize, stop_ids: &[u32]) -> Result<Vec<u32>> {
+        let start = self.seq.tokens.len();
+        for _ in 0..num_tokens {
+            if self.seq.num_pending() > 0 {
+                let entry = self.next_entry(self.seq.num_pending())?;
+                self.forward(&entry, 1)?;
+                self.end_step(&entry)?;
+            }
+            let next = self.next.as_ref().context("nothing was computed yet")?;
+            let token = next.argmax(next.num_rows() - 1);
+            if stop_ids.contains(&token) {
+                break;
+            }
+            self.seq.tokens.push(token);
+        }
+        Ok(self.seq.tokens[start..].to_vec())
+    }
+
+    /// The same context once more, in memory of its own.
+    ///
+    /// # Errors
+    /// The system does not have the memory.
+    pub fn fork(&self) -> Result<Self> {
+        let (budget, policy) = (self.seq.budget, self.seq.policy);
+        self.fork_as(Recipe { budget, policy })
+    }
+
+    /// The same context, to go on under another recipe; nothing is compressed before the next event.
+    ///
+    /// # Errors
+    /// As [`Trial::fork`].
+    pub fn fork_as(&self, recipe: Recipe) -> Result<Self> {
+        let mut fork = self.lab.start(recipe, self.capacity)?;
+        let copied = self.seq.table.copy_to(&mut fork.ledger);
+        let (table, copies) = copied.context("a fork has as many pages")?;
+        for (from, to) in copies {
+            fork.arena.page_mut(to).copy_from_slice(self.arena.page(from));
+        }
+        fork.seq.tokens.clone_from(&self.seq.tokens);
+        fork.seq.prompt_len = self.seq.prompt_len;
+        fork.seq.since_event = self.seq.since_event;
+        fork.seq.table = table;
+        fork.next.clone_from(&self.next);
+        Ok(fork)
+    }
+
+    /// K and V of one (layer, KV head), rotated, in page order.
+    pub fn segment(&self, head: usize) -> Segment {
+        Segment::decode(&self.arena, &self.seq.table.head(head).pages)
+    }
+
+    /// Changes K and V of one (layer, KV head) in place; they are coded again in the tiers they are
+    /// in, and attributions stay.
+    pub fn edit(&mut self, head: usize, change: impl FnOnce(&mut Segment)) {
+        let pages = &self.seq.table.head(head).pages;
+        let mut segment = Segment::decode(&self.arena, pages);
+        change(&mut segment);
+        segment.encode(&mut self.arena, pages);
+    }
+
+    /// Puts every token into the tier it is assigned, or evicts it: for each (layer, KV head), in
+    /// page order.
+    ///
+    /// # Errors
+    /// A failing kernel.
+    pub fn assign(&mut self, assignments: &[Vec<Assignment>]) -> Result<()> {
+        let tokens = read_tokens(self.lab.backend, &self.arena, &self.seq.table)?;
+        let memory = Memory { arena: &mut self.arena, ledger: &mut self.ledger };
+        execute(self.lab.backend, memory, &mut self.seq.table, &tokens, assignments)?;
+        Ok(())
+    }
+
+    /// The tokens held of one (layer, KV head), in page order.
+    ///
+    /// # Errors
+    /// A failing kernel.
+    pub fn states(&self, head: usize) -> Result<Vec<TokenState>> {
+        let pages = &self.seq.table.head(head).pages;
+        let tiers = pages.iter().flat_map(|page| (0..page.len).map(|_| page.tier));
+        let tokens = self.lab.backend.attributions(&self.arena, pages)?;
+        let state = |(token, tier): (&keepwell_kernels::backend::TokenAttribution, Tier)| {
+            TokenState { position: token.position, tier, attribution: token.attribution }
+        };
+        Ok(tokens.iter().zip(tiers).map(state).collect())
+    }
+
+    /// The ledger's bytes of what is held now.
+    pub fn usage(&self) -> KvUsage {
+        usage(&self.seq, &self.lab.demand)
+    }
+
+    /// Books of this trial's memory agree with its table.
+    pub fn check(&self) {
+        self.seq.table.check(self.ledger.layout());
+        self.ledger.check([self.seq.table.holdings()].iter());
+    }
+
+    fn next_entry(&mut self, num_tokens: usize) -> Result<Entry> {
+        let pages = self.seq.table.pages_to_append(num_tokens, self.ledger.layout());
+        ensure!(
+            pages <= self.ledger.num_free(),
+            "the trial was started for {} tokens",
+            self.capacity
+        );
+        Ok(Entry::new(&mut self.seq, num_tokens, &mut self.ledger))
+    }
+
+    fn forward(&mut self, entry: &Entry, num_logits: usize) -> Result<Logits> {
+        let config = self.lab.model.config();
+        let mut gathered = gather(&[(entry, &self.seq)], config, |_| num_logits);
+        gathered.plan.basis = self.lab.calibration.and_then(|known| known.basis.clone());
+        let batch = Batch {
+            tokens: &gathered.tokens,
+            logit_rows: &gathered.logit_rows,
+            plan: &gathered.plan,
+        };
+        let logits = self.lab.model.forward(&mut self.arena, &batch)?;
+        let data = logits.flatten_all()?.to_vec1::<f32>()?;
+        let logits = Logits { vocab_size: config.vocab_size, data };
+        let last = logits.row(logits.num_rows() - 1).to_vec();
+        self.next = Some(Logits { vocab_size: config.vocab_size, data: last });
+        Ok(logits)
+    }
+
+    fn end_step(&mut self, entry: &Entry) -> Result<()> {
+        if entry.has_event {
+            let memory = Memory { arena: &mut self.arena, ledger: &mut self.ledger };
+            let uncalibrated = Prices::default();
+            let prices = self.lab.calibration.map_or(&uncalibrated, |known| &known.prices);
+            compress_event(self.lab.backend, memory, &mut self.seq, &self.lab.demand, prices)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,132 @@
+//! A sequence driven by hand is the engine's sequence.
+
+mod common;
+
+use common::*;
+use keepwell_kernels::{Backend, Scoring, Signal, Tier};
+use keepwell_models::{Model, WeightFormat, load_model};
+use keepwell_server::{
+    compress::{POLICIES, PolicyId, Protection},
+    engine::KvCacheParams,
+    trial::{Lab, Recipe, Trial},
+};
+
+const CHUNK: usize = 128;
+
+struct World {
+    model: Box<dyn Model>,
+    backend: std::sync::Arc<dyn Backend>,
+}
+
+fn world() -> World {
+    let model = load_model(&fixture("tiny-llama3"), WeightFormat::AsFile, fastest()).unwrap();
+    World { model, backend: fastest() }
+}
+
+impl World {
+    fn lab(&self) -> Lab<'_> {
+        Lab::new(&*self.model, &*self.backend, CHUNK, Protection::default())
+    }
+
+    fn prefilled(&self, recipe: Recipe, len: usize) -> Trial<'_> {
+        let mut trial = self.lab().start(recipe, 1024).unwrap();
+        trial.prefill(&prompt(len)).unwrap();
+        trial
+    }
+}
+
+fn prompt(len: usize) -> Vec<u32> {
+    (0..len as u32).map(|i| i * 37 % 509 + 1).collect()
+}
+
+#[test]
+fn a_trial_holds_and_says_what_the_engine_holds_and_says() {
+    let world = world();
+    let (engine, _) = tiny("tiny-llama3", options(64 << 20, CHUNK));
+    for policy in POLICIES {
+        let policy = PolicyId::from_name(policy.name()).unwrap();
+        for budget in [1.0, 0.28, 0.15] {
+            let kv_cache = KvCacheParams { budget, min_budget: budget, policy };
+            let request = greedy(&prompt(600), 100, kv_cache);
+            let (tokens, outcome) = collect(engine.generate(request).unwrap()).unwrap();
+            let mut trial = world.prefilled(Recipe { budget, policy }, 600);
+            let generated = trial.generate(100, &[]).unwrap();
+            let ids: Vec<_> = tokens.iter().map(|t| t.id).collect();
+            assert_eq!(generated, ids, "{policy} at {budget}");
+            assert_eq!(trial.usage(), outcome.kv_cache, "{policy} at {budget}");
+            trial.check();
+        }
+    }
+}
+
+#[test]
+fn forcing_what_would_be_generated_gives_the_logits_that_choose_it() {
+    let world = world();
+    let trial = world.prefilled(Recipe::exact(), 200);
+    let generated = trial.fork().unwrap().generate(20, &[]).unwrap();
+    let logits = trial.fork().unwrap().force(&generated).unwrap();
+    assert_eq!(logits.num_rows(), 20);
+    let chosen: Vec<_> = (0..19).map(|row| logits.argmax(row)).collect();
+    assert_eq!(chosen, generated[1..]);
+}
+
+#[test]
+fn a_fork_goes_its_own_way() {
+    let world = world();
+    let mut trial = world.prefilled(Recipe { budget: 0.28, ..Recipe::exact() }, 400);
+    let before = trial.usage();
+    let mut fork = trial.fork().unwrap();
+    fork.force(&prompt(100)).unwrap();
+    fork.check();
+    assert_eq!(trial.usage(), before);
+    let (ours, theirs) = (trial.force(&prompt(100)).unwrap(), fork.segment(2));
+    assert_eq!(ours.num_rows(), 100);
+    assert_eq!(trial.segment(2).keys, theirs.keys);
+}
+
+#[test]
+fn an_edit_changes_one_head_and_what_follows_from_it() {
+    let world = world();
+    let trial = world.prefilled(Recipe::exact(), 200);
+    let mut edited = trial.fork().unwrap();
+    edited.edit(0, |segment| segment.values.fill(0.0));
+    assert_eq!(edited.segment(0).keys, trial.segment(0).keys);
+    assert!(edited.segment(0).values.iter().all(|v| *v == 0.0));
+    assert_eq!(edited.segment(1).values, trial.segment(1).values);
+    let (a, b) = (trial.fork().unwrap().force(&[5]).unwrap(), edited.force(&[5]).unwrap());
+    assert_ne!(a.row(0), b.row(0));
+}
+
+#[test]
+fn tokens_go_to_the_tiers_they_are_assigned() {
+    let world = world();
+    let mut trial = world.prefilled(Recipe::exact(), 200);
+    let mut assignments = vec![vec![Some(Tier::F16); 200]; trial.num_heads()];
+    assignments[3][10..110].fill(None);
+    trial.assign(&assignments).unwrap();
+    trial.check();
+    let states = trial.states(3).unwrap();
+    assert!(states.iter().all(|s| s.tier == Tier::F16 && !(10..110).contains(&s.position)));
+    assert_eq!((states.len(), trial.usage().evicted), (100, 100));
+}
+
+#[test]
+fn observed_tokens_are_scored_but_never_compressed() {
+    let world = world();
+    let mut trial = world.lab().start(Recipe { budget: 0.2, ..Recipe::exact() }, 512).unwrap();
+    let scoring = Scoring { rows: 16, signal: Signal::AttentionMass, decay: 0.0 };
+    trial.observe(&prompt(400), Some(scoring)).unwrap();
+    let total: f32 = trial.states(0).unwrap().iter().map(|s| s.attribution).sum();
+    // The last 16 queries of each query head spread a mass of one each; tiny-llama3 has 4 heads for
+    // 2 KV heads, and sums are kept in bf16.
+    assert!((total - 32.0).abs() < 1.0, "{total}");
+    assert_eq!(trial.usage().evicted, 0);
+    assert_eq!(trial.usage().tokens[Tier::F16], 400 * trial.num_heads());
+}
+
+#[test]
+fn more_tokens_than_there_is_room_for_are_an_error() {
+    let world = world();
+    let mut trial = world.lab().start(Recipe::exact(), 100).unwrap();
+    assert!(trial.prefill(&prompt(400)).is_err());
+}
