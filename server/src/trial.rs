@@ -14,7 +14,7 @@
 
 use anyhow::{Context, Result, ensure};
 use keepwell_kernels::{Arena, Backend, PageLayout, Scoring, Tier, portable::segment::Segment};
-use keepwell_models::{Batch, Model, ModelConfig};
+use keepwell_models::{Batch, Model, ModelConfig, Probe};
 
 use crate::{
     cache::{Assignment, Ledger, PageTable},
@@ -207,6 +207,21 @@ impl<'a> Trial<'a> {
         Ok(())
     }
 
+    /// Appends `tokens` chunk by chunk, unscored and without a compress event, and shows their
+    /// queries to `probe`.
+    ///
+    /// # Errors
+    /// As [`Trial::prefill`], or what the probe returns.
+    pub fn probe(&mut self, tokens: &[u32], probe: &Probe) -> Result<()> {
+        self.seq.tokens.extend_from_slice(tokens);
+        while self.seq.num_pending() > 0 {
+            let chunk = self.seq.num_pending().min(self.lab.demand.max_chunk);
+            let entry = Entry { scoring: None, ..self.next_entry(chunk)? };
+            self.forward_probed(&entry, 1, Some(probe))?;
+        }
+        Ok(())
+    }
+
     /// Appends `tokens` in one piece, unscored and without a compress event. Returns the logits after
     /// each of them: 200 KB a row for a vocabulary of 50,000.
     ///
@@ -331,6 +346,15 @@ impl<'a> Trial<'a> {
     }
 
     fn forward(&mut self, entry: &Entry, num_logits: usize) -> Result<Logits> {
+        self.forward_probed(entry, num_logits, None)
+    }
+
+    fn forward_probed(
+        &mut self,
+        entry: &Entry,
+        num_logits: usize,
+        probe: Option<&Probe>,
+    ) -> Result<Logits> {
         let config = self.lab.model.config();
         let mut gathered = gather(&[(entry, &self.seq)], config, |_| num_logits);
         gathered.plan.basis = self.lab.calibration.and_then(|known| known.basis.clone());
@@ -338,6 +362,7 @@ impl<'a> Trial<'a> {
             tokens: &gathered.tokens,
             logit_rows: &gathered.logit_rows,
             plan: &gathered.plan,
+            probe,
         };
         let logits = self.lab.model.forward(&mut self.arena, &batch)?;
         let data = logits.flatten_all()?.to_vec1::<f32>()?;

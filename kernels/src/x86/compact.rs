@@ -162,6 +162,13 @@ fn recode<S: Simd>(
             (to.info.value, values, value_scale),
         ),
     ] {
+        let (to, coded, scale) = coded;
+        if format == to {
+            // A part that keeps its format loses nothing once more.
+            coded.copy_from_slice(&page[codes + index * coded.len()..][..coded.len()]);
+            scale.copy_from_slice(&page[scales + index * scale.len()..][..scale.len()]);
+            continue;
+        }
         let tokens = index..index + 1;
         Vectors { format, page, codes, scales, tokens }.decode(
             simd,
@@ -169,8 +176,7 @@ fn recode<S: Simd>(
             x,
             unpacked,
         );
-        let (format, codes, scale) = coded;
-        let byte = format.encode(x, codes);
+        let byte = to.encode(x, coded);
         scale.fill(byte);
     }
     let attribution = from.at.attributions + 2 * index;

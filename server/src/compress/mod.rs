@@ -12,3 +12,4 @@ mod score;
 pub use plan::{COARSEST_PROTECTED, Goal, HeadTokens, Protection, decide, repack};
 pub use policy::{POLICIES, Policy, PolicyId, Queries, TokenSignals};
 pub use price::{Candidate, HeadPrices, MAX_TIERS, Prices, assign, normal_error};
+pub use score::refine;

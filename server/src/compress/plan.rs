@@ -15,7 +15,7 @@ pub struct HeadTokens {
     pub signals: Vec<f32>,
 }
 
-/// Tokens that keep a tier whatever their score: never evicted, and 8 bits where that is a small
+/// Tokens that keep a tier whatever their score: never evicted, and fine where that is a small
 /// part of the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protection {
@@ -69,7 +69,7 @@ pub fn decide(
 }
 
 /// What protected tokens are kept in, the finest that takes no more than an eighth of the pages.
-const PROTECTED: [Tier; 4] = [Tier::K8V8, Tier::K5V5, Tier::K4V4, COARSEST_PROTECTED];
+const PROTECTED: [Tier; 3] = [Tier::K5V5, Tier::K4V4, COARSEST_PROTECTED];
 /// And this when all of them take more.
 pub const COARSEST_PROTECTED: Tier = Tier::K3V3;
 

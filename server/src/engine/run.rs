@@ -265,6 +265,7 @@ impl Engine {
             tokens: &gathered.tokens,
             logit_rows: &gathered.logit_rows,
             plan: &gathered.plan,
+            probe: None,
         };
         let logits = self.model.forward(&mut self.arena, &batch)?;
         Ok(logits.to_vec2::<f32>()?)
