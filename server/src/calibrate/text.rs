@@ -80,8 +80,8 @@ mod tests {
 
     #[test]
     fn the_built_in_text_has_the_length_that_measuring_takes() {
-        // Three to four and a half bytes a token.
-        assert!((14_000..17_000).contains(&BUILT_IN.len()), "{}", BUILT_IN.len());
+        // Some 3,600 tokens of SmolLM2, which gives every digit one of its own.
+        assert!((12_000..16_000).contains(&BUILT_IN.len()), "{}", BUILT_IN.len());
         assert!(BUILT_IN.is_ascii(), "tokenizers differ most in what is not ASCII");
     }
 
