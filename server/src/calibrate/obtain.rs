@@ -41,15 +41,25 @@ pub fn obtain(text: Option<&str>, loaded: &Loaded, backend: &dyn Backend) -> Cal
 
 fn load_or_measure(text: &str, loaded: &Loaded, backend: &dyn Backend) -> Result<Known> {
     let tokens = loaded.tokenizer.encode(text, true)?;
+    let measure = || {
+        let progress = Progress::start();
+        measure(&*loaded.model, backend, &tokens, &|done| progress.report(done))
+    };
+    match store(loaded, &tokens) {
+        Ok(store) => store.load_or(&loaded.name, measure),
+        Err(error) => {
+            warn!("a calibration cannot be kept: {error:#}");
+            Ok(Known { calibration: measure()?, cached: false })
+        }
+    }
+}
+
+fn store(loaded: &Loaded, tokens: &[u32]) -> Result<Store> {
     let config = loaded.model.config();
     let shape =
         Shape { num_heads: config.num_layers * config.num_kv_heads, head_dim: config.head_dim };
-    let key = key(&loaded.path, &tokens)?;
-    let store = Store::new(&cache_dir(&LoadOptions::default())?, key, shape);
-    store.load_or(&loaded.name, || {
-        let progress = Progress::start();
-        measure(&*loaded.model, backend, &tokens, &|done| progress.report(done))
-    })
+    let cache = cache_dir(&LoadOptions::default())?;
+    Ok(Store::new(&cache, key(&loaded.path, tokens)?, shape))
 }
 
 fn describe(known: &Known, seconds: f32) -> String {
