@@ -5,6 +5,7 @@ mod engine;
 mod report;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
 #[command(name = "keepwell-bench", about = "Measures Keepwell", version)]
@@ -20,6 +21,9 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
+    // What the engine has to say, apart from the results.
+    let filter = EnvFilter::new("warn,keepwell_server=info");
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Arguments::parse().command {
         Command::Engine(arguments) => engine::run(&arguments),
     }

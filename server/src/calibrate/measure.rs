@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use keepwell_kernels::{Backend, PerTier, Scoring, Signal, Tier, codec::Format};
+use keepwell_kernels::{Backend, PerTier, Scoring, Signal, TIERS, Tier, codec::Format};
 use keepwell_models::Model;
 use rayon::prelude::*;
 
@@ -71,16 +71,30 @@ pub fn measure(
             value: by_format(|tier| tier.info().value, |format| sample.value_noise(format)),
         })
         .collect();
+    let refused = refused(&noise);
     let turned = Calibration { basis: Some(basis), ..Calibration::default() };
     let impacts = impacts(&lab.calibrated(&turned), tokens, progress)?;
     let heads = noise.iter().zip(&impacts).map(|(noise, impact)| impact.prices(noise));
-    Ok(Calibration { prices: Arc::new(Prices::new(heads.collect())), ..turned })
+    Ok(Calibration { prices: Arc::new(Prices::new(heads.collect())), refused, ..turned })
 }
 
 /// What the formats do to one head.
 struct Noise {
     key: PerTier<f32>,
     value: PerTier<f32>,
+}
+
+/// Which key formats are as bad as losing the token, and in how many heads.
+fn refused(noise: &[Noise]) -> Vec<String> {
+    // Tiers that share a key format stand together: one of them speaks for it.
+    let formats =
+        TIERS.iter().map(|info| info.tier).filter(|tier| tier.info().value == Format::Int8);
+    let report = formats.filter_map(|tier| {
+        let heads = noise.iter().filter(|noise| noise.key[tier] >= MOST_NOISE).count();
+        let name = tier.name().split('v').next().unwrap_or_default();
+        (heads > 0).then(|| format!("{name} keys in {heads} of {} heads", noise.len()))
+    });
+    report.collect()
 }
 
 /// Each format is measured once, though many tiers share it.

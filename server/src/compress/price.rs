@@ -43,6 +43,10 @@ impl Prices {
         Self { heads }
     }
 
+    pub fn heads(&self) -> &[HeadPrices] {
+        &self.heads
+    }
+
     pub fn head(&self, head: usize) -> &HeadPrices {
         self.heads.get(head).unwrap_or(&self.heads[0])
     }
