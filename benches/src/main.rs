@@ -2,6 +2,7 @@
 
 mod baseline;
 mod engine;
+mod eval;
 mod report;
 
 use clap::{Parser, Subcommand};
@@ -17,10 +18,13 @@ struct Arguments {
 enum Command {
     /// Tokens per second of the engine itself, without HTTP.
     Engine(engine::Arguments),
+    /// What compression costs in quality at equal bytes, against published methods.
+    Eval(eval::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Engine(arguments) => engine::run(&arguments),
+        Command::Eval(arguments) => eval::run(arguments),
     }
 }
