@@ -1,4 +1,4 @@
-//! Policies against the best baseline that takes at least as many bytes, sample by sample.
+//! Policies against the baselines that take at least as many bytes, sample by sample.
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ const TOLERANCE: f64 = 0.99;
 /// Beyond so many times the policy's bytes the comparison would say nothing.
 const MOST: f64 = 1.5;
 
-/// A policy and the best of the baselines that it must beat.
+/// A policy and one of the baselines that it must beat.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
     pub policy: &'static str,
@@ -25,6 +25,8 @@ pub struct Comparison {
     /// Mean divergence or score of the policy.
     pub value: f64,
     pub baseline: &'static str,
+    /// Whether this is the best of the baselines.
+    pub is_best: bool,
     pub baseline_bytes_ratio: f64,
     pub baseline_value: f64,
     /// For `kl` the ratio of the means, below 1 when the policy is better; else the difference of the
@@ -41,51 +43,59 @@ impl Comparison {
     }
 }
 
+/// Every policy against every rival, the best first.
 pub fn comparisons(results: &Results) -> Vec<Comparison> {
-    let tasks = results.tasks();
     let policies = || (0..results.arms.len()).filter(|arm| results.arms[*arm].is_policy());
-    tasks
-        .iter()
-        .flat_map(|task| policies().filter_map(|arm| compare(results, *task, arm)))
-        .collect()
+    let of_task = |task| policies().flat_map(move |arm| compare(results, task, arm));
+    results.tasks().into_iter().flat_map(of_task).collect()
 }
 
-fn compare(
-    results: &Results,
-    (task, mode): (&'static str, Mode),
+/// One arm's side of a comparison.
+struct Side {
     arm: usize,
-) -> Option<Comparison> {
-    let qualities =
-        |arm| -> Vec<f64> { results.outcomes(task, mode, arm).into_iter().map(quality).collect() };
-    let bytes = |arm| -> f64 {
+    bytes_ratio: f64,
+    qualities: Vec<f64>,
+}
+
+fn compare(results: &Results, (task, mode): (&'static str, Mode), arm: usize) -> Vec<Comparison> {
+    let side = |arm: usize| {
         let outcomes = results.outcomes(task, mode, arm);
-        mean(&outcomes.iter().map(|outcome| outcome.bytes_ratio).collect::<Vec<_>>())
+        let bytes: Vec<f64> = outcomes.iter().map(|outcome| outcome.bytes_ratio).collect();
+        let qualities = outcomes.into_iter().map(quality).collect();
+        Side { arm, bytes_ratio: mean(&bytes), qualities }
     };
     let is_ratio = task == "kl";
-    let loss = |arm: usize| if is_ratio { mean(&qualities(arm)) } else { -mean(&qualities(arm)) };
-    let rivals = rivals(results, bytes(arm), bytes);
-    let best = rivals.into_iter().min_by(|a, b| loss(*a).total_cmp(&loss(*b)))?;
-    let (ours, theirs) = (qualities(arm), qualities(best));
-    let (value, baseline_value) = (mean(&ours), mean(&theirs));
-    let (effect, interval) = match is_ratio {
-        true => (value / baseline_value, ratio_interval(&ours, &theirs, results.seed)),
-        false => (value - baseline_value, difference_interval(&ours, &theirs, results.seed)),
+    let loss = |side: &Side| if is_ratio { mean(&side.qualities) } else { -mean(&side.qualities) };
+    let ours = side(arm);
+    let bytes_of = |arm| side(arm).bytes_ratio;
+    let mut theirs: Vec<_> =
+        rivals(results, ours.bytes_ratio, bytes_of).into_iter().map(side).collect();
+    theirs.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
+    let comparison = |(rank, theirs): (usize, &Side)| {
+        let (value, baseline_value) = (mean(&ours.qualities), mean(&theirs.qualities));
+        let pair = (&ours.qualities[..], &theirs.qualities[..], results.seed);
+        let (effect, interval) = match is_ratio {
+            true => (value / baseline_value, ratio_interval(pair.0, pair.1, pair.2)),
+            false => (value - baseline_value, difference_interval(pair.0, pair.1, pair.2)),
+        };
+        Comparison {
+            policy: results.arms[arm].name(),
+            budget: results.arms[arm].budget.unwrap_or(ours.bytes_ratio),
+            bytes_ratio: ours.bytes_ratio,
+            task,
+            mode,
+            n: ours.qualities.len(),
+            value,
+            baseline: results.arms[theirs.arm].name(),
+            is_best: rank == 0,
+            baseline_bytes_ratio: theirs.bytes_ratio,
+            baseline_value,
+            effect,
+            low: interval.low,
+            high: interval.high,
+        }
     };
-    Some(Comparison {
-        policy: results.arms[arm].name(),
-        budget: results.arms[arm].budget?,
-        bytes_ratio: bytes(arm),
-        task,
-        mode,
-        n: ours.len(),
-        value,
-        baseline: results.arms[best].name(),
-        baseline_bytes_ratio: bytes(best),
-        baseline_value,
-        effect,
-        low: interval.low,
-        high: interval.high,
-    })
+    theirs.iter().enumerate().map(comparison).collect()
 }
 
 /// Of each family the smallest arm that takes at least `bytes`.

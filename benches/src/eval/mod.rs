@@ -84,8 +84,8 @@ impl Arguments {
             return Plan {
                 prefix: 800,
                 forced: 64,
-                windows: 3,
-                samples: 2,
+                windows: 4,
+                samples: 1,
                 lengths,
                 lines: &[20],
                 seed,

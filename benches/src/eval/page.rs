@@ -161,11 +161,11 @@ fn comparison_section(html: &mut String, comparisons: &[Comparison]) -> Result<(
         "<h2>Against the best baseline at equal or more bytes</h2><p>Each family of methods enters \
          with its smallest format that takes at least the policy's bytes (1 % less counts as equal, \
          1.5 times as many is the most). kl: ratio of the means, below 1 is better; others: \
-         difference of the scores, above 0 is better. Intervals are paired.</p>\
+         difference of the scores, above 0 is better. Intervals are paired. All rivals are in comparisons.json.</p>\
          <table><tr><th>task<th>mode<th>policy<th>budget<th>bytes<th>value<th>best baseline<th>bytes\
          <th>value<th>effect<th>95 %</tr>",
     );
-    for c in comparisons {
+    for c in comparisons.iter().filter(|c| c.is_best) {
         write!(
             html,
             "<tr><td>{}<td>{}<td>{}<td>{}<td>{:.4}<td>{:.5}<td>{}<td>{:.4}<td>{:.5}<td>{:.3}\

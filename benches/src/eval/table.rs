@@ -40,7 +40,7 @@ fn print_comparisons(comparisons: &[Comparison]) {
         return;
     }
     println!("\nAgainst the best baseline at equal or more bytes, paired");
-    for c in comparisons {
+    for c in comparisons.iter().filter(|c| c.is_best) {
         let Comparison { policy, budget, baseline, effect, low, high, .. } = c;
         let kind = if c.is_ratio() { "ratio of KL" } else { "difference " };
         println!(
