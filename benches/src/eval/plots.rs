@@ -104,9 +104,9 @@ pub fn quality(series: &[Series], scale: Scale, title: &str) -> Result<String> {
     Ok(svg)
 }
 
-/// Bits from 0 to 16 as a colour, in logarithmic steps: few bits differ most.
+/// Bits from 0 to 16 as a colour: most of the range for the few bits that tell tiers apart.
 pub fn bits_colour(bits: f64) -> RGBColor {
-    let share = (1.0 + bits.clamp(0.0, 16.0)).log2() / 17f64.log2();
+    let share = 0.85 * (bits / 8.0).clamp(0.0, 1.0) + 0.15 * ((bits - 8.0) / 8.0).clamp(0.0, 1.0);
     let (r, g, b) = HSLColor(0.75 - 0.62 * share, 0.75, 0.35 + 0.2 * share).rgb();
     RGBColor(r, g, b)
 }

@@ -154,3 +154,71 @@ pub fn apply<'a>(exact: &Trial<'a>, compressed: &Compressed) -> Result<Trial<'a>
     }
     Ok(trial)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{path::PathBuf, sync::Arc};
+
+    use keepwell_kernels::{Backend, available};
+    use keepwell_models::{Model, WeightFormat, load_model};
+    use keepwell_server::compress::Protection;
+
+    use super::*;
+    use crate::eval::methods::CompressedHead;
+
+    const TOKENS: usize = 200;
+
+    fn world() -> (Box<dyn Model>, Arc<Spy>) {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tests/fixtures/tiny-llama3");
+        let spy = Arc::new(Spy::new(available().remove(0).into()));
+        let backend: Arc<dyn Backend> = spy.clone();
+        (load_model(&PathBuf::from(folder), WeightFormat::AsFile, backend).unwrap(), spy)
+    }
+
+    fn with_prefix(check: impl FnOnce(&Prefix, &Trial, &Lab)) {
+        let (model, spy) = world();
+        let lab = Lab::new(&*model, &*spy, 64, Protection::default());
+        let context: Vec<u32> = (0..TOKENS as u32).map(|i| i * 37 % 509 + 1).collect();
+        let (prefix, exact) = Prefix::read(&lab, &spy, &context, 256).unwrap();
+        check(&prefix, &exact, &lab);
+    }
+
+    #[test]
+    fn signals_are_complete_and_attention_adds_up_to_one_a_query() {
+        with_prefix(|prefix, exact, lab| {
+            assert_eq!((prefix.num_tokens(), exact.len()), (TOKENS, TOKENS));
+            let config = lab.config();
+            let group = (config.num_heads / config.num_kv_heads) as f32;
+            for head in &prefix.heads {
+                let sums = [&head.mass, &head.recent_mass].map(|m| m.iter().sum::<f32>() / group);
+                // Sums are kept in bf16.
+                assert!((sums[0] - TOKENS as f32).abs() < 0.05 * TOKENS as f32, "{sums:?}");
+                assert!((sums[1] - RECENT as f32).abs() < 0.05 * RECENT as f32, "{sums:?}");
+                assert!(head.deletion.iter().all(|d| *d >= 0.0) && head.deletion.len() == TOKENS);
+                assert!(head.largest_query.iter().all(|q| *q > 0.0));
+            }
+        });
+    }
+
+    #[test]
+    fn what_a_method_leaves_alone_is_bit_identical_and_what_it_drops_is_gone() {
+        with_prefix(|prefix, exact, _| {
+            let bytes = prefix.f16_bytes();
+            let mut heads = vec![CompressedHead::default(); prefix.heads.len()];
+            let same = apply(exact, &Compressed { heads: heads.clone(), bytes }).unwrap();
+            let head = &prefix.heads[1];
+            heads[1].vectors = Some((head.keys.clone(), head.values.clone()));
+            let rewritten = apply(exact, &Compressed { heads: heads.clone(), bytes }).unwrap();
+            for mut trial in [same, rewritten] {
+                let logits = trial.force(&[7, 8]).unwrap();
+                let expected = exact.fork().unwrap().force(&[7, 8]).unwrap();
+                assert!(logits.rows().eq(expected.rows()));
+            }
+            heads[2].kept = Some((0..TOKENS).map(|token| token % 2 == 0).collect());
+            let halved = apply(exact, &Compressed { heads, bytes }).unwrap();
+            assert_eq!(halved.usage().evicted, TOKENS / 2);
+            assert!(halved.states(2).unwrap().iter().all(|state| state.position % 2 == 0));
+            assert_eq!(halved.states(1).unwrap().len(), TOKENS);
+        });
+    }
+}

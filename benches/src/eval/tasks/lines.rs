@@ -4,7 +4,9 @@ use rand::{Rng, seq::SliceRandom};
 use super::{Asked, BEFORE_QUESTION, Grade, Plan, Sample, Task, both_modes, generator, number};
 use crate::eval::source::Source;
 
-/// Retrieval of one of many numbered lines (LongEval; MiKV's own task, arXiv 2402.18096).
+/// Retrieval of one of many numbered lines (LongEval; MiKV's own task, arXiv 2402.18096). There a line
+/// reads `line <word>: REGISTER_CONTENT is <number>`, of which a model of 135M parameters with its full
+/// cache finds none; with name and number side by side it finds a third.
 pub struct Lines;
 
 /// Names of lines; a record has no more lines than there are words.
