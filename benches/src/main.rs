@@ -2,6 +2,7 @@
 
 mod baseline;
 mod engine;
+mod eval;
 mod report;
 
 use clap::{Parser, Subcommand};
@@ -18,6 +19,8 @@ struct Arguments {
 enum Command {
     /// Tokens per second of the engine itself, without HTTP.
     Engine(engine::Arguments),
+    /// What compression costs in quality at equal bytes, against published methods.
+    Eval(eval::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -26,5 +29,6 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Arguments::parse().command {
         Command::Engine(arguments) => engine::run(&arguments),
+        Command::Eval(arguments) => eval::run(arguments),
     }
 }

@@ -233,6 +233,14 @@ impl<'a> Trial<'a> {
         self.forward(&entry, tokens.len())
     }
 
+    /// Appends `tokens` unscored and without a compress event, to generate from there.
+    ///
+    /// # Errors
+    /// As [`Trial::prefill`].
+    pub fn append(&mut self, tokens: &[u32]) -> Result<()> {
+        self.observe(tokens, None)
+    }
+
     /// Generates up to `num_tokens` greedily, with compress events as in the engine. Ends after one
     /// of `stop_ids`, which is not returned.
     ///

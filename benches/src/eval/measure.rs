@@ -1,0 +1,185 @@
+//! One sample through all arms.
+
+use anyhow::{Context, Result};
+use keepwell_models::TextTokenizer;
+use keepwell_server::trial::{Lab, Logits, Recipe, Trial};
+use rayon::prelude::*;
+
+use super::{
+    arms::{Arm, Contender},
+    methods::Target,
+    prefix::{Prefix, apply},
+    spy::Spy,
+    tasks::{Question, Sample, Then},
+};
+
+/// What one arm made of one sample.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Bytes of the compressed context over its F16 bytes.
+    pub bytes_ratio: f64,
+    /// Share of right answers, or of equal top tokens.
+    pub score: f64,
+    /// Of a continuation, per token: divergence from the exact cache.
+    pub kls: Vec<f64>,
+    /// Of a continuation: mean change of the negative log-likelihood of its tokens.
+    pub nll_delta: f64,
+}
+
+pub struct Bench<'a> {
+    pub lab: Lab<'a>,
+    pub spy: &'a Spy,
+    pub tokenizer: &'a TextTokenizer,
+    pub stop_ids: &'a [u32],
+    pub arms: &'a [Arm],
+    pub seed: u64,
+}
+
+impl Bench<'_> {
+    /// Outcomes in the order of the arms. `done` hears of each, with the trial as it was right after
+    /// compression where the arm is a policy.
+    ///
+    /// # Errors
+    /// A context longer than the system has memory for, or a failing kernel.
+    pub fn run(
+        &self,
+        sample: &Sample,
+        mut done: impl FnMut(&Arm, Option<&Trial>) -> Result<()>,
+    ) -> Result<Vec<Outcome>> {
+        let capacity = sample.context.len() + sample.then.num_tokens();
+        let (prefix, exact) = self.exact(sample, capacity)?;
+        let reference = match &sample.then {
+            Then::Continue(tokens) => Some(Reference::new(&exact, tokens)?),
+            Then::Ask(_) => None,
+        };
+        let mut outcomes = Vec::with_capacity(self.arms.len());
+        for arm in self.arms {
+            let (trial, bytes_ratio) = match arm.contender {
+                Contender::Policy(recipe) => {
+                    let mut trial = self.lab.start(recipe, capacity)?;
+                    trial.prefill(&sample.context)?;
+                    let usage = trial.usage();
+                    (trial, usage.bytes as f64 / usage.f16_bytes as f64)
+                }
+                Contender::Method(_) if arm.is_full() => (exact.fork()?, 1.0),
+                Contender::Method(method) => {
+                    let prefix = prefix.as_ref().context("read, since there is a method")?;
+                    let share = arm.budget.unwrap_or(1.0);
+                    let target = Target { bytes: share * prefix.f16_bytes(), seed: self.seed };
+                    let compressed = method.compress(prefix, &target);
+                    (apply(&exact, &compressed)?, compressed.bytes / prefix.f16_bytes())
+                }
+            };
+            done(arm, arm.is_policy().then_some(&trial))?;
+            let outcome = match (&sample.then, &reference) {
+                (Then::Ask(questions), _) => self.ask(trial, questions)?,
+                (Then::Continue(tokens), Some(reference)) => reference.compare(trial, tokens)?,
+                (Then::Continue(_), None) => Outcome::default(),
+            };
+            outcomes.push(Outcome { bytes_ratio, ..outcome });
+        }
+        Ok(outcomes)
+    }
+
+    /// The exact context, and what methods ask of it if there are any.
+    fn exact(&self, sample: &Sample, capacity: usize) -> Result<(Option<Prefix>, Trial<'_>)> {
+        if self.arms.iter().any(|arm| arm.family().is_some()) {
+            let (prefix, exact) = Prefix::read(&self.lab, self.spy, &sample.context, capacity)?;
+            return Ok((Some(prefix), exact));
+        }
+        let mut exact = self.lab.start(Recipe::exact(), capacity)?;
+        exact.prefill(&sample.context)?;
+        Ok((None, exact))
+    }
+
+    fn ask(&self, mut trial: Trial, questions: &[Question]) -> Result<Outcome> {
+        let mut score = 0.0;
+        for question in questions {
+            if !question.prompt.is_empty() {
+                trial.append(&question.prompt)?;
+            }
+            let answer = trial.generate(question.max_tokens, self.stop_ids)?;
+            score += question.score(&self.tokenizer.decode(&answer));
+        }
+        Ok(Outcome { score: score / questions.len() as f64, ..Outcome::default() })
+    }
+}
+
+impl Then {
+    /// Tokens that may follow the context.
+    pub fn num_tokens(&self) -> usize {
+        match self {
+            Self::Continue(tokens) => tokens.len(),
+            Self::Ask(questions) => {
+                questions.iter().map(|q| q.prompt.len() + q.max_tokens + 1).sum()
+            }
+        }
+    }
+}
+
+/// What the exact cache says about a continuation.
+struct Reference {
+    /// Log-probabilities after each token but the last.
+    rows: Vec<Vec<f32>>,
+}
+
+impl Reference {
+    fn new(exact: &Trial, tokens: &[u32]) -> Result<Self> {
+        let logits = exact.fork()?.force(&tokens[..tokens.len() - 1])?;
+        Ok(Self { rows: log_probabilities(&logits) })
+    }
+
+    fn compare(&self, mut trial: Trial, tokens: &[u32]) -> Result<Outcome> {
+        let logits = trial.force(&tokens[..tokens.len() - 1])?;
+        drop(trial);
+        let rows = log_probabilities(&logits);
+        let pairs = || self.rows.par_iter().zip(&rows);
+        let kls: Vec<f64> = pairs().map(|(p, q)| divergence(p, q)).collect();
+        let num_equal = pairs().filter(|(p, q)| argmax(p) == argmax(q)).count();
+        let delta = |((p, q), token): ((&Vec<f32>, &Vec<f32>), &u32)| {
+            f64::from(p[*token as usize]) - f64::from(q[*token as usize])
+        };
+        let deltas = self.rows.iter().zip(&rows).zip(&tokens[1..]).map(delta);
+        let num_rows = rows.len() as f64;
+        Ok(Outcome {
+            nll_delta: deltas.sum::<f64>() / num_rows,
+            score: num_equal as f64 / num_rows,
+            kls,
+            ..Outcome::default()
+        })
+    }
+}
+
+fn log_probabilities(logits: &Logits) -> Vec<Vec<f32>> {
+    let normalized = |row: usize| {
+        let row = logits.row(row);
+        let largest = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+        let sum: f64 = row.iter().map(|v| f64::from((v - largest).exp())).sum();
+        let lse = largest + sum.ln() as f32;
+        row.iter().map(|v| v - lse).collect()
+    };
+    (0..logits.num_rows()).into_par_iter().map(normalized).collect()
+}
+
+/// `sum p (log p - log q)`; never below 0 but for rounding.
+fn divergence(p: &[f32], q: &[f32]) -> f64 {
+    let term = |(p, q): (&f32, &f32)| f64::from(p.exp()) * (f64::from(*p) - f64::from(*q));
+    p.iter().zip(q).map(term).sum::<f64>().max(0.0)
+}
+
+fn argmax(row: &[f32]) -> usize {
+    row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn divergence_is_that_of_the_textbook() {
+        let ln = |p: [f32; 2]| p.map(f32::ln);
+        let expected = 0.5 * (0.5f64 / 0.25).ln() + 0.5 * (0.5f64 / 0.75).ln();
+        assert!((divergence(&ln([0.5, 0.5]), &ln([0.25, 0.75])) - expected).abs() < 1e-6);
+        assert_eq!(divergence(&ln([0.2, 0.8]), &ln([0.2, 0.8])), 0.0);
+    }
+}

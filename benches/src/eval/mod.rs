@@ -1,0 +1,200 @@
+//! Quality at equal bytes: the server's policies against published methods, on the same samples.
+
+mod arms;
+mod clock;
+mod compare;
+mod measure;
+mod methods;
+mod page;
+mod plots;
+mod prefix;
+mod quantize;
+mod rows;
+mod snapshot;
+mod source;
+mod spy;
+mod stats;
+mod table;
+mod tasks;
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::{Context, Result, bail};
+use indicatif::HumanDuration;
+use keepwell_kernels::{Backend, available};
+use keepwell_models::{LoadOptions, load};
+use keepwell_server::{compress::Protection, trial::Lab};
+
+use self::{
+    measure::Bench,
+    rows::Results,
+    snapshot::Snapshot,
+    source::Source,
+    spy::Spy,
+    tasks::{Plan, Sample, TASKS},
+};
+
+#[derive(Clone, clap::Args)]
+pub struct Arguments {
+    /// A folder, a GGUF file, a hub id or `smollm2`.
+    #[arg(long, default_value = "smollm2")]
+    model: String,
+    /// Running text to measure on; not the one a calibration saw.
+    #[arg(long, required = true, num_args = 1..)]
+    text: Vec<PathBuf>,
+    /// `all`, `policies` (the server's), `baselines` (simulated), or names.
+    #[arg(long, value_delimiter = ',', default_value = "all")]
+    policies: Vec<String>,
+    /// Shares of the F16 bytes.
+    #[arg(long, value_delimiter = ',', default_value = "1.0,0.28,0.2,0.125,0.06")]
+    budgets: Vec<f64>,
+    #[arg(long, value_delimiter = ',', default_value = "kl,needle,lines,passkey,multiturn")]
+    tasks: Vec<String>,
+    /// Where `eval.json`, `comparisons.json` and `index.html` go.
+    #[arg(long)]
+    out: PathBuf,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Tokens that are compressed, for kl.
+    #[arg(long, default_value_t = 3000)]
+    prefix: usize,
+    /// Tokens that follow them, for kl.
+    #[arg(long, default_value_t = 128)]
+    forced: usize,
+    /// Samples of kl.
+    #[arg(long, default_value_t = 32)]
+    windows: usize,
+    /// Samples of every other task, in each mode.
+    #[arg(long, default_value_t = 32)]
+    samples: usize,
+    /// A first impression within three minutes: few and short samples, one budget. Overrides sizes
+    /// and budgets.
+    #[arg(long)]
+    quick: bool,
+    /// Tokens of a prefill chunk, as the server's --max-batch-tokens.
+    #[arg(long, default_value_t = 512)]
+    chunk: usize,
+}
+
+impl Arguments {
+    fn plan(&self) -> Plan {
+        let seed = self.seed;
+        if self.quick {
+            let lengths = &[400];
+            return Plan {
+                prefix: 800,
+                forced: 64,
+                windows: 4,
+                samples: 1,
+                lengths,
+                lines: &[20],
+                seed,
+            };
+        }
+        Plan {
+            prefix: self.prefix,
+            forced: self.forced,
+            windows: self.windows,
+            samples: self.samples,
+            lengths: &[1000, 2000],
+            lines: &[20, 50, 100, 200],
+            seed,
+        }
+    }
+
+    fn budgets(&self) -> &[f64] {
+        if self.quick { &[1.0, 0.2] } else { &self.budgets }
+    }
+}
+
+/// # Errors
+/// Unknown names, unreadable texts, a model that cannot be loaded, or files that cannot be written.
+pub fn run(arguments: Arguments) -> Result<()> {
+    // Inside the pool: from outside each parallel operation would wake it anew.
+    rayon::scope(|_| evaluate(&arguments))
+}
+
+fn evaluate(arguments: &Arguments) -> Result<()> {
+    let arms = arms::arms(&arguments.policies, arguments.budgets())?;
+    std::fs::create_dir_all(&arguments.out)
+        .with_context(|| format!("cannot create {}", arguments.out.display()))?;
+    let fastest = available().into_iter().next().context("no kernels for this machine")?;
+    let spy = Arc::new(Spy::new(fastest.into()));
+    let backend: Arc<dyn Backend> = spy.clone();
+    let loaded = load(&arguments.model, &LoadOptions::default(), backend.clone())?;
+    let source = Source::new(loaded.tokenizer, loaded.template, &arguments.text)?;
+    let samples = samples(&arguments.tasks, &source, &arguments.plan())?;
+    let bench = Bench {
+        lab: Lab::new(&*loaded.model, &*backend, arguments.chunk, Protection::default()),
+        spy: &spy,
+        tokenizer: &source.tokenizer,
+        stop_ids: &loaded.eos_token_ids,
+        arms: &arms,
+        seed: arguments.seed,
+    };
+    let (results, snapshots) = measure(&bench, &samples, loaded.name)?;
+    report(&results, &snapshots, &arguments.out)
+}
+
+/// Each with the name of its task.
+fn samples(names: &[String], source: &Source, plan: &Plan) -> Result<Vec<(&'static str, Sample)>> {
+    let mut samples = Vec::new();
+    for name in names {
+        let Some(task) = TASKS.iter().find(|task| task.name() == name) else {
+            let known: Vec<_> = TASKS.iter().map(|task| task.name()).collect();
+            bail!("no task {name}: there are {}", known.join(", "));
+        };
+        samples.extend(task.samples(source, plan)?.into_iter().map(|s| (task.name(), s)));
+    }
+    Ok(samples)
+}
+
+fn measure(
+    bench: &Bench,
+    samples: &[(&'static str, Sample)],
+    model: String,
+) -> Result<(Results, Vec<Snapshot>)> {
+    let work = |sample: &Sample| bench.arms.iter().map(|arm| clock::work(arm, sample)).sum::<u64>();
+    let total = samples.iter().map(|(_, sample)| work(sample)).sum();
+    let first = samples.first().context("no samples: ask for at least one of each task")?;
+    let seconds = clock::seconds_per_unit(&bench.lab, &first.1.context)? * total as f64;
+    eprintln!(
+        "{} samples, {} arms: about {}",
+        samples.len(),
+        bench.arms.len(),
+        HumanDuration(std::time::Duration::from_secs_f64(seconds))
+    );
+    let bar = clock::bar(total)?;
+    let num_kv_heads = bench.lab.config().num_kv_heads;
+    let (seed, arms) = (bench.seed, bench.arms.to_vec());
+    let mut results = Results { arms, cells: Vec::new(), model, seed };
+    let mut snapshots = Vec::new();
+    for (index, (task, sample)) in samples.iter().enumerate() {
+        let outcomes = bench.run(sample, |arm, trial| {
+            bar.set_message(format!("{task} {}", arm.name()));
+            bar.inc(clock::work(arm, sample));
+            if let (0, Some(trial), Some(budget)) = (index, trial, arm.budget) {
+                let at = (arm.name(), budget);
+                snapshots.push(Snapshot::take(trial, bench.tokenizer, at, num_kv_heads)?);
+            }
+            Ok(())
+        })?;
+        results.push(task, sample.mode, sample.length, outcomes);
+    }
+    bar.finish_and_clear();
+    Ok((results, snapshots))
+}
+
+fn report(results: &Results, snapshots: &[Snapshot], folder: &std::path::Path) -> Result<()> {
+    let comparisons = compare::comparisons(results);
+    table::print(results, &comparisons);
+    let write = |name: &str, text: String| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    write("eval.json", serde_json::to_string_pretty(&results.rows())?)?;
+    write("comparisons.json", serde_json::to_string_pretty(&comparisons)?)?;
+    write("index.html", page::page(results, &comparisons, snapshots)?)?;
+    println!("\n{}", folder.join("index.html").display());
+    Ok(())
+}

@@ -1,0 +1,27 @@
+use anyhow::Result;
+
+use super::{Mode, Plan, Sample, Task, Then};
+use crate::eval::source::Source;
+
+/// Running text: how far the next tokens' probabilities move when the prefix is compressed.
+pub struct Kl;
+
+impl Task for Kl {
+    fn name(&self) -> &'static str {
+        "kl"
+    }
+
+    fn samples(&self, source: &Source, plan: &Plan) -> Result<Vec<Sample>> {
+        let windows = source.windows(plan.windows, plan.prefix + plan.forced + 1, plan.seed)?;
+        let sample = |window: &Vec<u32>| {
+            let (context, rest) = window.split_at(plan.prefix);
+            Sample {
+                mode: Mode::Agnostic,
+                length: plan.prefix,
+                context: context.to_vec(),
+                then: Then::Continue(rest.to_vec()),
+            }
+        };
+        Ok(windows.iter().map(sample).collect())
+    }
+}
