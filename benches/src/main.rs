@@ -1,8 +1,10 @@
 //! `keepwell-bench`: measures the engine.
 
+mod bandwidth;
 mod baseline;
 mod engine;
 mod report;
+mod watch;
 
 use clap::{Parser, Subcommand};
 
