@@ -13,12 +13,16 @@ pub enum Format {
     Normal4,
 }
 
-/// Lloyd-Max levels of a standard normal variable at 4 bits (Max 1960, table 1): after the Hadamard
-/// rotation channels are close to normal.
+/// Lloyd-Max levels of a standard normal variable at 4 bits (Max 1960, table 1), the largest of them
+/// 127: after the Hadamard rotation channels are close to normal, and levels that are integers of 8
+/// bits are multiplied as such. Rounding them to integers costs 2e-5 of a vector's power.
 pub const NORMAL4: [f32; 16] = [
-    -2.7326, -2.0690, -1.6181, -1.2562, -0.9424, -0.6568, -0.3881, -0.1284, 0.1284, 0.3881, 0.6568,
-    0.9424, 1.2562, 1.6181, 2.0690, 2.7326,
+    -127.0, -96.0, -75.0, -58.0, -44.0, -31.0, -18.0, -6.0, 6.0, 18.0, 31.0, 44.0, 58.0, 75.0,
+    96.0, 127.0,
 ];
+
+/// The largest level of [`NORMAL4`] over the standard deviation that it stands for.
+const NORMAL4_UNIT: f32 = 127.0 / 2.7326;
 
 impl Format {
     /// Bytes of the codes of a vector of `dim` channels.
@@ -103,7 +107,7 @@ fn encode_int8(x: &[f32], codes: &mut [u8]) -> f16 {
 #[inline(always)]
 fn encode_normal4(x: &[f32], codes: &mut [u8]) -> f16 {
     let power = fold_lanes(x, |sum, v| sum + v * v, |a, b| a + b);
-    let inverse = inverse_or_zero((power / x.len() as f32).sqrt());
+    let inverse = NORMAL4_UNIT * inverse_or_zero((power / x.len() as f32).sqrt());
     let (low, high) = x.split_at(codes.len());
     let (mut dot, mut norm) = ([0f32; LANES], [0f32; LANES]);
     let halves = low.chunks(BLOCK).zip(high.chunks(BLOCK));

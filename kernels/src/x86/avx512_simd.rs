@@ -18,6 +18,11 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
 
     #[inline(always)]
+    fn wide(self) -> Option<Avx512> {
+        Some(self)
+    }
+
+    #[inline(always)]
     fn vectorize<O: Op<Self>>(self, op: O) -> O::Out {
         unsafe { run(self, op) }
     }
@@ -95,19 +100,8 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_i8(self, from: *const u8) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_levels(self, from: *const u8, table: &[f32; 16]) -> (__m512, __m512) {
-        unsafe {
-            let table = _mm512_loadu_ps(table.as_ptr());
-            // The permutation looks at the lowest 4 bits of an index only.
-            let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
-            let high = _mm512_srli_epi32::<4>(codes);
-            (_mm512_permutexvar_ps(codes, table), _mm512_permutexvar_ps(high, table))
-        }
+    fn floats_of_i8(self, bytes: __m128i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)) }
     }
 
     #[inline(always)]
@@ -158,34 +152,58 @@ fn fold_rows<const HALF: usize>(rows: &mut [__m512; 16]) {
     }
 }
 
-/// Swaps the off-diagonal blocks of 8, 4, 2 and 1 lanes in turn.
+/// Squares of 4 inside the four parts of 128 bits, then the squares of these parts: shuffles that
+/// need no indices.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
-    let mut rows = [_mm512_setzero_ps(); 16];
-    for (i, row) in rows.iter_mut().enumerate() {
+    let mut fours = [[_mm512_setzero_ps(); 4]; 4];
+    for (i, four) in fours.iter_mut().enumerate() {
         // SAFETY: as the trait asks.
-        *row = unsafe { _mm512_loadu_ps(from.add(i * from_stride)) };
+        let rows = std::array::from_fn(|j| unsafe {
+            _mm512_loadu_ps(from.add((4 * i + j) * from_stride))
+        });
+        *four = transpose_inside(rows);
     }
-    let rows = swap_blocks::<1>(swap_blocks::<2>(swap_blocks::<4>(swap_blocks::<8>(rows))));
-    for (i, row) in rows.iter().enumerate() {
-        // SAFETY: as the trait asks.
-        unsafe { _mm512_storeu_ps(to.add(i * to_stride), *row) };
+    for column in 0..4 {
+        let parts = transpose_parts(fours.map(|four| four[column]));
+        for (part, row) in parts.into_iter().enumerate() {
+            // SAFETY: as the trait asks.
+            unsafe { _mm512_storeu_ps(to.add((4 * part + column) * to_stride), row) };
+        }
     }
 }
 
+/// Transposes the 4 x 4 lanes of each part of 128 bits.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn swap_blocks<const HALF: usize>(mut rows: [__m512; 16]) -> [__m512; 16] {
-    let (low, high) = halves(HALF);
-    for i in 0..16 {
-        if i & HALF == 0 {
-            let (a, b) = (rows[i], rows[i + HALF]);
-            rows[i] = _mm512_permutex2var_ps(a, low, b);
-            rows[i + HALF] = _mm512_permutex2var_ps(a, high, b);
-        }
-    }
-    rows
+fn transpose_inside([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    let pair = |low: bool, a, b| match low {
+        true => _mm512_castps_pd(_mm512_unpacklo_ps(a, b)),
+        false => _mm512_castps_pd(_mm512_unpackhi_ps(a, b)),
+    };
+    let (ab, cd) = (pair(true, a, b), pair(true, c, d));
+    let (ab_high, cd_high) = (pair(false, a, b), pair(false, c, d));
+    [
+        _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+        _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high)),
+    ]
+}
+
+/// Transposes the 4 x 4 parts of 128 bits of four vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn transpose_parts([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    let (ab, ab_high) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+    let (cd, cd_high) = (_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+    [
+        _mm512_shuffle_f32x4::<0x88>(ab, cd),
+        _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+        _mm512_shuffle_f32x4::<0x88>(ab_high, cd_high),
+        _mm512_shuffle_f32x4::<0xdd>(ab_high, cd_high),
+    ]
 }
 
 /// Indices into two rows: lanes without bit `half` of both, and lanes with it.

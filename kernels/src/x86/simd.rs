@@ -1,5 +1,8 @@
 //! What the attention kernels need of an instruction set, so that one source serves all.
 
+use std::arch::x86_64::__m128i;
+
+use super::Avx512;
 use crate::hadamard;
 
 /// Vectors of f32. A value of the implementing type proves that the processor can run it.
@@ -9,6 +12,12 @@ use crate::hadamard;
 pub trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     const LANES: usize;
+
+    /// Proof that codes can be multiplied as integers, 64 at a time.
+    #[inline(always)]
+    fn wide(self) -> Option<Avx512> {
+        None
+    }
 
     /// Runs `op` compiled for the instruction set.
     fn vectorize<O: Op<Self>>(self, op: O) -> O::Out;
@@ -49,14 +58,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `to` points to LANES f16.
     unsafe fn store_f16(self, to: *mut u8, v: Self::V);
-    /// # Safety
-    /// `from` points to LANES i8.
-    unsafe fn load_i8(self, from: *const u8) -> Self::V;
-    /// The levels of `table` that the low and the high nibbles name.
-    ///
-    /// # Safety
-    /// `from` points to LANES bytes.
-    unsafe fn load_levels(self, from: *const u8, table: &[f32; 16]) -> (Self::V, Self::V);
+    /// The first LANES bytes, signed, as floats.
+    fn floats_of_i8(self, bytes: __m128i) -> Self::V;
     /// The sum of each of LANES rows of LANES floats.
     ///
     /// # Safety

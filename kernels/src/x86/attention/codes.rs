@@ -1,11 +1,11 @@
-//! Codes as vectors of floats, before their scale, and the loops of a few queries over them.
+//! What the kernels know of each format: how its codes become vectors of floats or of 8-bit levels.
 
-use std::ops::Range;
+use std::{arch::x86_64::*, ops::Range};
 
 use super::{super::simd::Simd, pieces::TOKENS};
 use crate::codec::{Format, NORMAL4};
 
-/// One format's codes.
+/// One format's codes. Scales are the caller's.
 pub trait Codes {
     const FORMAT: Format;
 
@@ -14,13 +14,48 @@ pub trait Codes {
     /// # Safety
     /// `codes` points to a vector of 2 * `half` channels, and i + LANES <= `half`.
     unsafe fn pair<S: Simd>(simd: S, codes: *const u8, half: usize, i: usize) -> [S::V; 2];
+
+    /// Channels `i..i + 32` and `half + i..half + i + 32`, as signed levels. Not for F16.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 BW; `codes` points to a vector of 2 * `half` channels, and i + 32 <=
+    /// `half`.
+    unsafe fn levels(codes: *const u8, half: usize, i: usize) -> __m512i;
 }
 
-pub struct F16s;
-pub struct Int8s;
-pub struct Levels;
+/// Work on the codes of one format, which is a type of its own.
+pub trait Visit {
+    type Out;
+    fn visit<C: Codes>(self) -> Self::Out;
+}
 
-// SAFETY of all blocks: as the trait asks.
+/// Calls `visit` for the format's type: the table of formats.
+#[inline(always)]
+pub fn of<V: Visit>(format: Format, visit: V) -> V::Out {
+    match format {
+        Format::F16 => visit.visit::<F16s>(),
+        Format::Int8 => visit.visit::<Int8s>(),
+        Format::Normal4 => visit.visit::<Normal4s>(),
+    }
+}
+
+struct F16s;
+struct Int8s;
+struct Normal4s;
+
+/// LANES bytes.
+///
+/// # Safety
+/// `from` points to them.
+#[inline(always)]
+unsafe fn load<S: Simd>(from: *const u8) -> __m128i {
+    // SAFETY: as asked; SSE2 is part of x86-64.
+    unsafe {
+        if S::LANES == 16 { _mm_loadu_si128(from.cast()) } else { _mm_loadl_epi64(from.cast()) }
+    }
+}
+
+// SAFETY of all blocks: as the trait asks; a `Simd` proves AVX2.
 impl Codes for F16s {
     const FORMAT: Format = Format::F16;
 
@@ -28,24 +63,67 @@ impl Codes for F16s {
     unsafe fn pair<S: Simd>(simd: S, codes: *const u8, half: usize, i: usize) -> [S::V; 2] {
         unsafe { [simd.load_f16(codes.add(2 * i)), simd.load_f16(codes.add(2 * (half + i)))] }
     }
+
+    #[inline(always)]
+    unsafe fn levels(_: *const u8, _: usize, _: usize) -> __m512i {
+        unreachable!("F16 has no levels")
+    }
 }
 
+// SAFETY of all blocks: as above.
 impl Codes for Int8s {
     const FORMAT: Format = Format::Int8;
 
     #[inline(always)]
     unsafe fn pair<S: Simd>(simd: S, codes: *const u8, half: usize, i: usize) -> [S::V; 2] {
-        unsafe { [simd.load_i8(codes.add(i)), simd.load_i8(codes.add(half + i))] }
+        unsafe { [i, half + i].map(|i| simd.floats_of_i8(load::<S>(codes.add(i)))) }
+    }
+
+    #[inline(always)]
+    unsafe fn levels(codes: *const u8, half: usize, i: usize) -> __m512i {
+        unsafe {
+            let low = _mm256_loadu_si256(codes.add(i).cast());
+            let high = _mm256_loadu_si256(codes.add(half + i).cast());
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+        }
     }
 }
 
-impl Codes for Levels {
+/// The levels of [`NORMAL4`] by code.
+const NORMAL4_LEVELS: [i8; 16] = {
+    let mut levels = [0; 16];
+    let mut code = 0;
+    while code < 16 {
+        levels[code] = NORMAL4[code] as i8;
+        code += 1;
+    }
+    levels
+};
+
+// SAFETY of all blocks: as above.
+impl Codes for Normal4s {
     const FORMAT: Format = Format::Normal4;
 
     #[inline(always)]
     unsafe fn pair<S: Simd>(simd: S, codes: *const u8, _: usize, i: usize) -> [S::V; 2] {
-        let (low, high) = unsafe { simd.load_levels(codes.add(i), &NORMAL4) };
-        [low, high]
+        unsafe {
+            let table = _mm_loadu_si128(NORMAL4_LEVELS.as_ptr().cast());
+            let codes = load::<S>(codes.add(i));
+            [codes, _mm_srli_epi16::<4>(codes)].map(|codes| {
+                let codes = _mm_and_si128(codes, _mm_set1_epi8(15));
+                simd.floats_of_i8(_mm_shuffle_epi8(table, codes))
+            })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn levels(codes: *const u8, _: usize, i: usize) -> __m512i {
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(NORMAL4_LEVELS.as_ptr().cast()));
+            let codes = _mm512_broadcast_i64x4(_mm256_loadu_si256(codes.add(i).cast()));
+            let codes = _mm512_mask_srli_epi16::<4>(codes, 0xffff_0000, codes);
+            _mm512_shuffle_epi8(table, _mm512_and_si512(codes, _mm512_set1_epi8(15)))
+        }
     }
 }
 

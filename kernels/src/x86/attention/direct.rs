@@ -4,13 +4,15 @@
 //! registers, where each is used at once by all queries: once for the scores, once for the sums of
 //! values. Scales of vectors are applied to scores and weights.
 
+use std::ops::Range;
+
 use super::{
     super::simd::{Op, Simd},
-    codes::{Batch, F16s, Int8s, Levels, add, dots},
+    codes::{self, Batch, Codes, Visit, add, dots},
     pieces::{Piece, TOKENS, each_group, positions},
     softmax::{Partial, Queries, Seen, Weigh},
 };
-use crate::{Arena, PageRef, codec::Format};
+use crate::{Arena, PageRef};
 
 /// Queries that share the decoding of codes: their sums stay in registers.
 const STRIP: usize = 4;
@@ -159,13 +161,10 @@ impl Group<'_> {
             let at = self.arena.layout().arrays(piece.page.tier);
             let codes = vectors(self.arena, piece, at.keys, at.key_bytes);
             let tokens = piece.tokens.len();
-            let codes = Batch { codes, tokens, ahead: if start == 0 { piece.ahead } else { &[] } };
+            let batch = Batch { codes, tokens, ahead: if start == 0 { piece.ahead } else { &[] } };
             let sums = &mut self.direct.sums[first * S::LANES..];
-            match piece.page.tier.info().key {
-                Format::F16 => dots::<S, F16s, R>(simd, queries, codes, sums),
-                Format::Int8 => dots::<S, Int8s, R>(simd, queries, codes, sums),
-                Format::Normal4 => dots::<S, Levels, R>(simd, queries, codes, sums),
-            }
+            let format = piece.page.tier.info().key;
+            codes::of(format, Dots::<S, R> { simd, queries, batch, sums });
             first += tokens;
         }
     }
@@ -242,15 +241,9 @@ impl Group<'_> {
             let codes = vectors(self.arena, piece, arrays.values, arrays.value_bytes);
             let tokens = first..first + piece.tokens.len();
             let place = (half, channel);
-            match piece.page.tier.info().value {
-                Format::F16 => add::<S, F16s, R, N>(simd, codes, place, tokens, weights, &mut sums),
-                Format::Int8 => {
-                    add::<S, Int8s, R, N>(simd, codes, place, tokens, weights, &mut sums);
-                }
-                Format::Normal4 => {
-                    add::<S, Levels, R, N>(simd, codes, place, tokens, weights, &mut sums);
-                }
-            }
+            let format = piece.page.tier.info().value;
+            let sums = &mut sums;
+            codes::of(format, Add { simd, codes, place, tokens, weights, sums });
             first += piece.tokens.len();
         }
         for (r, sums) in sums.iter().enumerate() {
@@ -261,6 +254,43 @@ impl Group<'_> {
                 }
             }
         }
+    }
+}
+
+/// [`dots`]
+struct Dots<'a, S, const R: usize> {
+    simd: S,
+    queries: &'a [f32],
+    batch: Batch<'a>,
+    sums: &'a mut [f32],
+}
+
+impl<S: Simd, const R: usize> Visit for Dots<'_, S, R> {
+    type Out = ();
+
+    #[inline(always)]
+    fn visit<C: Codes>(self) {
+        dots::<S, C, R>(self.simd, self.queries, self.batch, self.sums);
+    }
+}
+
+/// [`add`]
+struct Add<'a, S: Simd, const R: usize, const N: usize> {
+    simd: S,
+    codes: &'a [u8],
+    place: (usize, usize),
+    tokens: Range<usize>,
+    weights: &'a [[f32; TOKENS]; R],
+    sums: &'a mut [[[S::V; 2]; N]; R],
+}
+
+impl<S: Simd, const R: usize, const N: usize> Visit for Add<'_, S, R, N> {
+    type Out = ();
+
+    #[inline(always)]
+    fn visit<C: Codes>(self) {
+        let Self { simd, codes, place, tokens, weights, sums } = self;
+        add::<S, C, R, N>(simd, codes, place, tokens, weights, sums);
     }
 }
 

@@ -6,27 +6,30 @@
 //! The parts' running sums are merged row by row.
 
 pub mod attribution;
+mod coded;
 mod codes;
 mod direct;
+mod integer;
 mod pieces;
 mod product;
 mod signals;
 mod softmax;
 pub mod tile;
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
 use self::{
+    coded::Coded,
     direct::Direct,
     softmax::{Partial, Queries},
     tile::Tile,
 };
 use super::simd::{Op, Simd, exp2, rotate_back};
 use crate::{
-    Arena, Attended, AttentionPlan, PageRef, Result,
+    Arena, Attended, AttentionPlan, PageRef, Result, Tier,
     portable::attention::Heads,
     tensor::{from_vec, with_slice},
 };
@@ -71,9 +74,8 @@ pub fn attention<S: Simd>(
     let items = items(layer, &blocks, plan);
     let step = Step { simd, arena, plan, heads: &heads };
     let partials: Vec<Partial> = with_slice("attention", q, |q| {
-        let scratch = || (Tile::new(head_dim), Direct::new());
         let items = items.par_iter().with_max_len(1);
-        items.map_init(scratch, |scratch, item| step.attend(q, item, scratch)).collect()
+        items.map(|item| with_scratch(head_dim, |scratch| step.attend(q, item, scratch))).collect()
     })?;
     let width = heads.num_heads * head_dim;
     let mut out = vec![0f32; heads.num_rows * width];
@@ -146,6 +148,27 @@ fn owners(blocks: &[Block], num_rows: usize) -> Vec<Option<usize>> {
     owners
 }
 
+/// What a thread works in: made once, for the last head size.
+struct Scratch {
+    head_dim: usize,
+    tile: Tile,
+    direct: Direct,
+    coded: Coded,
+}
+
+fn with_scratch<R>(head_dim: usize, work: impl FnOnce(&mut Scratch) -> R) -> R {
+    thread_local!(static SCRATCH: RefCell<Option<Scratch>> = const { RefCell::new(None) });
+    SCRATCH.with_borrow_mut(|scratch| {
+        let known = scratch.take().filter(|scratch| scratch.head_dim == head_dim);
+        work(scratch.insert(known.unwrap_or_else(|| Scratch {
+            head_dim,
+            tile: Tile::new(head_dim),
+            direct: Direct::new(),
+            coded: Coded::new(head_dim),
+        })))
+    })
+}
+
 /// What all items of a step share.
 struct Step<'a, S> {
     simd: S,
@@ -156,11 +179,19 @@ struct Step<'a, S> {
 
 impl<S: Simd> Step<'_, S> {
     /// q (T, H * D)
-    fn attend(&self, q: &[f32], item: &Item, (tile, direct): &mut (Tile, Direct)) -> Partial {
+    fn attend(&self, q: &[f32], item: &Item, scratch: &mut Scratch) -> Partial {
+        let Scratch { tile, direct, coded, .. } = scratch;
         let queries = self.queries(q, item);
         let mut partial = Partial::new(queries.visible.len(), tile.stride);
         if Direct::serves::<S>(&queries, tile.head_dim) {
-            direct.attend(self.simd, self.arena, item.pages, &queries, &mut partial);
+            let Some(wide) = self.simd.wide().filter(|_| Coded::serves(tile.head_dim)) else {
+                direct.attend(self.simd, self.arena, item.pages, &queries, &mut partial);
+                return partial;
+            };
+            let (floats, codes): (Vec<_>, Vec<_>) =
+                item.pages.iter().partition(|page| page.tier == Tier::F16);
+            coded.attend(wide, self.arena, &codes, &queries, &mut partial);
+            direct.attend(self.simd, self.arena, &floats, &queries, &mut partial);
             return partial;
         }
         let starts = queries.visible.iter().map(|visible| visible.start);

@@ -6,12 +6,10 @@ use half::f16;
 
 use super::{
     super::simd::{Op, Simd},
+    codes::{self, Codes, Visit},
     pieces::{Piece, TOKENS, each_group, positions},
 };
-use crate::{
-    Arena, PageRef,
-    codec::{Format, NORMAL4},
-};
+use crate::{Arena, PageRef, codec::Format};
 
 /// Columns are padded to the widest vector.
 const WIDEST: usize = 16;
@@ -165,22 +163,7 @@ impl Vectors<'_> {
             }
             return;
         }
-        assert!(codes + tokens.end * len <= page.len());
-        assert!(dim <= stride && tokens.len() * stride <= out.len());
-        for (i, token) in tokens.clone().enumerate() {
-            // SAFETY: codes and floats of whole vectors inside their slices, as just seen.
-            unsafe {
-                let from = page.as_ptr().add(codes + token * len);
-                let to = out.as_mut_ptr().add(i * stride);
-                match format {
-                    Format::F16 => f16s(simd, dim, from, to),
-                    Format::Int8 => int8s(simd, dim, from, simd.splat_f16(self.scale(token)), to),
-                    Format::Normal4 => {
-                        normal4s(simd, dim, from, simd.splat_f16(self.scale(token)), to);
-                    }
-                }
-            }
-        }
+        codes::of(format, Decode { simd, vectors: self, dim, stride, out });
     }
 
     /// The bits of a token's scale; meaningless for F16, which has none.
@@ -191,33 +174,40 @@ impl Vectors<'_> {
     }
 }
 
-/// # Safety
-/// `from` points to the codes of `dim` channels, `to` to `dim` floats, a multiple of 2 * LANES. The
-/// same holds for the other formats.
-#[inline(always)]
-unsafe fn f16s<S: Simd>(simd: S, dim: usize, from: *const u8, to: *mut f32) {
-    for i in (0..dim).step_by(S::LANES) {
-        // SAFETY: i + LANES <= dim.
-        unsafe { simd.store(to.add(i), simd.load_f16(from.add(2 * i))) };
-    }
+/// [`Vectors::decode`] of whole vectors.
+struct Decode<'a, S> {
+    simd: S,
+    vectors: &'a Vectors<'a>,
+    dim: usize,
+    stride: usize,
+    out: &'a mut [f32],
 }
 
-#[inline(always)]
-unsafe fn int8s<S: Simd>(simd: S, dim: usize, from: *const u8, scale: S::V, to: *mut f32) {
-    for i in (0..dim).step_by(S::LANES) {
-        // SAFETY: i + LANES <= dim.
-        unsafe { simd.store(to.add(i), simd.mul(scale, simd.load_i8(from.add(i)))) };
-    }
-}
+impl<S: Simd> Visit for Decode<'_, S> {
+    type Out = ();
 
-#[inline(always)]
-unsafe fn normal4s<S: Simd>(simd: S, dim: usize, from: *const u8, scale: S::V, to: *mut f32) {
-    for i in (0..dim / 2).step_by(S::LANES) {
-        // SAFETY: i + LANES <= dim / 2, a multiple of LANES.
-        unsafe {
-            let (low, high) = simd.load_levels(from.add(i), &NORMAL4);
-            simd.store(to.add(i), simd.mul(scale, low));
-            simd.store(to.add(dim / 2 + i), simd.mul(scale, high));
+    #[inline(always)]
+    fn visit<C: Codes>(self) {
+        let Self { simd, vectors, dim, stride, out } = self;
+        let Vectors { page, codes, ref tokens, .. } = *vectors;
+        let (len, half) = (C::FORMAT.vector_bytes(dim), dim / 2);
+        assert!(codes + tokens.end * len <= page.len() && half.is_multiple_of(S::LANES));
+        assert!(dim <= stride && tokens.len() * stride <= out.len());
+        for (row, token) in tokens.clone().enumerate() {
+            let scale = match C::FORMAT.scale_bytes() {
+                0 => simd.splat(1.0),
+                _ => simd.splat_f16(vectors.scale(token)),
+            };
+            for i in (0..half).step_by(S::LANES) {
+                // SAFETY: codes and floats of whole vectors inside their slices, as just seen.
+                unsafe {
+                    let from = page.as_ptr().add(codes + token * len);
+                    let to = out.as_mut_ptr().add(row * stride + i);
+                    let [low, high] = C::pair(simd, from, half, i);
+                    simd.store(to, simd.mul(scale, low));
+                    simd.store(to.add(half), simd.mul(scale, high));
+                }
+            }
         }
     }
 }
