@@ -25,24 +25,24 @@ use crate::{
 };
 
 /// Queries whose sums stay in registers.
-const STRIP: usize = 4;
+pub const STRIP: usize = 4;
 /// Tokens that are unpacked in a run.
 const UNROLLED: usize = 4;
 const LINE: usize = 64;
 
 /// What a thread works in.
 pub struct Coded {
-    head_dim: usize,
+    pub head_dim: usize,
     /// Levels of one register of each token.
-    rows: Box<[Line; TOKENS]>,
+    pub rows: Box<[Line; TOKENS]>,
     /// (registers, groups of 4 channels, tokens), unsigned.
-    keys: Vec<Line>,
+    pub keys: Vec<Line>,
     /// (registers, quads of tokens, 4 lines)
     values: Vec<Line>,
-    positions: [u32; TOKENS],
-    key_scales: [f32; TOKENS],
-    value_scales: [f32; TOKENS],
-    len: usize,
+    pub positions: [u32; TOKENS],
+    pub key_scales: [f32; TOKENS],
+    pub value_scales: [f32; TOKENS],
+    pub len: usize,
 }
 
 impl Coded {
@@ -86,15 +86,16 @@ impl Coded {
         });
     }
 
-    /// Levels of one of the arrays of all pieces, channels of register `i`; unsigned for keys.
+    /// Levels of one of the arrays of all pieces, channels of register `i`; `flip` 128 makes
+    /// them unsigned.
     #[inline(always)]
-    fn load(&mut self, arena: &Arena, pieces: &[Piece], i: usize, keys: bool) {
+    pub fn load(&mut self, arena: &Arena, pieces: &[Piece], i: usize, keys: bool, flip: u8) {
         let mut next = 0;
         for piece in pieces {
             let (info, at) = (piece.page.tier.info(), arena.layout().arrays(piece.page.tier));
-            let (format, start, bytes, flip) = match keys {
-                true => (info.key, at.keys, at.key_bytes, 128),
-                false => (info.value, at.values, at.value_bytes, 0),
+            let (format, start, bytes) = match keys {
+                true => (info.key, at.keys, at.key_bytes),
+                false => (info.value, at.values, at.value_bytes),
             };
             let tokens = &piece.tokens;
             let page = arena.page(piece.page.page);
@@ -114,7 +115,7 @@ impl Coded {
     }
 
     #[inline(always)]
-    fn scales(&mut self, arena: &Arena, pieces: &[Piece]) {
+    pub fn scales(&mut self, arena: &Arena, pieces: &[Piece]) {
         let mut next = 0;
         for Piece { page, tokens, .. } in pieces {
             let (info, at) = (page.tier.info(), arena.layout().arrays(page.tier));
@@ -234,12 +235,12 @@ impl Op<Avx512> for Group<'_> {
         coded.scales(arena, pieces);
         for i in 0..coded.head_dim / WIDTH {
             let lines = i * TOKENS..(i + 1) * TOKENS;
-            coded.load(arena, pieces, i, true);
+            coded.load(arena, pieces, i, true, 128);
             // SAFETY: a value of `Avx512` proves the features.
             unsafe {
                 transpose_keys(simd, &coded.rows, coded.len, &mut coded.keys[lines.clone()]);
             }
-            coded.load(arena, pieces, i, false);
+            coded.load(arena, pieces, i, false, 0);
             // SAFETY: as above.
             unsafe { interleave_values(&coded.rows, coded.len, &mut coded.values[lines]) };
         }

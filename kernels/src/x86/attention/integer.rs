@@ -333,3 +333,21 @@ fn join(a: __m512i, b: __m512i, c: __m512i) -> __m512 {
     let low = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(b), c));
     _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), _mm512_set1_ps(65_536.0), low)
 }
+
+/// Sums of the squares of the levels of turned keys.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub fn square_sums(keys: &[Line], len: usize, out: &mut [f32; TOKENS]) {
+    let (lines, _) = keys.as_chunks::<{ TOKENS / LANES }>();
+    let (runs, _) = out.as_chunks_mut::<LANES>();
+    for (i, run) in runs.iter_mut().enumerate().take(len.div_ceil(LANES)) {
+        let mut sum = _mm512_setzero_si512();
+        for lines in lines {
+            let levels = _mm512_xor_si512(load(&lines[i]), _mm512_set1_epi8(-128));
+            let levels = _mm512_abs_epi8(levels);
+            sum = _mm512_dpbusd_epi32(sum, levels, levels);
+        }
+        // SAFETY: 16 floats.
+        unsafe { _mm512_storeu_ps(run.as_mut_ptr(), _mm512_cvtepi32_ps(sum)) };
+    }
+}

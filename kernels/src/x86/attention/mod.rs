@@ -7,6 +7,7 @@
 
 pub mod attribution;
 mod coded;
+mod coded_signals;
 mod codes;
 mod direct;
 mod integer;
@@ -24,6 +25,7 @@ use rayon::prelude::*;
 use self::{
     coded::Coded,
     direct::Direct,
+    pieces::TOKENS,
     softmax::{Partial, Queries},
     tile::Tile,
 };
@@ -152,20 +154,25 @@ fn owners(blocks: &[Block], num_rows: usize) -> Vec<Option<usize>> {
 struct Scratch {
     head_dim: usize,
     tile: Tile,
+    /// (D, TOKENS): the tile's values.
+    turned: Vec<f32>,
     direct: Direct,
     coded: Coded,
+}
+
+impl Scratch {
+    fn new(head_dim: usize) -> Self {
+        let tile = Tile::new(head_dim);
+        let turned = vec![0.0; tile.stride * TOKENS];
+        Self { head_dim, tile, turned, direct: Direct::new(), coded: Coded::new(head_dim) }
+    }
 }
 
 fn with_scratch<R>(head_dim: usize, work: impl FnOnce(&mut Scratch) -> R) -> R {
     thread_local!(static SCRATCH: RefCell<Option<Scratch>> = const { RefCell::new(None) });
     SCRATCH.with_borrow_mut(|scratch| {
         let known = scratch.take().filter(|scratch| scratch.head_dim == head_dim);
-        work(scratch.insert(known.unwrap_or_else(|| Scratch {
-            head_dim,
-            tile: Tile::new(head_dim),
-            direct: Direct::new(),
-            coded: Coded::new(head_dim),
-        })))
+        work(scratch.insert(known.unwrap_or_else(|| Scratch::new(head_dim))))
     })
 }
 
