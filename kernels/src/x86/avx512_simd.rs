@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{
     Avx512,
-    simd::{Op, Simd},
+    simd::{EXP2_SERIES, Op, Simd},
 };
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
@@ -50,6 +50,40 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn sub(self, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn largest_lane(self, v: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
+
+    #[inline(always)]
+    fn sum_of_lanes(self, v: __m512) -> f32 {
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+
+    #[inline(always)]
+    fn exp2(self, v: __m512) -> __m512 {
+        unsafe {
+            let whole = _mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(v);
+            // Where v is infinite their difference is no number; the power is 0 for any.
+            let r = _mm512_max_ps(_mm512_sub_ps(v, whole), _mm512_set1_ps(-0.5));
+            let mut p = _mm512_set1_ps(EXP2_SERIES[0]);
+            for c in &EXP2_SERIES[1..] {
+                p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
+            }
+            _mm512_scalef_ps(p, whole)
+        }
     }
 
     #[inline(always)]

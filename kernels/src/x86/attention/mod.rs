@@ -24,7 +24,7 @@ use rayon::prelude::*;
 
 use self::{
     coded::Coded,
-    direct::Direct,
+    direct::{Direct, MAX_QUERIES},
     pieces::TOKENS,
     softmax::{Partial, Queries},
     tile::Tile,
@@ -37,11 +37,11 @@ use crate::{
 };
 
 /// Queries that share the decoding of a tile.
-const QUERIES_PER_ITEM: usize = 96;
-/// More items than threads, so that one delayed thread does not hold up all.
-const ITEMS_PER_THREAD: usize = 8;
-/// Tokens worth an item of their own: some microseconds of a single query's work.
-const MIN_TOKENS: usize = 512;
+const QUERIES_PER_ITEM: usize = 192;
+/// Tokens of a part: some microseconds of a decoding row's work, as much of a prefilling block's as
+/// keeps many threads busy. Not chosen by the number of threads: parts decide how sums are rounded.
+const TOKENS_PER_PART: usize = 512;
+const TOKENS_PER_TILED_PART: usize = 4096;
 /// Rows whose parts are merged on another thread.
 const MIN_ROWS: usize = 16;
 
@@ -107,14 +107,11 @@ fn blocks(layer: usize, heads: &Heads, plan: &AttentionPlan) -> Vec<Block> {
             blocks.push(Block { span: index, rows, parts: 0, first_item: 0 });
         }
     }
-    let tokens = |block: &Block| num_tokens(plan.pages(layer, block.span, 0));
-    let work = |block: &Block| block.rows.len() * tokens(block);
-    let total = blocks.iter().map(work).sum::<usize>().max(1) * plan.num_kv_heads;
-    let wanted = rayon::current_num_threads() * ITEMS_PER_THREAD;
     let mut first_item = 0;
     for block in &mut blocks {
-        let share = (work(block) * wanted).div_ceil(total);
-        block.parts = share.min(tokens(block) / MIN_TOKENS).max(1);
+        let is_tiled = block.rows.len() * heads.group > MAX_QUERIES;
+        let part = if is_tiled { TOKENS_PER_TILED_PART } else { TOKENS_PER_PART };
+        block.parts = (num_tokens(plan.pages(layer, block.span, 0)) / part).max(1);
         block.first_item = first_item;
         first_item += block.parts * plan.num_kv_heads;
     }
