@@ -5,44 +5,63 @@ use std::{fs::File, path::Path, time::Instant};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor, quantized::gguf_file::Content};
 use candle_transformers::models::quantized_llama::ModelWeights;
+use keepwell_models::LoadOptions;
 
-use crate::report::{Row, Spread, peak_rss};
+use crate::{
+    engine::{Arguments, tokens},
+    report::{Case, Row, Sample, reset_peak_rss},
+};
 
-pub fn run(path: &Path, prompt: usize, generated: usize, repetitions: usize) -> Result<Vec<Row>> {
-    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let content = Content::read(&mut file)?;
-    let mut model = ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?;
-    let samples = (0..=repetitions)
-        .map(|_| sample(&mut model, prompt, generated))
-        .skip(1)
-        .collect::<Result<Vec<_>>>()?;
-    let row = |test, tokens: usize, counted: usize, seconds: Vec<f64>| Row {
-        test,
-        tokens,
-        batch: 1,
-        kv_budget: 1.0,
-        backend: "candle".into(),
-        tokens_per_s: Spread::new(seconds.into_iter().map(|s| counted as f64 / s).collect()),
-        kv_bytes: 0,
-        rss_bytes: peak_rss(),
-    };
-    let (prefill, decode) = samples.into_iter().unzip();
-    Ok(vec![
-        row("prefill", prompt, prompt, prefill),
-        row("decode", generated, generated - 1, decode),
-    ])
+pub fn run(arguments: &Arguments, bandwidth: f64) -> Result<Vec<Row>> {
+    let path = keepwell_models::fetch(&arguments.model, &LoadOptions::default())?;
+    let mut model = open(&path)?;
+    let weights = std::fs::metadata(&path)?.len() as f64;
+    let tests = [("prefill", arguments.prompt), ("decode", arguments.generated)];
+    let mut rows = Vec::new();
+    for &depth in &arguments.depth {
+        for (test, tokens) in tests.into_iter().filter(|(_, tokens)| *tokens > 0) {
+            let case = Case {
+                test,
+                tokens,
+                depth,
+                batch: 1,
+                kv_budget: 1.0,
+                model: arguments.model.clone(),
+                backend: "candle".into(),
+            };
+            reset_peak_rss();
+            let samples = (0..=arguments.repetitions)
+                .map(|_| sample(&mut model, &case, weights))
+                .collect::<Result<Vec<_>>>()?;
+            rows.push(Row::new(case, &samples[1..], bandwidth));
+            rows.iter().last().inspect(|row| row.print());
+        }
+    }
+    Ok(rows)
 }
 
-/// Seconds of prefill and of decode.
-fn sample(model: &mut ModelWeights, prompt: usize, generated: usize) -> Result<(f64, f64)> {
-    let tokens: Vec<u32> = (0..prompt).map(|i| ((i * 31) % 30_000 + 100) as u32).collect();
-    let start = Instant::now();
-    let mut next = step(model, &tokens, 0)?;
-    let prefill = start.elapsed().as_secs_f64();
-    for position in prompt..prompt + generated - 1 {
-        next = step(model, &[next], position)?;
+fn open(path: &Path) -> Result<ModelWeights> {
+    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let content = Content::read(&mut file)?;
+    Ok(ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?)
+}
+
+/// Its bytes are those of the weights alone.
+fn sample(model: &mut ModelWeights, case: &Case, weights: f64) -> Result<Sample> {
+    let Case { test, tokens: counted, depth, .. } = *case;
+    let before = if test == "prefill" { depth } else { depth.max(1) };
+    let prompt = tokens(before + counted, 0);
+    // A step at position 0 clears what the last sample left.
+    if before > 0 {
+        step(model, &prompt[..before], 0)?;
     }
-    Ok((prefill, start.elapsed().as_secs_f64() - prefill))
+    let (steps, len) = if test == "prefill" { (1, counted) } else { (counted, 1) };
+    let start = Instant::now();
+    for i in 0..steps {
+        step(model, &prompt[before + i..][..len], before + i)?;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Sample { tokens: counted as f64, seconds, bytes: steps as f64 * weights })
 }
 
 fn step(model: &mut ModelWeights, tokens: &[u32], position: usize) -> Result<u32> {

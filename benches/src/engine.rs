@@ -4,9 +4,9 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use keepwell_kernels::{Backend, available};
-use keepwell_models::{LoadOptions, load};
+use keepwell_models::{LoadOptions, Model, load};
 use keepwell_server::{
-    calibrate::{CalibrationText, obtain},
+    calibrate::{Calibration, CalibrationText, obtain},
     compress::{PolicyId, Protection},
     engine::{
         Engine, EngineHandle, EngineOptions, Event, GenerateRequest, Generation, KvCacheParams,
@@ -16,29 +16,39 @@ use keepwell_server::{
 };
 
 use crate::{
-    baseline,
-    report::{Row, Spread, peak_rss, print},
+    bandwidth, baseline,
+    report::{Case, Row, Sample, reset_peak_rss},
+    watch::Watched,
 };
+
+/// Tokens of a step, over all sequences: llama.cpp's default too.
+const STEP_TOKENS: usize = 512;
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// A folder, a GGUF file, a hub id or `smollm2`.
     #[arg(long, default_value = "smollm2")]
-    model: String,
-    /// Prompt tokens of each sequence.
+    pub model: String,
+    /// Prompt tokens of each sequence whose prefill is measured; 0 leaves the test out.
     #[arg(long, default_value_t = 512)]
-    prompt: usize,
-    /// Generated tokens of each sequence.
+    pub prompt: usize,
+    /// Generated tokens of each sequence that are measured; 0 leaves the test out.
     #[arg(long = "gen", default_value_t = 64)]
-    generated: usize,
+    pub generated: usize,
+    /// Tokens of each sequence before those that are measured.
+    #[arg(long, value_delimiter = ',', default_value = "0")]
+    pub depth: Vec<usize>,
     /// Sequences at once.
     #[arg(long, value_delimiter = ',', default_value = "1")]
     batch: Vec<usize>,
     #[arg(long, value_delimiter = ',', default_value = "1.0")]
     kv_budget: Vec<f32>,
+    /// Threads that compute; one per core without.
+    #[arg(long)]
+    threads: Option<usize>,
     /// Repetitions, after one that is not counted.
     #[arg(long, default_value_t = 3)]
-    repetitions: usize,
+    pub repetitions: usize,
     /// A backend by name; the fastest without.
     #[arg(long)]
     backend: Option<String>,
@@ -59,18 +69,19 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(
-        arguments.prompt > 0 && arguments.generated > 1 && arguments.repetitions > 0,
-        "--prompt and --repetitions must be at least 1, --gen at least 2"
-    );
+    ensure!(arguments.repetitions > 0, "--repetitions must be at least 1");
+    ensure!(arguments.batch.iter().all(|b| *b > 0), "--batch must be at least 1");
+    if let Some(threads) = arguments.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    let bandwidth = bandwidth::measure();
+    let threads = rayon::current_num_threads();
+    println!("reading memory: {:.1} GB/s with {threads} threads", bandwidth / 1e9);
+    Row::print_head();
     let rows = match arguments.baseline {
-        Some(_) => {
-            let path = keepwell_models::fetch(&arguments.model, &LoadOptions::default())?;
-            baseline::run(&path, arguments.prompt, arguments.generated, arguments.repetitions)?
-        }
-        None => measure_engine(arguments)?,
+        Some(_) => baseline::run(arguments, bandwidth)?,
+        None => measure_engine(arguments, bandwidth)?,
     };
-    print(&rows);
     if let Some(path) = &arguments.json {
         std::fs::write(path, serde_json::to_string_pretty(&rows)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -90,97 +101,89 @@ fn backend(name: Option<&str>) -> Result<Arc<dyn Backend>> {
     Ok(backends.swap_remove(index).into())
 }
 
-fn measure_engine(arguments: &Arguments) -> Result<Vec<Row>> {
+fn measure_engine(arguments: &Arguments, bandwidth: f64) -> Result<Vec<Row>> {
     let text = arguments.calibration.read()?;
     let backend = backend(arguments.backend.as_deref())?;
     let loaded = load(&arguments.model, &LoadOptions::default(), backend.clone())?;
-    let config = loaded.model.config();
-    let token_bytes = config.num_layers * config.num_kv_heads * config.head_dim * 4;
-    let most = arguments.batch.iter().max().copied().unwrap_or(1);
-    let len = (arguments.prompt + arguments.generated).next_multiple_of(8);
-    let options = EngineOptions {
-        // An eighth for page metadata and slack.
-        kv_memory: (most + 1) * len * token_bytes / 8 * 9 + (64 << 20),
-        limits: SchedulerLimits { max_step_tokens: 512, max_running: most, max_waiting: most },
-        protection: Protection::default(),
-        calibration: obtain(text.as_deref(), &loaded, &*backend),
-    };
-    let (engine, _) = Engine::spawn(loaded.model, backend.clone(), options)?;
+    let calibration = obtain(text.as_deref(), &loaded, &*backend);
+    let model = Watched::new(loaded.model);
     let mut rows = Vec::new();
-    for &batch in &arguments.batch {
-        for &kv_budget in &arguments.kv_budget {
-            rows.extend(measure(&engine, backend.name(), arguments, batch, kv_budget)?);
-        }
+    for case in cases(arguments, backend.name()) {
+        reset_peak_rss();
+        let samples = measure(&model, &backend, &calibration, &case, arguments.repetitions)?;
+        rows.push(Row::new(case, &samples, bandwidth));
+        rows.iter().last().inspect(|row| row.print());
     }
-    engine.shutdown();
     Ok(rows)
 }
 
-/// One repetition: seconds of prefill and of decode, and KV bytes held at the end.
-struct Sample {
-    prefill: f64,
-    decode: f64,
-    kv_bytes: usize,
+fn cases(arguments: &Arguments, backend: &str) -> Vec<Case> {
+    let tests = [("prefill", arguments.prompt), ("decode", arguments.generated)];
+    let mut cases = Vec::new();
+    for &depth in &arguments.depth {
+        for &batch in &arguments.batch {
+            for &kv_budget in &arguments.kv_budget {
+                for (test, tokens) in tests.into_iter().filter(|(_, tokens)| *tokens > 0) {
+                    let (model, backend) = (arguments.model.clone(), backend.to_owned());
+                    cases.push(Case { test, tokens, depth, batch, kv_budget, model, backend });
+                }
+            }
+        }
+    }
+    cases
 }
 
+/// Runs a case in an engine of its own, so that its memory is its own.
 fn measure(
-    engine: &EngineHandle,
-    backend: &str,
-    arguments: &Arguments,
-    batch: usize,
-    kv_budget: f32,
-) -> Result<[Row; 2]> {
-    let samples = (0..=arguments.repetitions)
-        .map(|_| sample(engine, arguments, batch, kv_budget))
-        .skip(1)
-        .collect::<Result<Vec<_>>>()?;
-    let row = |test, tokens: usize, counted: usize, seconds: fn(&Sample) -> f64| Row {
-        test,
-        tokens,
-        batch,
-        kv_budget,
-        backend: backend.into(),
-        tokens_per_s: Spread::new(
-            samples.iter().map(|s| (counted * batch) as f64 / seconds(s)).collect(),
-        ),
-        kv_bytes: samples.last().map_or(0, |s| s.kv_bytes),
-        rss_bytes: peak_rss(),
+    model: &Watched,
+    backend: &Arc<dyn Backend>,
+    calibration: &Calibration,
+    case: &Case,
+    repetitions: usize,
+) -> Result<Vec<Sample>> {
+    let config = model.config();
+    let token_bytes = config.num_layers * config.num_kv_heads * config.head_dim * 4;
+    let len = (case.depth + case.tokens + 2).next_multiple_of(8);
+    let limits = SchedulerLimits {
+        max_step_tokens: STEP_TOKENS,
+        max_running: case.batch,
+        max_waiting: case.batch,
     };
-    let (prompt, generated) = (arguments.prompt, arguments.generated);
-    Ok([
-        row("prefill", prompt, prompt, |s| s.prefill),
-        row("decode", generated, generated - 1, |s| s.decode),
-    ])
+    // An eighth for page metadata and slack.
+    let kv_memory = case.batch * len * token_bytes / 8 * 9 + (64 << 20);
+    let (protection, calibration) = (Protection::default(), calibration.clone());
+    let options = EngineOptions { kv_memory, limits, protection, calibration };
+    let (engine, _) = Engine::spawn(Box::new(model.clone()), backend.clone(), options)?;
+    let samples =
+        (0..=repetitions).map(|_| sample(model, &engine, case)).collect::<Result<Vec<_>>>()?;
+    engine.shutdown();
+    Ok(samples[1..].to_vec())
 }
 
-/// Prefill ends when the last sequence has its first token; decode when the last one is done.
-fn sample(
-    engine: &EngineHandle,
-    arguments: &Arguments,
-    batch: usize,
-    kv_budget: f32,
-) -> Result<Sample> {
-    let start = Instant::now();
-    let mut generations = (0..batch)
-        .map(|index| Ok(engine.generate(request(arguments, index, kv_budget))?))
+fn sample(model: &Watched, engine: &EngineHandle, case: &Case) -> Result<Sample> {
+    let Case { tokens, depth, batch, .. } = *case;
+    // A prompt of the depth and the tokens that are measured; or of the depth, after which its first
+    // token is drawn, whose step is the first that is measured.
+    let (prompt, generated) = match case.test {
+        "prefill" => (depth + tokens, 1),
+        _ => (depth.max(1), tokens + 1),
+    };
+    model.restart();
+    let generations = (0..batch)
+        .map(|index| Ok(engine.generate(request(prompt, generated, index, case.kv_budget))?))
         .collect::<Result<Vec<_>>>()?;
-    for generation in &mut generations {
-        first_token(generation)?;
-    }
-    let prefill = start.elapsed().as_secs_f64();
-    let mut kv_bytes = 0;
-    for generation in &mut generations {
-        kv_bytes += finish(generation)?;
-    }
-    Ok(Sample { prefill, decode: start.elapsed().as_secs_f64() - prefill, kv_bytes })
+    generations.into_iter().try_for_each(finish)?;
+    let end = Instant::now();
+    Ok(match case.test {
+        "prefill" => model.prefill(depth..prompt, end),
+        _ => model.decode(prompt, batch, end),
+    })
 }
 
-fn request(arguments: &Arguments, index: usize, budget: f32) -> GenerateRequest {
-    // Any tokens do: the work does not depend on them.
-    let prompt = (0..arguments.prompt).map(|i| ((i * 31 + index * 7) % 30_000 + 100) as u32);
+fn request(prompt: usize, generated: usize, index: usize, budget: f32) -> GenerateRequest {
     GenerateRequest {
-        prompt: prompt.collect(),
-        max_tokens: arguments.generated,
+        prompt: tokens(prompt, index),
+        max_tokens: generated,
         may_shorten: false,
         stop_token_ids: vec![],
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
@@ -188,18 +191,16 @@ fn request(arguments: &Arguments, index: usize, budget: f32) -> GenerateRequest 
     }
 }
 
-fn first_token(generation: &mut Generation) -> Result<()> {
-    match generation.blocking_next() {
-        Some(Event::Token(_)) => Ok(()),
-        other => bail!("expected a token, got {other:?}"),
-    }
+/// Any tokens do: the work does not depend on them.
+pub fn tokens(len: usize, index: usize) -> Vec<u32> {
+    (0..len).map(|i| ((i * 31 + index * 7) % 30_000 + 100) as u32).collect()
 }
 
-fn finish(generation: &mut Generation) -> Result<usize> {
+fn finish(mut generation: Generation) -> Result<()> {
     loop {
         match generation.blocking_next() {
             Some(Event::Token(_)) => {}
-            Some(Event::Finished(outcome)) => return Ok(outcome.kv_cache.bytes),
+            Some(Event::Finished(_)) => return Ok(()),
             other => bail!("the generation broke off: {other:?}"),
         }
     }

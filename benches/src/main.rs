@@ -1,9 +1,11 @@
 //! `keepwell-bench`: measures the engine.
 
+mod bandwidth;
 mod baseline;
 mod engine;
 mod eval;
 mod report;
+mod watch;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;

@@ -7,61 +7,116 @@ use serde::Serialize;
 pub struct Row {
     /// `prefill` or `decode`.
     pub test: &'static str,
-    /// Tokens of each sequence.
+    /// Tokens of each sequence that were measured.
     pub tokens: usize,
+    /// Tokens of each sequence that were there before.
+    pub depth: usize,
     /// Sequences at once.
     pub batch: usize,
     pub kv_budget: f32,
-    pub backend: String,
-    /// Over all sequences: median, least and most of the repetitions.
-    pub tokens_per_s: Spread,
-    /// KV bytes of all sequences at their end.
-    pub kv_bytes: usize,
-    /// Resident bytes of the process, peak.
+    pub threads: usize,
+    /// Over all sequences: the median of the repetitions.
+    pub tokens_per_s: f64,
+    pub tokens_per_s_min: f64,
+    pub tokens_per_s_max: f64,
+    /// From the median.
+    pub ms_per_token: f64,
+    /// Weights and cache that a step reads, over its tokens: the mean.
+    pub bytes_per_token: f64,
+    /// `bytes_per_token` times `tokens_per_s`, as a share of what memory was measured to give.
+    pub share_of_bandwidth: f64,
+    /// Resident bytes of the process: the peak since the row began.
     pub rss_bytes: usize,
+    pub model: String,
+    pub backend: String,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Spread {
-    pub median: f64,
-    pub min: f64,
-    pub max: f64,
+/// What a row is about.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub test: &'static str,
+    pub tokens: usize,
+    pub depth: usize,
+    pub batch: usize,
+    pub kv_budget: f32,
+    pub model: String,
+    pub backend: String,
 }
 
-impl Spread {
+/// One repetition.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// Over all sequences.
+    pub tokens: f64,
+    pub seconds: f64,
+    pub bytes: f64,
+}
+
+impl Row {
+    /// `bandwidth` is in bytes per second.
+    ///
     /// # Panics
-    /// When there is no value.
-    pub fn new(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let (min, max) = (values[0], values[values.len() - 1]);
-        Self { median: values[values.len() / 2], min, max }
+    /// When there is no sample.
+    pub fn new(case: Case, samples: &[Sample], bandwidth: f64) -> Self {
+        let mut rates: Vec<_> = samples.iter().map(|s| s.tokens / s.seconds).collect();
+        rates.sort_by(f64::total_cmp);
+        let tokens_per_s = rates[rates.len() / 2];
+        let sum = |part: fn(&Sample) -> f64| samples.iter().map(part).sum::<f64>();
+        let bytes_per_token = sum(|s| s.bytes) / sum(|s| s.tokens);
+        Self {
+            test: case.test,
+            tokens: case.tokens,
+            depth: case.depth,
+            batch: case.batch,
+            kv_budget: case.kv_budget,
+            threads: rayon::current_num_threads(),
+            tokens_per_s,
+            tokens_per_s_min: rates[0],
+            tokens_per_s_max: rates[rates.len() - 1],
+            ms_per_token: 1e3 / tokens_per_s,
+            bytes_per_token,
+            share_of_bandwidth: bytes_per_token * tokens_per_s / bandwidth,
+            rss_bytes: peak_rss(),
+            model: case.model,
+            backend: case.backend,
+        }
     }
-}
 
-pub fn print(rows: &[Row]) {
-    println!(
-        "test     tokens  batch  budget  backend   tokens/s (min - max)        KV MiB  RSS MiB"
-    );
-    for row in rows {
-        let Spread { median, min, max } = row.tokens_per_s;
-        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    pub fn print_head() {
         println!(
-            "{:8} {:6}  {:5}  {:6}  {:8}  {median:7.1} ({min:.1} - {max:.1})  {:10.1}  {:7.0}",
-            row.test,
-            row.tokens,
-            row.batch,
-            row.kv_budget,
-            row.backend,
-            mib(row.kv_bytes),
-            mib(row.rss_bytes),
+            "test     tokens  depth  batch  budget  backend    tokens/s  (min - max)       \
+             MB/token  of bandwidth  RSS MiB"
+        );
+    }
+
+    pub fn print(&self) {
+        let spread = format!("({:.1} - {:.1})", self.tokens_per_s_min, self.tokens_per_s_max);
+        println!(
+            "{:8} {:6}  {:5}  {:5}  {:6}  {:8}  {:9.1}  {spread:17} {:8.1}  {:10.0} %  {:7.0}",
+            self.test,
+            self.tokens,
+            self.depth,
+            self.batch,
+            self.kv_budget,
+            self.backend,
+            self.tokens_per_s,
+            self.bytes_per_token / 1e6,
+            self.share_of_bandwidth * 100.0,
+            self.rss_bytes as f64 / f64::from(1 << 20),
         );
     }
 }
 
 /// Peak resident bytes of this process; 0 where the system does not tell.
-pub fn peak_rss() -> usize {
+fn peak_rss() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok());
     kib.unwrap_or(0) * 1024
+}
+
+/// Lets the peak begin anew from what is resident now. Where the system cannot, it stays the peak
+/// of all rows so far.
+pub fn reset_peak_rss() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

@@ -2,6 +2,7 @@
 //!
 //! `cargo bench -p keepwell-kernels --bench attention [words that a line has to contain]`
 
+mod ceiling;
 #[path = "../tests/world/mod.rs"]
 mod world;
 
@@ -23,17 +24,21 @@ const STEPS: [(&str, Sequences); 6] = [
 ];
 
 fn main() {
+    let read = ceiling::read_bandwidth();
+    println!("reading memory: {read:.1} GB/s with {} threads", rayon::current_num_threads());
     // The step runs inside the pool: a call from outside costs a wake-up each time.
     rayon::scope(|_| {
         for backend in available() {
             if backend.name() != "portable" {
-                STEPS.iter().for_each(|(name, sequences)| measure(&*backend, name, sequences));
+                STEPS
+                    .iter()
+                    .for_each(|(name, sequences)| measure(&*backend, name, sequences, read));
             }
         }
     });
 }
 
-fn measure(backend: &dyn Backend, name: &str, sequences: Sequences) {
+fn measure(backend: &dyn Backend, name: &str, sequences: Sequences, read: f64) {
     let tiers = TIERS.iter().map(|info| (info.name, std::slice::from_ref(&info.tier)));
     for (tier_name, tiers) in tiers.chain([("ladder", LADDER)]) {
         let title = format!("{:7} {name:22} {tier_name:7}", backend.name());
@@ -58,10 +63,11 @@ fn measure(backend: &dyn Backend, name: &str, sequences: Sequences) {
         let mean = tiers.len() as f64 / tiers.iter().map(|t| 1.0 / token_bytes(t)).sum::<f64>();
         let pairs = |(old, new): &(usize, usize)| new * old + new * (new + 1) / 2;
         let flops = 4.0 * 64.0 * 9.0 * sequences.iter().map(pairs).sum::<usize>() as f64;
+        let gigabytes = 3.0 * tokens as f64 * mean / seconds / 1e9;
         println!(
-            "{title}: {:8.2} ms a step, {:5.1} GB/s, {:6.1} GFLOP/s",
+            "{title}: {:8.2} ms a step, {gigabytes:5.1} GB/s ({:3.0} %), {:6.1} GFLOP/s",
             seconds * NUM_LAYERS * 1e3,
-            3.0 * tokens as f64 * mean / seconds / 1e9,
+            gigabytes / read * 100.0,
             flops / seconds / 1e9,
         );
     }

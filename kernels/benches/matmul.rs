@@ -2,6 +2,8 @@
 //!
 //! `cargo bench -p keepwell-kernels --bench matmul`
 
+mod ceiling;
+
 use std::time::Instant;
 
 use candle_core::{
@@ -23,7 +25,7 @@ const NUM_ROWS: [usize; 6] = [1, 2, 4, 8, 16, 512];
 const RESIDENT: usize = 96 << 20;
 
 fn main() {
-    let read = read_bandwidth();
+    let read = ceiling::read_bandwidth();
     println!("reading memory: {read:.1} GB/s with {} threads", rayon::current_num_threads());
     // The step runs inside the pool: a call from outside costs a wake-up each time.
     rayon::scope(|_| available().iter().for_each(|backend| measure(&**backend, read)));
@@ -96,17 +98,4 @@ fn time(copies: &[Box<dyn Linear>], x: &Tensor) -> f64 {
         start.elapsed().as_secs_f64() / copies.len() as f64
     };
     (0..9).map(round).fold(f64::INFINITY, f64::min)
-}
-
-/// The ceiling of decode, in GB/s.
-fn read_bandwidth() -> f64 {
-    use rayon::prelude::*;
-    let data = vec![1u64; 32 << 20];
-    let sum = || data.par_chunks(1 << 20).map(|part| part.iter().sum::<u64>()).sum::<u64>();
-    let round = |_| {
-        let start = Instant::now();
-        std::hint::black_box(sum());
-        8e-9 * data.len() as f64 / start.elapsed().as_secs_f64()
-    };
-    (0..8).map(round).fold(0.0, f64::max)
 }

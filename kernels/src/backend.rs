@@ -64,6 +64,11 @@ pub trait Backend: Send + Sync {
         portable::activation::rms_norm(x, weight, eps)
     }
 
+    /// x (T, C) + y (T, C), the residual sums. Not candle's: its own threads would wake for each.
+    fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        portable::activation::add(x, y)
+    }
+
     /// gate_up (T, 2F), returns (T, F): silu(gate) * up.
     fn silu_mul(&self, gate_up: &Tensor) -> Result<Tensor> {
         portable::activation::silu_mul(gate_up)

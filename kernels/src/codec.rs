@@ -69,10 +69,16 @@ impl Format {
     /// What a signed byte is worth under the scale `scale`.
     #[inline(always)]
     pub fn step(self, scale: u8) -> f32 {
+        if self == Self::F16 { 1.0 } else { from_scale(scale) * self.unit() }
+    }
+
+    /// What a signed byte is worth under the scale 1.
+    #[inline(always)]
+    pub fn unit(self) -> f32 {
         match self {
             Self::F16 => 1.0,
-            Self::Int8 => from_scale(scale) * (1.0 / 127.0),
-            Self::Levels(_) => from_scale(scale) * LEVEL_UNIT,
+            Self::Int8 => 1.0 / 127.0,
+            Self::Levels(_) => LEVEL_UNIT,
         }
     }
 

@@ -101,3 +101,21 @@ fn scores_far_apart_neither_overflow_nor_vanish() {
         assert!(out < 2e-3 && lse < 2e-3, "{}: {out} {lse}", backend.name());
     }
 }
+
+#[test]
+fn every_backend_attends_alike_with_any_number_of_threads() {
+    let long = &[(5000, 1), (0, 130), (2000, 1), (4500, 40)];
+    let world = World::new(&Case { sequences: long, tiers: ALL, ..PLAIN });
+    for backend in available() {
+        let attend = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| world.attend(&*backend))
+        };
+        let one = attend(1);
+        for threads in [2, 3, 64] {
+            let many = attend(threads);
+            assert_eq!(difference(&one.out, &many.out), 0.0, "{} {threads}", backend.name());
+            assert_eq!(difference(&one.lse, &many.lse), 0.0, "{} {threads}", backend.name());
+        }
+    }
+}

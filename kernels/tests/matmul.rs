@@ -235,3 +235,18 @@ fn resident_bytes_are_5_bits_a_weight_for_q4_1_and_9_for_q8_0() {
         assert_eq!(linear.bytes(), bytes);
     }
 }
+
+#[test]
+fn products_are_the_same_with_any_number_of_threads() {
+    for backend in available() {
+        for (num_rows, cols, shape) in CASES.iter().filter(|(_, _, shape)| shape[0].1 == Q4_1) {
+            let linear = backend.linear(parts(*cols, shape).0).unwrap();
+            let x = random(99, *num_rows, *cols);
+            let product = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| vec2(&linear.forward(&x).unwrap()))
+            };
+            assert!([2, 64].into_iter().all(|threads| product(threads) == product(1)));
+        }
+    }
+}

@@ -20,7 +20,7 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     /// Codes up to 8 rows of whole blocks as [`super::packed::quantize_group`] does.
     fn quantize(self, x: &[[f32; BLOCK]], out: &mut [Activations]);
 
-    /// The products of the first `y.len()` rows of `x` with one panel of as many blocks.
+    /// The products of the first `y.len()` rows of `x`, 1 to 8, with one panel of as many blocks.
     fn panel<const LINES: usize>(
         self,
         panel: &[Block<LINES>],

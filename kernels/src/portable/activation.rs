@@ -28,6 +28,18 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     from_vec(out, (num_rows, width))
 }
 
+/// Memory bounds it: one loop serves every backend.
+pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let shape = x.dims2()?;
+    if y.dims() != x.dims() {
+        return Err(Error::shape("add", format!("{:?} and {:?}", x.shape(), y.shape())));
+    }
+    let sum = with_slice("add", x, |x| {
+        with_slice("add", y, |y| x.iter().zip(y).map(|(x, y)| x + y).collect::<Vec<f32>>())
+    })??;
+    from_vec(sum, shape)
+}
+
 pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
     let (num_rows, width) = gate_up.dims2()?;
     let half = width / 2;
@@ -57,6 +69,14 @@ mod tests {
         let root = 12.5f32.sqrt();
         assert!((y[0][0] - 3.0 / root).abs() < 1e-6 && (y[0][1] + 8.0 / root).abs() < 1e-6);
         assert_eq!(y[1], [1.0, 2.0]);
+    }
+
+    #[test]
+    fn add_sums_what_has_one_shape_and_refuses_the_rest() {
+        let x = Tensor::new(&[[3f32, -4.0], [0.5, 0.5]], &Device::Cpu).unwrap();
+        let y = Tensor::new(&[[1f32, 2.0], [0.0, -0.5]], &Device::Cpu).unwrap();
+        assert_eq!(add(&x, &y).unwrap().to_vec2::<f32>().unwrap(), [[4.0, -2.0], [0.5, 0.0]]);
+        assert!(add(&x, &y.narrow(0, 0, 1).unwrap()).is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     linear::{
         self, Kernel,
         ggml::BLOCK,
-        packed::{Activations, Block, GROUPS, LANES, quantize_group},
+        packed::{Activations, Block, GROUP_ROWS, GROUPS, LANES, quantize_group},
     },
 };
 
@@ -99,6 +99,7 @@ impl Kernel for Avx2 {
         x: &[Activations],
         y: &mut [[f32; LANES]],
     ) {
+        debug_assert!((1..=GROUP_ROWS).contains(&y.len()));
         // 16 registers hold the sums of 4 rows by 8 columns.
         for (i, y) in y.chunks_mut(4).enumerate() {
             for lane in [0, 8] {

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{
     Avx2,
-    simd::{Op, Simd},
+    simd::{EXP2_SERIES, Op, Simd},
 };
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -40,6 +40,52 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn sub(self, a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn largest_lane(self, v: __m256) -> f32 {
+        unsafe {
+            let v = _mm256_max_ps(v, _mm256_permute2f128_ps::<1>(v, v));
+            let v = _mm256_max_ps(v, _mm256_shuffle_ps::<0x4e>(v, v));
+            _mm256_cvtss_f32(_mm256_max_ps(v, _mm256_shuffle_ps::<0xb1>(v, v)))
+        }
+    }
+
+    #[inline(always)]
+    fn sum_of_lanes(self, v: __m256) -> f32 {
+        unsafe {
+            let v = _mm256_add_ps(v, _mm256_permute2f128_ps::<1>(v, v));
+            let v = _mm256_add_ps(v, _mm256_shuffle_ps::<0x4e>(v, v));
+            _mm256_cvtss_f32(_mm256_add_ps(v, _mm256_shuffle_ps::<0xb1>(v, v)))
+        }
+    }
+
+    #[inline(always)]
+    fn exp2(self, v: __m256) -> __m256 {
+        unsafe {
+            let least = _mm256_set1_ps(-126.0);
+            let is_normal = _mm256_cmp_ps::<_CMP_NLT_UQ>(v, least);
+            let v = _mm256_max_ps(v, least);
+            let whole = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
+            let r = _mm256_sub_ps(v, whole);
+            let mut p = _mm256_set1_ps(EXP2_SERIES[0]);
+            for c in &EXP2_SERIES[1..] {
+                p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
+            }
+            let exponent = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(whole));
+            let power = _mm256_add_epi32(_mm256_castps_si256(p), exponent);
+            _mm256_and_ps(_mm256_castsi256_ps(power), is_normal)
+        }
     }
 
     #[inline(always)]

@@ -15,7 +15,7 @@ use crate::{
     linear::{
         self, Kernel,
         ggml::BLOCK,
-        packed::{Activations, Block, GROUPS, LANES, quantize_group},
+        packed::{Activations, Block, GROUP_ROWS, GROUPS, LANES, quantize_group},
     },
 };
 
@@ -105,6 +105,7 @@ impl Kernel for Avx512 {
         x: &[Activations],
         y: &mut [[f32; LANES]],
     ) {
+        debug_assert!((1..=GROUP_ROWS).contains(&y.len()));
         // SAFETY: `new` saw the features.
         unsafe {
             match y.len() {

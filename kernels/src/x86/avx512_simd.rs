@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{
     Avx512,
-    simd::{Op, Simd},
+    simd::{EXP2_SERIES, Op, Simd},
 };
 use crate::codec::{Format, LANE, LEVELS, lane_bits};
 
@@ -17,6 +17,11 @@ fn run<S: Simd, O: Op<S>>(simd: S, op: O) -> O::Out {
 impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
+
+    #[inline(always)]
+    fn wide(self) -> Option<Avx512> {
+        Some(self)
+    }
 
     #[inline(always)]
     fn vectorize<O: Op<Self>>(self, op: O) -> O::Out {
@@ -41,6 +46,40 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn sub(self, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn largest_lane(self, v: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
+
+    #[inline(always)]
+    fn sum_of_lanes(self, v: __m512) -> f32 {
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+
+    #[inline(always)]
+    fn exp2(self, v: __m512) -> __m512 {
+        unsafe {
+            let whole = _mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(v);
+            // Where v is infinite their difference is no number; the power is 0 for any.
+            let r = _mm512_max_ps(_mm512_sub_ps(v, whole), _mm512_set1_ps(-0.5));
+            let mut p = _mm512_set1_ps(EXP2_SERIES[0]);
+            for c in &EXP2_SERIES[1..] {
+                p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
+            }
+            _mm512_scalef_ps(p, whole)
+        }
     }
 
     #[inline(always)]
@@ -148,34 +187,58 @@ fn fold_rows<const HALF: usize>(rows: &mut [__m512; 16]) {
     }
 }
 
-/// Swaps the off-diagonal blocks of 8, 4, 2 and 1 lanes in turn.
+/// Squares of 4 inside the four parts of 128 bits, then the squares of these parts: shuffles that
+/// need no indices.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
-    let mut rows = [_mm512_setzero_ps(); 16];
-    for (i, row) in rows.iter_mut().enumerate() {
+    let mut fours = [[_mm512_setzero_ps(); 4]; 4];
+    for (i, four) in fours.iter_mut().enumerate() {
         // SAFETY: as the trait asks.
-        *row = unsafe { _mm512_loadu_ps(from.add(i * from_stride)) };
+        let rows = std::array::from_fn(|j| unsafe {
+            _mm512_loadu_ps(from.add((4 * i + j) * from_stride))
+        });
+        *four = transpose_inside(rows);
     }
-    let rows = swap_blocks::<1>(swap_blocks::<2>(swap_blocks::<4>(swap_blocks::<8>(rows))));
-    for (i, row) in rows.iter().enumerate() {
-        // SAFETY: as the trait asks.
-        unsafe { _mm512_storeu_ps(to.add(i * to_stride), *row) };
+    for column in 0..4 {
+        let parts = transpose_parts(fours.map(|four| four[column]));
+        for (part, row) in parts.into_iter().enumerate() {
+            // SAFETY: as the trait asks.
+            unsafe { _mm512_storeu_ps(to.add((4 * part + column) * to_stride), row) };
+        }
     }
 }
 
+/// Transposes the 4 x 4 lanes of each part of 128 bits.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn swap_blocks<const HALF: usize>(mut rows: [__m512; 16]) -> [__m512; 16] {
-    let (low, high) = halves(HALF);
-    for i in 0..16 {
-        if i & HALF == 0 {
-            let (a, b) = (rows[i], rows[i + HALF]);
-            rows[i] = _mm512_permutex2var_ps(a, low, b);
-            rows[i + HALF] = _mm512_permutex2var_ps(a, high, b);
-        }
-    }
-    rows
+fn transpose_inside([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    let pair = |low: bool, a, b| match low {
+        true => _mm512_castps_pd(_mm512_unpacklo_ps(a, b)),
+        false => _mm512_castps_pd(_mm512_unpackhi_ps(a, b)),
+    };
+    let (ab, cd) = (pair(true, a, b), pair(true, c, d));
+    let (ab_high, cd_high) = (pair(false, a, b), pair(false, c, d));
+    [
+        _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+        _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high)),
+    ]
+}
+
+/// Transposes the 4 x 4 parts of 128 bits of four vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn transpose_parts([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    let (ab, ab_high) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+    let (cd, cd_high) = (_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+    [
+        _mm512_shuffle_f32x4::<0x88>(ab, cd),
+        _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+        _mm512_shuffle_f32x4::<0x88>(ab_high, cd_high),
+        _mm512_shuffle_f32x4::<0xdd>(ab_high, cd_high),
+    ]
 }
 
 /// Indices into two rows: lanes without bit `half` of both, and lanes with it.
@@ -193,9 +256,16 @@ fn halves(half: usize) -> (__m512i, __m512i) {
 /// Channels of a register of signed bytes.
 const BLOCK: usize = 64;
 
-/// How codes become indices into [`LEVELS`], for a block of channels.
-struct Spread {
-    /// First byte of the codes.
+/// How the codes of a block of channels become signed bytes.
+pub enum Spread {
+    /// They are such, from this byte on.
+    Bytes(usize),
+    Levels(Box<Look>),
+}
+
+/// How codes become indices into [`LEVELS`].
+pub struct Look {
+    /// First byte of the block's codes.
     start: usize,
     /// Brings the code bytes of a lane into its 8 bytes.
     bytes: [u8; BLOCK],
@@ -206,66 +276,94 @@ struct Spread {
 }
 
 impl Spread {
+    /// # Panics
+    /// For F16.
+    pub fn new(format: Format, dim: usize, block: usize) -> Self {
+        match format {
+            Format::F16 => panic!("F16 has no signed bytes"),
+            Format::Int8 => Self::Bytes(block * BLOCK),
+            Format::Levels(bits) => Self::Levels(Box::new(Look::new(&bits, dim, block))),
+        }
+    }
+
+    /// The block's channels of one coded vector.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    pub fn levels(&self, codes: &[u8]) -> __m512i {
+        match self {
+            Self::Bytes(start) => load(codes[*start..].first_chunk().expect("a whole vector")),
+            Self::Levels(look) => look.levels(codes),
+        }
+    }
+}
+
+impl Look {
     fn new(bits: &[u8; 8], dim: usize, block: usize) -> Self {
         let bits = |lane: usize| usize::from(lane_bits(bits, dim, lane));
         let first = block * BLOCK / LANE;
+        let zeros = [0; BLOCK];
         let start = (0..first).map(bits).sum();
-        let mut spread = Self {
-            start,
-            bytes: [0; BLOCK],
-            shifts: [0; BLOCK],
-            masks: [0; BLOCK],
-            markers: [0; BLOCK],
-        };
+        let mut look =
+            Self { start, bytes: zeros, shifts: zeros, masks: zeros, markers: zeros };
         let mut offset = 0;
         for lane in 0..BLOCK / LANE {
             let bits = bits(first + lane);
             for i in 0..LANE {
                 let channel = lane * LANE + i;
-                spread.bytes[channel] = (offset + i.min(bits.saturating_sub(1))) as u8;
-                spread.shifts[channel] = (bits * i) as u8;
-                spread.masks[channel] = (1 << bits) - 1;
-                spread.markers[channel] = 1 << bits;
+                look.bytes[channel] = (offset + i.min(bits.saturating_sub(1))) as u8;
+                look.shifts[channel] = (bits * i) as u8;
+                look.masks[channel] = (1 << bits) - 1;
+                look.markers[channel] = 1 << bits;
             }
             offset += bits;
         }
-        spread
+        look
+    }
+
+    /// Bytes to lanes, bits to bytes, and one look-up.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    fn levels(&self, codes: &[u8]) -> __m512i {
+        const { assert!(LEVELS.len() == 2 * BLOCK) };
+        let codes = &codes[self.start..];
+        let mask = u64::MAX >> (BLOCK - codes.len().min(BLOCK));
+        // SAFETY: the mask leaves out what lies behind the codes; LEVELS are two blocks.
+        let (packed, low, high) = unsafe {
+            (
+                _mm512_maskz_loadu_epi8(mask, codes.as_ptr().cast()),
+                _mm512_loadu_si512(LEVELS.as_ptr().cast()),
+                _mm512_loadu_si512(LEVELS.as_ptr().add(BLOCK).cast()),
+            )
+        };
+        let words = _mm512_permutexvar_epi8(load(&self.bytes), packed);
+        let codes = _mm512_multishift_epi64_epi8(load(&self.shifts), words);
+        let codes = _mm512_and_si512(codes, load(&self.masks));
+        let index = _mm512_or_si512(codes, load(&self.markers));
+        _mm512_permutex2var_epi8(low, index, high)
     }
 }
 
-/// [`Format::unpack`] of many vectors: bytes to lanes, bits to bytes, and one look-up.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(bytes: &[u8; BLOCK]) -> __m512i {
+    // SAFETY: 64 bytes.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+/// [`Format::unpack`] of many vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 fn unpack(format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
     let len = format.vector_bytes(dim);
-    let vectors = codes.chunks_exact(len);
-    let Format::Levels(bits) = format else {
-        return vectors.zip(bytes.chunks_exact_mut(dim)).for_each(|(c, to)| format.unpack(c, to));
-    };
+    let vectors = codes.chunks_exact(len).zip(bytes.chunks_exact_mut(dim));
     if !dim.is_multiple_of(BLOCK) {
-        return vectors.zip(bytes.chunks_exact_mut(dim)).for_each(|(c, to)| format.unpack(c, to));
+        return vectors.for_each(|(codes, to)| format.unpack(codes, to));
     }
-    // SAFETY: each load is of an array of 64 bytes, or masked to what is left of the codes; each
-    // store is to 64 bytes of a chunk of `dim`.
-    unsafe {
-        let load = |bytes: &[u8; BLOCK]| _mm512_loadu_si512(bytes.as_ptr().cast());
-        let low = _mm512_loadu_si512(LEVELS.as_ptr().cast());
-        let high = _mm512_loadu_si512(LEVELS.as_ptr().add(BLOCK).cast());
-        for block in 0..dim / BLOCK {
-            let spread = Spread::new(&bits, dim, block);
-            let [lanes, shifts] = [load(&spread.bytes), load(&spread.shifts)];
-            let [masks, markers] = [load(&spread.masks), load(&spread.markers)];
-            let vectors = codes.chunks_exact(len).zip(bytes.chunks_exact_mut(dim));
-            for (codes, to) in vectors {
-                let codes = &codes[spread.start..];
-                let mask = u64::MAX >> (BLOCK - codes.len().min(BLOCK));
-                let packed = _mm512_maskz_loadu_epi8(mask, codes.as_ptr().cast());
-                let words = _mm512_permutexvar_epi8(lanes, packed);
-                let codes = _mm512_multishift_epi64_epi8(shifts, words);
-                let index = _mm512_or_si512(_mm512_and_si512(codes, masks), markers);
-                let levels = _mm512_permutex2var_epi8(low, index, high);
-                _mm512_storeu_si512(to[block * BLOCK..][..BLOCK].as_mut_ptr().cast(), levels);
-            }
+    let spreads: Vec<_> = (0..dim / BLOCK).map(|block| Spread::new(format, dim, block)).collect();
+    for (codes, to) in vectors {
+        for (spread, to) in spreads.iter().zip(to.chunks_exact_mut(BLOCK)) {
+            // SAFETY: 64 bytes.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), spread.levels(codes)) };
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the attention kernels need of an instruction set, so that one source serves all.
 
+use super::Avx512;
 use crate::{codec::Format, hadamard};
 
 /// Vectors of f32. A value of the implementing type proves that the processor can run it.
@@ -10,6 +11,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     const LANES: usize;
 
+    /// Proof that codes can be multiplied as integers, 64 at a time.
+    #[inline(always)]
+    fn wide(self) -> Option<Avx512> {
+        None
+    }
+
     /// Runs `op` compiled for the instruction set.
     fn vectorize<O: Op<Self>>(self, op: O) -> O::Out;
 
@@ -18,6 +25,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The larger of each; b where a is not a number.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn largest_lane(self, v: Self::V) -> f32;
+    fn sum_of_lanes(self, v: Self::V) -> f32;
+    /// 2^v by [`exp2`]'s series, for v up to 0.
+    fn exp2(self, v: Self::V) -> Self::V;
     /// Limits to the finite f16; NaN stays.
     fn clamp_f16(self, v: Self::V) -> Self::V;
     /// Lane i of the result is lane i ^ `half`.
@@ -157,6 +171,17 @@ fn transform_lanes<S: Simd>(simd: S, run: &mut [f32]) {
     }
 }
 
+/// The Taylor series of 2^r for |r| <= 1/2, the highest power first.
+pub const EXP2_SERIES: [f32; 7] = [
+    1.540_353e-4,
+    1.333_355_8e-3,
+    9.618_129e-3,
+    5.550_411e-2,
+    0.240_226_5,
+    std::f32::consts::LN_2,
+    1.0,
+];
+
 /// 2^x to 2e-7 of its value; 0 below the normal numbers. For x up to 127; vectorizes.
 #[inline(always)]
 pub fn exp2(x: f32) -> f32 {
@@ -165,12 +190,7 @@ pub fn exp2(x: f32) -> f32 {
     let clamped = x.max(-127.0);
     let shifted = clamped + MAGIC;
     let r = clamped - (shifted - MAGIC);
-    // The Taylor series for |r| <= 1/2.
-    let series = [1.540_353e-4f32, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5];
-    let p = series
-        .into_iter()
-        .chain([std::f32::consts::LN_2, 1.0])
-        .fold(0.0f32, |p, c| p.mul_add(r, c));
+    let p = EXP2_SERIES.into_iter().fold(0.0f32, |p, c| p.mul_add(r, c));
     let power = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
     if x < -126.0 { 0.0 } else { power }
 }

@@ -106,9 +106,9 @@ impl Model for Decoder {
             if batch.logit_rows.is_empty() && index + 1 == self.layers.len() {
                 break;
             }
-            x = (x + layer.attention.project(&attended)?)?;
+            x = step.backend.add(&x, &layer.attention.project(&attended)?)?;
             let normed = layer.mlp_norm.forward(step.backend, &x)?;
-            x = (x + layer.mlp.forward(step.backend, &normed)?)?;
+            x = step.backend.add(&x, &layer.mlp.forward(step.backend, &normed)?)?;
         }
         if batch.logit_rows.is_empty() {
             return Ok(Tensor::zeros((0, self.config.vocab_size), x.dtype(), x.device())?);

@@ -9,13 +9,17 @@ use rayon::prelude::*;
 
 use super::{
     super::simd::{Op, Simd, rotate},
+    Scratch,
+    coded::Coded,
+    coded_signals::MAX_QUERIES,
     num_tokens,
     pieces::TOKENS,
     signals::{Queries, inverse_norms},
     tile::{Tile, transpose},
+    with_scratch,
 };
 use crate::{
-    Arena, Attended, AttentionPlan, PageRef, Result, Scoring, Signal,
+    Arena, Attended, AttentionPlan, PageRef, Result, Scoring, Signal, Tier,
     portable::{attention::Heads, segment::to_bf16},
     tensor::with_slice,
 };
@@ -50,9 +54,10 @@ pub fn attribute<S: Simd>(
         with_slice("attribute", &attended.out, |out| {
             with_slice("attribute", &attended.lse, |lse| {
                 let step = Step { simd, arena, plan, heads: &heads, q, out, lse };
-                let scratch = || Scratch::new(step.arena.layout().head_dim);
                 let items = items.par_iter().with_max_len(1);
-                items.map_init(scratch, |scratch, item| step.signals(item, scratch)).collect()
+                let head_dim = step.arena.layout().head_dim;
+                let signals = |item| with_scratch(head_dim, |scratch| step.signals(item, scratch));
+                items.map(signals).collect()
             })
         })
     })???;
@@ -78,21 +83,6 @@ fn items(layer: usize, plan: &AttentionPlan) -> Vec<Item<'_>> {
     items
 }
 
-/// What a thread works in.
-struct Scratch {
-    tile: Tile,
-    /// (D, TOKENS): the tile's values.
-    values: Vec<f32>,
-}
-
-impl Scratch {
-    fn new(head_dim: usize) -> Self {
-        let tile = Tile::new(head_dim);
-        let values = vec![0.0; tile.stride * TOKENS];
-        Self { tile, values }
-    }
-}
-
 /// The step's queries with what attention made of them.
 struct Step<'a, S> {
     simd: S,
@@ -106,24 +96,50 @@ struct Step<'a, S> {
 
 impl<S: Simd> Step<'_, S> {
     /// The signal of each token of the item's pages, summed over its queries.
-    fn signals(&self, item: &Item, Scratch { tile, values }: &mut Scratch) -> Vec<f32> {
+    fn signals(&self, item: &Item, scratch: &mut Scratch) -> Vec<f32> {
         let mut signals = vec![0f32; num_tokens(item.pages)];
-        let signal = item.scoring.signal;
         let queries = self.queries(item);
+        let is_few = queries.lse.len() <= MAX_QUERIES && Coded::serves(queries.head_dim);
+        let Some(wide) = self.simd.wide().filter(|_| is_few) else {
+            self.tiled(&queries, item.scoring.signal, item.pages, scratch, &mut signals);
+            return signals;
+        };
+        let is_float = |page: &PageRef| page.tier == Tier::F16;
+        let mut rest = &mut signals[..];
+        for pages in item.pages.chunk_by(|a, b| is_float(a) == is_float(b)) {
+            let (here, after) = rest.split_at_mut(num_tokens(pages));
+            if is_float(&pages[0]) {
+                self.tiled(&queries, item.scoring.signal, pages, scratch, here);
+            } else {
+                let judges = (&queries, item.scoring.signal);
+                scratch.coded.signals(wide, self.arena, pages, judges, here);
+            }
+            rest = after;
+        }
+        signals
+    }
+
+    fn tiled(
+        &self,
+        queries: &Queries,
+        signal: Signal,
+        pages: &[PageRef],
+        Scratch { tile, turned, .. }: &mut Scratch,
+        signals: &mut [f32],
+    ) {
         let wanted = if signal == Signal::KeyNorm { 0..u32::MAX } else { queries.wanted() };
-        tile.each(self.simd, self.arena, item.pages, wanted, |tile| {
+        tile.each(self.simd, self.arena, pages, wanted, |tile| {
             let mut totals = [0f32; TOKENS];
             match signal {
                 Signal::KeyNorm => inverse_norms(self.simd, tile, &mut totals),
                 Signal::AttentionMass => queries.add(self.simd, tile, None, &mut totals),
                 Signal::Deletion => {
-                    self.simd.vectorize(Transpose { tile, out: values });
-                    queries.add(self.simd, tile, Some(values), &mut totals);
+                    self.simd.vectorize(Transpose { tile, out: turned });
+                    queries.add(self.simd, tile, Some(turned), &mut totals);
                 }
             }
             signals[tile.start..tile.start + tile.len].copy_from_slice(&totals[..tile.len]);
         });
-        signals
     }
 
     fn queries(&self, item: &Item) -> Queries {

@@ -15,7 +15,7 @@ use crate::{Arena, PageRef, codec::Format};
 /// Queries that share the decoding of codes: their sums stay in registers.
 const STRIP: usize = 4;
 /// From more queries on a tile is cheaper.
-const MAX_QUERIES: usize = 2 * STRIP;
+pub const MAX_QUERIES: usize = 2 * STRIP;
 /// Lanes of the widest vector.
 const WIDEST: usize = 16;
 

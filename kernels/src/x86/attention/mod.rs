@@ -6,37 +6,42 @@
 //! The parts' running sums are merged row by row.
 
 pub mod attribution;
+mod coded;
+mod coded_signals;
 mod codes;
 mod direct;
+mod integer;
 mod pieces;
 mod product;
 mod signals;
 mod softmax;
 pub mod tile;
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
 use self::{
-    direct::Direct,
+    coded::Coded,
+    direct::{Direct, MAX_QUERIES},
+    pieces::TOKENS,
     softmax::{Partial, Queries},
     tile::Tile,
 };
 use super::simd::{Op, Simd, exp2, rotate_back};
 use crate::{
-    Arena, Attended, AttentionPlan, PageRef, Result,
+    Arena, Attended, AttentionPlan, PageRef, Result, Tier,
     portable::attention::Heads,
     tensor::{from_vec, with_slice},
 };
 
 /// Queries that share the decoding of a tile.
-const QUERIES_PER_ITEM: usize = 96;
-/// More items than threads, so that one delayed thread does not hold up all.
-const ITEMS_PER_THREAD: usize = 8;
-/// Tokens worth an item of their own: some microseconds of a single query's work.
-const MIN_TOKENS: usize = 512;
+const QUERIES_PER_ITEM: usize = 192;
+/// Tokens of a part: some microseconds of a decoding row's work, as much of a prefilling block's as
+/// keeps many threads busy. Not chosen by the number of threads: parts decide how sums are rounded.
+const TOKENS_PER_PART: usize = 512;
+const TOKENS_PER_TILED_PART: usize = 4096;
 /// Rows whose parts are merged on another thread.
 const MIN_ROWS: usize = 16;
 
@@ -71,9 +76,8 @@ pub fn attention<S: Simd>(
     let items = items(layer, &blocks, plan);
     let step = Step { simd, arena, plan, heads: &heads };
     let partials: Vec<Partial> = with_slice("attention", q, |q| {
-        let scratch = || (Tile::new(head_dim), Direct::new());
         let items = items.par_iter().with_max_len(1);
-        items.map_init(scratch, |scratch, item| step.attend(q, item, scratch)).collect()
+        items.map(|item| with_scratch(head_dim, |scratch| step.attend(q, item, scratch))).collect()
     })?;
     let width = heads.num_heads * head_dim;
     let mut out = vec![0f32; heads.num_rows * width];
@@ -103,14 +107,11 @@ fn blocks(layer: usize, heads: &Heads, plan: &AttentionPlan) -> Vec<Block> {
             blocks.push(Block { span: index, rows, parts: 0, first_item: 0 });
         }
     }
-    let tokens = |block: &Block| num_tokens(plan.pages(layer, block.span, 0));
-    let work = |block: &Block| block.rows.len() * tokens(block);
-    let total = blocks.iter().map(work).sum::<usize>().max(1) * plan.num_kv_heads;
-    let wanted = rayon::current_num_threads() * ITEMS_PER_THREAD;
     let mut first_item = 0;
     for block in &mut blocks {
-        let share = (work(block) * wanted).div_ceil(total);
-        block.parts = share.min(tokens(block) / MIN_TOKENS).max(1);
+        let is_tiled = block.rows.len() * heads.group > MAX_QUERIES;
+        let part = if is_tiled { TOKENS_PER_TILED_PART } else { TOKENS_PER_PART };
+        block.parts = (num_tokens(plan.pages(layer, block.span, 0)) / part).max(1);
         block.first_item = first_item;
         first_item += block.parts * plan.num_kv_heads;
     }
@@ -146,6 +147,32 @@ fn owners(blocks: &[Block], num_rows: usize) -> Vec<Option<usize>> {
     owners
 }
 
+/// What a thread works in: made once, for the last head size.
+struct Scratch {
+    head_dim: usize,
+    tile: Tile,
+    /// (D, TOKENS): the tile's values.
+    turned: Vec<f32>,
+    direct: Direct,
+    coded: Coded,
+}
+
+impl Scratch {
+    fn new(head_dim: usize) -> Self {
+        let tile = Tile::new(head_dim);
+        let turned = vec![0.0; tile.stride * TOKENS];
+        Self { head_dim, tile, turned, direct: Direct::new(), coded: Coded::new(head_dim) }
+    }
+}
+
+fn with_scratch<R>(head_dim: usize, work: impl FnOnce(&mut Scratch) -> R) -> R {
+    thread_local!(static SCRATCH: RefCell<Option<Scratch>> = const { RefCell::new(None) });
+    SCRATCH.with_borrow_mut(|scratch| {
+        let known = scratch.take().filter(|scratch| scratch.head_dim == head_dim);
+        work(scratch.insert(known.unwrap_or_else(|| Scratch::new(head_dim))))
+    })
+}
+
 /// What all items of a step share.
 struct Step<'a, S> {
     simd: S,
@@ -156,11 +183,19 @@ struct Step<'a, S> {
 
 impl<S: Simd> Step<'_, S> {
     /// q (T, H * D)
-    fn attend(&self, q: &[f32], item: &Item, (tile, direct): &mut (Tile, Direct)) -> Partial {
+    fn attend(&self, q: &[f32], item: &Item, scratch: &mut Scratch) -> Partial {
+        let Scratch { tile, direct, coded, .. } = scratch;
         let queries = self.queries(q, item);
         let mut partial = Partial::new(queries.visible.len(), tile.stride);
         if Direct::serves::<S>(&queries, tile.head_dim) {
-            direct.attend(self.simd, self.arena, item.pages, &queries, &mut partial);
+            let Some(wide) = self.simd.wide().filter(|_| Coded::serves(tile.head_dim)) else {
+                direct.attend(self.simd, self.arena, item.pages, &queries, &mut partial);
+                return partial;
+            };
+            let (floats, codes): (Vec<_>, Vec<_>) =
+                item.pages.iter().partition(|page| page.tier == Tier::F16);
+            coded.attend(wide, self.arena, &codes, &queries, &mut partial);
+            direct.attend(self.simd, self.arena, &floats, &queries, &mut partial);
             return partial;
         }
         let starts = queries.visible.iter().map(|visible| visible.start);

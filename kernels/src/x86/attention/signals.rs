@@ -102,14 +102,14 @@ pub fn inverse_norms<S: Simd>(simd: S, tile: &Tile, out: &mut [f32; TOKENS]) {
 }
 
 /// Adds the signals of one query.
-struct Weigh<'a> {
-    scores: &'a [f32; TOKENS],
+pub struct Weigh<'a> {
+    pub scores: &'a [f32; TOKENS],
     /// `|v - o|^2`, for the deletion signal.
-    distances: Option<&'a [f32; TOKENS]>,
-    positions: &'a [u32; TOKENS],
-    visible: &'a Range<u32>,
-    lse: f32,
-    totals: &'a mut [f32; TOKENS],
+    pub distances: Option<&'a [f32; TOKENS]>,
+    pub positions: &'a [u32; TOKENS],
+    pub visible: &'a Range<u32>,
+    pub lse: f32,
+    pub totals: &'a mut [f32; TOKENS],
 }
 
 impl<S: Simd> Op<S> for Weigh<'_> {

@@ -83,18 +83,15 @@ impl Partial {
             scales: None,
         }
         .run(simd, (rows.len(), cols), RowsMut { data: &mut scores, stride: TOKENS });
-        let rows_of = scores.as_chunks_mut::<TOKENS>().0.iter_mut().zip(&mut scales);
-        for (row, (scores, scale)) in rows.clone().zip(rows_of) {
-            let visible = &queries.visible[row];
-            *scale = simd.vectorize(Weigh {
-                scores,
-                positions: &tile.positions,
-                len: tile.len,
-                visible: (!seen.inside(visible)).then_some(visible),
-                largest: &mut self.largest[row],
-                sum: &mut self.sums[row],
-            });
-        }
+        simd.vectorize(WeighRows {
+            scores: scores.as_chunks_mut().0,
+            tile,
+            visible: &queries.visible[rows.clone()],
+            seen,
+            largest: &mut self.largest[rows.clone()],
+            sums: &mut self.sums[rows.clone()],
+            scales: &mut scales,
+        });
         Product {
             term: Dot,
             a: Rows { data: &scores, stride: TOKENS },
@@ -107,6 +104,39 @@ impl Partial {
             (rows.len(), tile.stride),
             RowsMut { data: &mut self.out[rows.start * tile.stride..], stride: tile.stride },
         );
+    }
+}
+
+/// [`Weigh`] for the rows of a strip: what they share is loaded once, and their chains of dependent
+/// steps overlap.
+struct WeighRows<'a> {
+    scores: &'a mut [[f32; TOKENS]],
+    tile: &'a Tile,
+    visible: &'a [Range<u32>],
+    seen: Seen,
+    largest: &'a mut [f32],
+    sums: &'a mut [f32],
+    scales: &'a mut [f32; STRIP],
+}
+
+impl<S: Simd> Op<S> for WeighRows<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(self, simd: S) {
+        let Self { scores, tile, visible, seen, largest, sums, scales } = self;
+        let rows = scores.iter_mut().zip(scales).zip(visible).zip(largest.iter_mut().zip(sums));
+        for (((scores, scale), visible), (largest, sum)) in rows {
+            let weigh = Weigh {
+                scores,
+                positions: &tile.positions,
+                len: tile.len,
+                visible: (!seen.inside(visible)).then_some(visible),
+                largest,
+                sum,
+            };
+            *scale = weigh.run(simd);
+        }
     }
 }
 
@@ -151,19 +181,20 @@ impl<S: Simd> Op<S> for Weigh<'_> {
     type Out = f32;
 
     #[inline(always)]
-    fn run(self, _: S) -> f32 {
+    fn run(self, simd: S) -> f32 {
         let Self { scores, positions, len, visible, largest, sum } = self;
         scores[len..].fill(f32::NEG_INFINITY);
         if let Some(visible) = visible {
             mask(scores, positions, visible);
         }
-        let new = largest_of(scores).max(*largest);
+        let new = largest_of(simd, scores).max(*largest);
         if new == f32::NEG_INFINITY {
             scores.fill(0.0);
             return 1.0;
         }
-        let scale = exp2(*largest - new);
-        *sum = *sum * scale + exponentiate(scores, new);
+        // Far into a sequence the largest score rarely changes.
+        let scale = if new == *largest { 1.0 } else { exp2(*largest - new) };
+        *sum = *sum * scale + exponentiate(simd, scores, new);
         *largest = new;
         scale
     }
@@ -177,41 +208,27 @@ fn mask(scores: &mut [f32; TOKENS], positions: &[u32; TOKENS], visible: &Range<u
     }
 }
 
-/// Sums and maxima are kept for each lane of the widest vector: a single one would not vectorize.
-const LANES: usize = 16;
-
 #[inline(always)]
-fn largest_of(scores: &[f32; TOKENS]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for run in scores.as_chunks::<LANES>().0 {
-        for (lane, score) in lanes.iter_mut().zip(run) {
-            *lane = if *score > *lane { *score } else { *lane };
-        }
+fn largest_of<S: Simd>(simd: S, scores: &[f32; TOKENS]) -> f32 {
+    let mut largest = simd.splat(f32::NEG_INFINITY);
+    for run in scores.chunks_exact(S::LANES) {
+        // SAFETY: LANES floats.
+        largest = simd.max(unsafe { simd.load(run.as_ptr()) }, largest);
     }
-    fold(lanes, |a, b| if b > a { b } else { a })
+    simd.largest_lane(largest)
 }
 
 /// Replaces scores with 2^(score - largest) and returns their sum.
 #[inline(always)]
-fn exponentiate(scores: &mut [f32; TOKENS], largest: f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    for run in scores.as_chunks_mut::<LANES>().0 {
-        for (lane, score) in lanes.iter_mut().zip(run) {
-            *score = exp2(*score - largest);
-            *lane += *score;
+fn exponentiate<S: Simd>(simd: S, scores: &mut [f32; TOKENS], largest: f32) -> f32 {
+    let (mut sum, largest) = (simd.splat(0.0), simd.splat(largest));
+    for run in scores.chunks_exact_mut(S::LANES) {
+        // SAFETY: LANES floats.
+        unsafe {
+            let power = simd.exp2(simd.sub(simd.load(run.as_ptr()), largest));
+            simd.store(run.as_mut_ptr(), power);
+            sum = simd.add(sum, power);
         }
     }
-    fold(lanes, |a, b| a + b)
-}
-
-/// Joins upper and lower halves until one is left, which vectorizes where a chain would not.
-#[inline(always)]
-fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
-    for half in [8, 4, 2, 1] {
-        let (low, high) = lanes.split_at_mut(half);
-        for (low, high) in low.iter_mut().zip(high) {
-            *low = join(*low, *high);
-        }
-    }
-    lanes[0]
+    simd.sum_of_lanes(sum)
 }

@@ -1,0 +1,284 @@
+//! Attention of a few queries over coded pages, in integers.
+//!
+//! The codes of a group of tokens become levels of 8 bits, turned so that one instruction multiplies
+//! four channels of 16 keys, or four tokens of 16 channels: no sum runs across a register. The rest
+//! does not know the format.
+
+use std::arch::x86_64::*;
+
+use super::{
+    integer::{
+        CodedQueries, CodedWeights, LANES, Line, Outputs, WIDTH, dots, interleave_values,
+        transpose_keys,
+    },
+    pieces::{Piece, TOKENS, each_group, positions},
+    softmax::{Partial, Queries, Seen, Weigh},
+};
+use crate::{
+    Arena, PageRef,
+    codec::Format,
+    x86::{
+        Avx512,
+        avx512_simd::Spread,
+        simd::{Op, Simd},
+    },
+};
+
+/// Queries whose sums stay in registers.
+pub const STRIP: usize = 4;
+/// Tokens that are unpacked in a run.
+const UNROLLED: usize = 4;
+const LINE: usize = 64;
+
+/// What a thread works in.
+pub struct Coded {
+    pub head_dim: usize,
+    /// Levels of one register of each token.
+    pub rows: Box<[Line; TOKENS]>,
+    /// (registers, groups of 4 channels, tokens), unsigned.
+    pub keys: Vec<Line>,
+    /// (registers, quads of tokens, 4 lines)
+    values: Vec<Line>,
+    pub positions: [u32; TOKENS],
+    pub key_scales: [f32; TOKENS],
+    pub value_scales: [f32; TOKENS],
+    pub len: usize,
+}
+
+impl Coded {
+    /// Whether heads are whole registers.
+    pub fn serves(head_dim: usize) -> bool {
+        head_dim.is_multiple_of(WIDTH)
+    }
+
+    pub fn new(head_dim: usize) -> Self {
+        let lines = vec![Line::ZERO; head_dim.div_ceil(WIDTH) * TOKENS];
+        Self {
+            head_dim,
+            rows: Box::new([Line::ZERO; TOKENS]),
+            keys: lines.clone(),
+            values: lines,
+            positions: [0; TOKENS],
+            key_scales: [0.0; TOKENS],
+            value_scales: [0.0; TOKENS],
+            len: 0,
+        }
+    }
+
+    /// Adds the tokens of `pages`, none of which is F16.
+    pub fn attend(
+        &mut self,
+        simd: Avx512,
+        arena: &Arena,
+        pages: &[PageRef],
+        queries: &Queries,
+        partial: &mut Partial,
+    ) {
+        if pages.is_empty() {
+            return;
+        }
+        // SAFETY: a value of `Avx512` proves the features.
+        let strip = |data| unsafe { CodedQueries::new(data, self.head_dim) };
+        let codes: Vec<_> = queries.data.chunks(STRIP * self.head_dim).map(strip).collect();
+        each_group(arena, pages, |pieces| {
+            let (queries, codes) = (queries, &*codes);
+            simd.vectorize(Group { coded: self, arena, pieces, queries, codes, partial });
+        });
+    }
+
+    /// Levels of one of the arrays of all pieces, channels of register `i`; `flip` 128 makes
+    /// them unsigned.
+    #[inline(always)]
+    pub fn load(&mut self, arena: &Arena, pieces: &[Piece], i: usize, keys: bool, flip: u8) {
+        let mut next = 0;
+        let mut spread: Option<(Format, Spread)> = None;
+        for piece in pieces {
+            let (info, at) = (piece.page.tier.info(), arena.layout().arrays(piece.page.tier));
+            let (format, start, bytes) = match keys {
+                true => (info.key, at.keys, at.key_bytes),
+                false => (info.value, at.values, at.value_bytes),
+            };
+            let tokens = &piece.tokens;
+            let page = arena.page(piece.page.page);
+            // Pages of a tier stand together.
+            if spread.as_ref().is_none_or(|(of, _)| *of != format) {
+                spread = Some((format, Spread::new(format, self.head_dim, i)));
+            }
+            let unpack = Unpack {
+                codes: &page[start + tokens.start * bytes..start + tokens.end * bytes],
+                bytes,
+                ahead: if keys && i == 0 { piece.ahead } else { &[] },
+                flip,
+                rows: &mut self.rows[next..next + tokens.len()],
+            };
+            unpack.run(spread.as_ref().map(|(_, spread)| spread).expect("made above"));
+            next += tokens.len();
+        }
+    }
+
+    #[inline(always)]
+    pub fn scales(&mut self, arena: &Arena, pieces: &[Piece]) {
+        let mut next = 0;
+        for Piece { page, tokens, .. } in pieces {
+            let (info, at) = (page.tier.info(), arena.layout().arrays(page.tier));
+            let bytes = arena.page(page.page);
+            for (format, start, out) in [
+                (info.key, at.key_scales, &mut self.key_scales),
+                (info.value, at.value_scales, &mut self.value_scales),
+            ] {
+                let scales = &bytes[start + tokens.start..start + tokens.end];
+                to_steps(format, scales, &mut out[next..next + tokens.len()]);
+            }
+            next += tokens.len();
+        }
+    }
+}
+
+/// [`Format::step`] of each scale: an f16 whose upper byte it is, but for the sign.
+#[inline(always)]
+fn to_steps(format: Format, scales: &[u8], out: &mut [f32]) {
+    for (scales, out) in scales.chunks(LANES).zip(out.chunks_mut(LANES)) {
+        let lanes = ((1u32 << out.len()) - 1) as u16;
+        // SAFETY: the caller runs with AVX-512 BW and VL; masked lanes are not touched.
+        unsafe {
+            let bytes = _mm_maskz_loadu_epi8(lanes, scales.as_ptr().cast());
+            let halves = _mm256_slli_epi16::<7>(_mm256_cvtepu8_epi16(bytes));
+            let steps = _mm512_mul_ps(_mm512_cvtph_ps(halves), _mm512_set1_ps(format.unit()));
+            _mm512_mask_storeu_ps(out.as_mut_ptr(), lanes, steps);
+        }
+    }
+}
+
+/// Levels of the tokens of a piece.
+struct Unpack<'a> {
+    codes: &'a [u8],
+    /// Of a vector of codes.
+    bytes: usize,
+    ahead: &'a [u8],
+    /// Added to each level without carry: 128 makes them unsigned.
+    flip: u8,
+    rows: &'a mut [Line],
+}
+
+impl Unpack<'_> {
+    #[inline(always)]
+    fn run(self, spread: &Spread) {
+        let Self { codes, bytes, ahead, flip, rows } = self;
+        // Spread over the tokens: all at once it would hold up the loads that are needed now.
+        let runs = rows.len().div_ceil(UNROLLED).max(1);
+        let mut ahead = ahead.chunks(ahead.len().div_ceil(runs * LINE).max(1) * LINE);
+        let vectors = codes.chunks(UNROLLED * bytes);
+        for (rows, codes) in rows.chunks_mut(UNROLLED).zip(vectors) {
+            for line in ahead.next().unwrap_or_default().chunks(LINE) {
+                // SAFETY: prefetching reads nothing, and SSE is part of x86-64.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+            }
+            for (row, codes) in rows.iter_mut().zip(codes.chunks_exact(bytes)) {
+                // SAFETY: the caller runs with AVX-512 BW and VBMI; a line is 64 aligned bytes.
+                unsafe {
+                    let levels = spread.levels(codes);
+                    let levels = _mm512_xor_si512(levels, _mm512_set1_epi8(flip as i8));
+                    _mm512_store_si512(row.0.as_mut_ptr().cast(), levels);
+                }
+            }
+        }
+    }
+}
+
+/// Some tokens, for all queries.
+struct Group<'a> {
+    coded: &'a mut Coded,
+    arena: &'a Arena,
+    pieces: &'a [Piece<'a>],
+    queries: &'a Queries,
+    /// STRIP queries each.
+    codes: &'a [CodedQueries],
+    partial: &'a mut Partial,
+}
+
+impl Op<Avx512> for Group<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(mut self, simd: Avx512) {
+        let Self { coded, arena, pieces, queries, .. } = &mut self;
+        coded.len = positions(arena, pieces, &mut coded.positions);
+        let seen = Seen::new(&coded.positions[..coded.len]);
+        if !queries.visible.iter().any(|visible| seen.overlaps(visible)) {
+            pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
+            return;
+        }
+        coded.scales(arena, pieces);
+        for i in 0..coded.head_dim / WIDTH {
+            let lines = i * TOKENS..(i + 1) * TOKENS;
+            coded.load(arena, pieces, i, true, 128);
+            // SAFETY: a value of `Avx512` proves the features.
+            unsafe {
+                transpose_keys(simd, &coded.rows, coded.len, &mut coded.keys[lines.clone()]);
+            }
+            coded.load(arena, pieces, i, false, 0);
+            // SAFETY: as above.
+            unsafe { interleave_values(&coded.rows, coded.len, &mut coded.values[lines]) };
+        }
+        for (i, codes) in self.codes.iter().enumerate() {
+            match codes.len {
+                1 => self.strip::<1>(simd, codes, i * STRIP, seen),
+                2 => self.strip::<2>(simd, codes, i * STRIP, seen),
+                3 => self.strip::<3>(simd, codes, i * STRIP, seen),
+                _ => self.strip::<STRIP>(simd, codes, i * STRIP, seen),
+            }
+        }
+    }
+}
+
+impl Group<'_> {
+    /// R queries from `start`.
+    #[inline(always)]
+    fn strip<const R: usize>(
+        &mut self,
+        simd: Avx512,
+        codes: &CodedQueries,
+        start: usize,
+        seen: Seen,
+    ) {
+        let Coded { keys, key_scales, value_scales, positions, len, .. } = &*self.coded;
+        let mut weights = [[0f32; TOKENS]; R];
+        // SAFETY: a value of `Avx512` proves the features.
+        unsafe { dots(codes, keys, *len, &mut weights) };
+        let mut factors = [0f32; R];
+        for (r, (weights, factor)) in weights.iter_mut().zip(&mut factors).enumerate() {
+            weights.iter_mut().zip(key_scales).for_each(|(score, scale)| *score *= scale);
+            let visible = &self.queries.visible[start + r];
+            let weigh = Weigh {
+                scores: weights,
+                positions,
+                len: *len,
+                visible: (!seen.inside(visible)).then_some(visible),
+                largest: &mut self.partial.largest[start + r],
+                sum: &mut self.partial.sums[start + r],
+            };
+            *factor = weigh.run(simd);
+            weights.iter_mut().zip(value_scales).for_each(|(weight, scale)| *weight *= scale);
+        }
+        // SAFETY: as above.
+        let weights = unsafe { CodedWeights::new(&weights) };
+        self.values(start, &weights, &factors);
+    }
+
+    #[inline(always)]
+    fn values<const R: usize>(
+        &mut self,
+        start: usize,
+        weights: &CodedWeights<R>,
+        factors: &[f32; R],
+    ) {
+        let Partial { stride, out, .. } = &mut *self.partial;
+        let Coded { values, len, .. } = &*self.coded;
+        for (i, values) in values.chunks_exact(TOKENS).enumerate() {
+            let out = &mut out[start * *stride..];
+            let mut outputs = Outputs { out, stride: *stride, channel: i * WIDTH, factors };
+            // SAFETY: a value of `Avx512` proves the features.
+            unsafe { outputs.add(weights, values, *len) };
+        }
+    }
+}

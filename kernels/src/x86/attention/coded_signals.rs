@@ -1,0 +1,228 @@
+//! The signals of coded tokens for a few queries, in integers: [`super::signals`] without tiles.
+
+use super::{
+    coded::{Coded, STRIP},
+    integer::{CodedQueries, WIDTH, dots, square_sums, transpose_keys},
+    pieces::{Piece, TOKENS, each_group, positions},
+    signals::{Queries, Weigh},
+    softmax::Seen,
+};
+use crate::{
+    Arena, PageRef, Signal,
+    portable::segment::decode_token,
+    x86::{Avx512, simd::Op, simd::Simd},
+};
+
+/// From more queries on tiles are cheaper.
+pub const MAX_QUERIES: usize = 2 * STRIP;
+/// |v|^2 - 2 v o + |o|^2 loses what the terms have in common. Where less than this share of them is
+/// left, the distance is computed from the differences.
+const SMALLEST_SHARE: f32 = 1.0 / 64.0;
+
+/// Some queries in integers, with what attention made of them.
+struct Strip {
+    start: usize,
+    queries: CodedQueries,
+    outs: CodedQueries,
+    /// `|o|^2`
+    out_squares: Vec<f32>,
+}
+
+impl Strip {
+    fn new(queries: &Queries, start: usize) -> Self {
+        let range =
+            start * queries.head_dim..(start + STRIP).min(queries.lse.len()) * queries.head_dim;
+        let out = &queries.out[range.clone()];
+        let square = |out: &[f32]| out.iter().map(|o| o * o).sum();
+        Self {
+            start,
+            // SAFETY: the caller has a value of `Avx512`, which proves the features.
+            queries: unsafe { CodedQueries::new(&queries.data[range], queries.head_dim) },
+            // SAFETY: as above.
+            outs: unsafe { CodedQueries::new(out, queries.head_dim) },
+            out_squares: out.chunks_exact(queries.head_dim).map(square).collect(),
+        }
+    }
+}
+
+impl Coded {
+    /// Writes the signal of each token of `pages`, none of which is F16.
+    pub fn signals(
+        &mut self,
+        simd: Avx512,
+        arena: &Arena,
+        pages: &[PageRef],
+        (queries, signal): (&Queries, Signal),
+        out: &mut [f32],
+    ) {
+        let strips: Vec<_> =
+            (0..queries.lse.len()).step_by(STRIP).map(|start| Strip::new(queries, start)).collect();
+        let mut next = 0;
+        each_group(arena, pages, |pieces| {
+            let mut totals = [0f32; TOKENS];
+            let (coded, totals_of) = (&mut *self, &mut totals);
+            simd.vectorize(Group {
+                coded,
+                arena,
+                pieces,
+                queries,
+                strips: &strips,
+                signal,
+                totals: totals_of,
+            });
+            out[next..next + self.len].copy_from_slice(&totals[..self.len]);
+            next += self.len;
+        });
+    }
+
+    /// The tokens' K or V, turned as [`dots`] reads them, and the squares of their levels.
+    #[inline(always)]
+    fn turn(
+        &mut self,
+        simd: Avx512,
+        arena: &Arena,
+        pieces: &[Piece],
+        keys: bool,
+        squares: &mut [f32; TOKENS],
+    ) {
+        for i in 0..self.head_dim / WIDTH {
+            self.load(arena, pieces, i, keys, 128);
+            let lines = &mut self.keys[i * TOKENS..(i + 1) * TOKENS];
+            // SAFETY: a value of `Avx512` proves the features.
+            unsafe { transpose_keys(simd, &self.rows, self.len, lines) };
+        }
+        // SAFETY: as above.
+        unsafe { square_sums(&self.keys, self.len, squares) };
+    }
+}
+
+/// Some tokens, for all queries.
+struct Group<'a> {
+    coded: &'a mut Coded,
+    arena: &'a Arena,
+    pieces: &'a [Piece<'a>],
+    queries: &'a Queries,
+    strips: &'a [Strip],
+    signal: Signal,
+    totals: &'a mut [f32; TOKENS],
+}
+
+impl Op<Avx512> for Group<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(self, simd: Avx512) {
+        let Self { coded, arena, pieces, queries, strips, signal, totals } = self;
+        coded.len = positions(arena, pieces, &mut coded.positions);
+        let seen = Seen::new(&coded.positions[..coded.len]);
+        let is_seen = queries.visible.iter().any(|visible| seen.overlaps(visible));
+        if !is_seen && signal != Signal::KeyNorm {
+            pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
+            return;
+        }
+        coded.scales(arena, pieces);
+        let mut squares = [0f32; TOKENS];
+        coded.turn(simd, arena, pieces, true, &mut squares);
+        if signal == Signal::KeyNorm {
+            for ((total, square), scale) in totals.iter_mut().zip(squares).zip(coded.key_scales) {
+                *total = 1.0 / (scale * square.sqrt()).max(f32::MIN_POSITIVE);
+            }
+            return;
+        }
+        let mut scores = [[0f32; TOKENS]; MAX_QUERIES];
+        products(coded, strips, |strip| &strip.queries, &mut scores);
+        for scores in &mut scores {
+            scores.iter_mut().zip(&coded.key_scales).for_each(|(score, scale)| *score *= scale);
+        }
+        let mut distances = [[0f32; TOKENS]; MAX_QUERIES];
+        if signal == Signal::Deletion {
+            coded.turn(simd, arena, pieces, false, &mut squares);
+            products(coded, strips, |strip| &strip.outs, &mut distances);
+            let out_squares = strips.iter().flat_map(|strip| &strip.out_squares);
+            for (query, (products, square)) in distances.iter_mut().zip(out_squares).enumerate() {
+                let out = &queries.out[query * queries.head_dim..][..queries.head_dim];
+                to_distances(products, &squares, &coded.value_scales, *square);
+                mend(products, coded, (arena, pieces), &squares, (out, *square));
+            }
+        }
+        for (query, scores) in scores[..queries.lse.len()].iter().enumerate() {
+            Weigh {
+                scores,
+                distances: (signal == Signal::Deletion).then_some(&distances[query]),
+                positions: &coded.positions,
+                visible: &queries.visible[query],
+                lse: queries.lse[query],
+                totals,
+            }
+            .run(simd);
+        }
+    }
+}
+
+/// Products of the turned levels with what `of` names in each strip.
+#[inline(always)]
+fn products<'a>(
+    coded: &Coded,
+    strips: &'a [Strip],
+    of: impl Fn(&'a Strip) -> &'a CodedQueries,
+    out: &mut [[f32; TOKENS]; MAX_QUERIES],
+) {
+    for strip in strips {
+        let out = &mut out[strip.start..];
+        let (queries, keys, len) = (of(strip), &coded.keys, coded.len);
+        // SAFETY: the caller has a value of `Avx512`, which proves the features.
+        unsafe {
+            match queries.len {
+                1 => dots::<1>(queries, keys, len, first(out)),
+                2 => dots::<2>(queries, keys, len, first(out)),
+                3 => dots::<3>(queries, keys, len, first(out)),
+                _ => dots::<STRIP>(queries, keys, len, first(out)),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn first<T, const R: usize>(all: &mut [T]) -> &mut [T; R] {
+    all.first_chunk_mut().expect("room for all queries")
+}
+
+/// Products of levels with o to `|v - o|^2`.
+#[inline(always)]
+fn to_distances(
+    products: &mut [f32; TOKENS],
+    squares: &[f32; TOKENS],
+    scales: &[f32; TOKENS],
+    out_square: f32,
+) {
+    for ((product, square), scale) in products.iter_mut().zip(squares).zip(scales) {
+        *product = scale * (scale * square - 2.0 * *product) + out_square;
+    }
+}
+
+/// Computes anew the distances that are small beside v and o.
+#[inline(always)]
+fn mend(
+    distances: &mut [f32; TOKENS],
+    coded: &Coded,
+    (arena, pieces): (&Arena, &[Piece]),
+    squares: &[f32; TOKENS],
+    (out, out_square): (&[f32], f32),
+) {
+    let mut is_small = [false; TOKENS];
+    for (token, is_small) in is_small.iter_mut().enumerate() {
+        let scale = coded.value_scales[token];
+        let terms = scale * scale * squares[token] + out_square;
+        *is_small = distances[token] < SMALLEST_SHARE * terms;
+    }
+    if !is_small[..coded.len].contains(&true) {
+        return;
+    }
+    let slots = pieces.iter().flat_map(|piece| piece.tokens.clone().map(move |i| (piece.page, i)));
+    let (mut key, mut value) = (vec![0f32; out.len()], vec![0f32; out.len()]);
+    for (token, (page, index)) in slots.enumerate().filter(|(token, _)| is_small[*token]) {
+        let bytes = arena.page(page.page);
+        decode_token(arena.layout(), bytes, page.tier, index, &mut key, &mut value);
+        distances[token] = value.iter().zip(out).map(|(v, o)| (v - o) * (v - o)).sum();
+    }
+}
