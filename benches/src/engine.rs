@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use keepwell_kernels::{Backend, available};
 use keepwell_models::{LoadOptions, load};
 use keepwell_server::{
+    calibrate::{CalibrationText, obtain},
     compress::{PolicyId, Protection},
     engine::{
         Engine, EngineHandle, EngineOptions, Event, GenerateRequest, Generation, KvCacheParams,
@@ -41,6 +42,14 @@ pub struct Arguments {
     /// A backend by name; the fastest without.
     #[arg(long)]
     backend: Option<String>,
+    /// Text to calibrate the KV cache on: `auto` is built in, `off` does without, else a file.
+    #[arg(
+        long,
+        env = "KEEPWELL_CALIBRATION",
+        value_name = "auto|off|FILE",
+        default_value = "auto"
+    )]
+    calibration: CalibrationText,
     /// Measure `candle_transformers`' quantized llama instead: one sequence, GGUF only.
     #[arg(long, value_parser = ["candle"])]
     baseline: Option<String>,
@@ -82,6 +91,7 @@ fn backend(name: Option<&str>) -> Result<Arc<dyn Backend>> {
 }
 
 fn measure_engine(arguments: &Arguments) -> Result<Vec<Row>> {
+    let text = arguments.calibration.read()?;
     let backend = backend(arguments.backend.as_deref())?;
     let loaded = load(&arguments.model, &LoadOptions::default(), backend.clone())?;
     let config = loaded.model.config();
@@ -93,6 +103,7 @@ fn measure_engine(arguments: &Arguments) -> Result<Vec<Row>> {
         kv_memory: (most + 1) * len * token_bytes / 8 * 9 + (64 << 20),
         limits: SchedulerLimits { max_step_tokens: 512, max_running: most, max_waiting: most },
         protection: Protection::default(),
+        calibration: obtain(text.as_deref(), &loaded, &*backend),
     };
     let (engine, _) = Engine::spawn(loaded.model, backend.clone(), options)?;
     let mut rows = Vec::new();

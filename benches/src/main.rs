@@ -6,6 +6,7 @@ mod eval;
 mod report;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
 #[command(name = "keepwell-bench", about = "Measures Keepwell", version)]
@@ -23,6 +24,9 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
+    // What the engine has to say, apart from the results.
+    let filter = EnvFilter::new("warn,keepwell_server=info");
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Arguments::parse().command {
         Command::Engine(arguments) => engine::run(&arguments),
         Command::Eval(arguments) => eval::run(arguments),

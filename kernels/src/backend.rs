@@ -111,8 +111,8 @@ pub trait Backend: Send + Sync {
         Ok(portable::attribution::attributions(arena, pages))
     }
 
-    /// Executes the moves as if all reads came before all writes. A token that stays in its tier is
-    /// copied bit by bit; one that changes tier is decoded and coded anew.
+    /// Executes the moves as if all reads came before all writes. A part that keeps its
+    /// format is copied bit by bit; one that changes it is decoded and coded anew.
     fn compact(&self, arena: &mut Arena, moves: &[Move]) -> Result<()> {
         portable::compact::compact(arena, moves);
         Ok(())

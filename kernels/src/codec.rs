@@ -1,32 +1,60 @@
-//! Encoding of one rotated vector in few bits: the specification of every format.
+//! Encoding of one vector in few bits: the specification of every format.
 
 use half::f16;
 
-/// How one vector of K or V is coded.
+use crate::minifloat::{from_scale, to_scale, to_scale_above};
+
+/// How one vector of K or V is coded. All but F16 become signed bytes times one scale, so that
+/// attention sees two kinds of vectors only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     F16,
-    /// Signed 8-bit integers times one f16 scale (largest magnitude over 127).
+    /// Signed 8-bit integers times the largest magnitude over 127.
     Int8,
-    /// 4-bit indices into [`NORMAL4`] times one f16 scale. Byte `i` holds channel `i` in its low
-    /// nibble and channel `i + D/2` in its high one.
-    Normal4,
+    /// Lloyd-Max levels of a normal variable times the root mean square. Each eighth of the channels
+    /// has a number of bits of its own, at most [`MAX_BITS`].
+    Levels([u8; 8]),
 }
 
-/// Lloyd-Max levels of a standard normal variable at 4 bits (Max 1960, table 1): after the Hadamard
-/// rotation channels are close to normal.
-pub const NORMAL4: [f32; 16] = [
-    -2.7326, -2.0690, -1.6181, -1.2562, -0.9424, -0.6568, -0.3881, -0.1284, 0.1284, 0.3881, 0.6568,
-    0.9424, 1.2562, 1.6181, 2.0690, 2.7326,
+/// Channels whose codes stand together: with b bits each they fill b bytes.
+pub const LANE: usize = 8;
+pub const MAX_BITS: u8 = 6;
+/// What a step of [`LEVELS`] is worth in standard deviations.
+const LEVEL_UNIT: f32 = 3.744_1 / 127.0;
+
+/// Lloyd-Max levels of a standard normal variable (Max 1960) in signed bytes. Those of b bits stand
+/// at `1 << b ..`, so that a marker bit above a code makes it an index.
+#[rustfmt::skip]
+pub const LEVELS: [i8; 128] = [
+    0, 0, -27, 27, -51, -15, 15, 51, -73, -46, -26, -8, 8, 26, 46, 73,
+    -93, -70, -55, -43, -32, -22, -13, -4, 4, 13, 22, 32, 43, 55, 70, 93,
+    -111, -91, -79, -69, -61, -53, -47, -41, -36, -30, -25, -21, -16, -11, -7, -2,
+    2, 7, 11, 16, 21, 25, 30, 36, 41, 47, 53, 61, 69, 79, 91, 111,
+    -127, -110, -99, -91, -84, -78, -73, -68, -64, -60, -56, -53, -49, -46, -43, -40,
+    -38, -35, -32, -30, -27, -24, -22, -20, -17, -15, -13, -10, -8, -6, -3, -1,
+    1, 3, 6, 8, 10, 13, 15, 17, 20, 22, 24, 27, 30, 32, 35, 38,
+    40, 43, 46, 49, 53, 56, 60, 64, 68, 73, 78, 84, 91, 99, 110, 127,
 ];
 
 impl Format {
-    /// Bytes of the codes of a vector of `dim` channels.
+    /// Levels with the same number of bits in all channels.
+    pub const fn uniform(bits: u8) -> Self {
+        Self::Levels([bits; 8])
+    }
+
+    /// Bytes of the codes of a vector of `dim` channels, a multiple of [`LANE`].
     pub const fn vector_bytes(self, dim: usize) -> usize {
         match self {
             Self::F16 => 2 * dim,
             Self::Int8 => dim,
-            Self::Normal4 => dim / 2,
+            Self::Levels(bits) => {
+                let (mut bytes, mut lane) = (0, 0);
+                while lane < dim / LANE {
+                    bytes += lane_bits(&bits, dim, lane) as usize;
+                    lane += 1;
+                }
+                bytes
+            }
         }
     }
 
@@ -34,42 +62,84 @@ impl Format {
     pub const fn scale_bytes(self) -> usize {
         match self {
             Self::F16 => 0,
-            Self::Int8 | Self::Normal4 => 2,
+            Self::Int8 | Self::Levels(_) => 1,
         }
     }
 
-    /// Codes `x` and returns its scale (1 for F16, which has none). Inlined, so that code compiled for
-    /// an instruction set uses its vectors; the result is the same bit by bit.
+    /// What a signed byte is worth under the scale `scale`.
     #[inline(always)]
-    pub fn encode(self, x: &[f32], codes: &mut [u8]) -> f16 {
+    pub fn step(self, scale: u8) -> f32 {
+        match self {
+            Self::F16 => 1.0,
+            Self::Int8 => from_scale(scale) * (1.0 / 127.0),
+            Self::Levels(_) => from_scale(scale) * LEVEL_UNIT,
+        }
+    }
+
+    /// Codes `x` and returns its scale (meaningless for F16, which has none). Inlined, so that code
+    /// compiled for an instruction set uses its vectors; the result is the same bit by bit.
+    #[inline(always)]
+    pub fn encode(self, x: &[f32], codes: &mut [u8]) -> u8 {
         match self {
             Self::F16 => encode_f16(x, codes),
             Self::Int8 => encode_int8(x, codes),
-            Self::Normal4 => encode_normal4(x, codes),
+            Self::Levels(bits) => encode_levels(&bits, x, codes),
         }
     }
 
-    pub fn decode(self, codes: &[u8], scale: f16, x: &mut [f32]) {
-        let scale = scale.to_f32();
+    /// Decodes to floats.
+    pub fn decode(self, codes: &[u8], scale: u8, x: &mut [f32]) {
+        if self == Self::F16 {
+            for (v, b) in x.iter_mut().zip(codes.chunks_exact(2)) {
+                *v = f16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+            return;
+        }
+        let mut bytes = vec![0; x.len()];
+        self.unpack(codes, &mut bytes);
+        let step = self.step(scale);
+        for (v, byte) in x.iter_mut().zip(bytes) {
+            *v = f32::from(byte as i8) * step;
+        }
+    }
+
+    /// The signed bytes of a coded vector, in two's complement.
+    ///
+    /// # Panics
+    /// For F16, which is not made of bytes.
+    #[inline(always)]
+    pub fn unpack(self, codes: &[u8], bytes: &mut [u8]) {
         match self {
-            Self::F16 => {
-                for (v, b) in x.iter_mut().zip(codes.chunks_exact(2)) {
-                    *v = f16::from_le_bytes([b[0], b[1]]).to_f32();
-                }
-            }
-            Self::Int8 => {
-                for (v, &code) in x.iter_mut().zip(codes) {
-                    *v = f32::from(code as i8) * scale;
-                }
-            }
-            Self::Normal4 => {
-                let (low, high) = x.split_at_mut(codes.len());
-                for ((a, b), &code) in low.iter_mut().zip(high).zip(codes) {
-                    *a = NORMAL4[usize::from(code & 15)] * scale;
-                    *b = NORMAL4[usize::from(code >> 4)] * scale;
+            Self::F16 => panic!("F16 has no signed bytes"),
+            Self::Int8 => bytes.copy_from_slice(codes),
+            Self::Levels(bits) => {
+                let dim = bytes.len();
+                let mut codes = codes;
+                for (lane, bytes) in bytes.chunks_exact_mut(LANE).enumerate() {
+                    let bits = lane_bits(&bits, dim, lane);
+                    let (here, rest) = codes.split_at(usize::from(bits));
+                    unpack_lane(bits, here, bytes);
+                    codes = rest;
                 }
             }
         }
+    }
+}
+
+/// Bits of each channel of a lane: its eighth of the vector decides.
+pub const fn lane_bits(bits: &[u8; 8], dim: usize, lane: usize) -> u8 {
+    bits[lane * 8 / (dim / LANE)]
+}
+
+#[inline(always)]
+fn unpack_lane(bits: u8, codes: &[u8], bytes: &mut [u8]) {
+    let mut word = [0; 8];
+    word[..codes.len()].copy_from_slice(codes);
+    let word = u64::from_le_bytes(word);
+    let marker = 1 << bits;
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        let code = (word >> (usize::from(bits) * i)) as usize & (marker - 1);
+        *byte = LEVELS[marker | code] as u8;
     }
 }
 
@@ -82,18 +152,18 @@ pub fn to_f16(x: f32) -> f16 {
     f16::from_f32(x.clamp(-65504.0, 65504.0))
 }
 
-fn encode_f16(x: &[f32], codes: &mut [u8]) -> f16 {
+fn encode_f16(x: &[f32], codes: &mut [u8]) -> u8 {
     for (b, v) in codes.chunks_exact_mut(2).zip(x) {
         b.copy_from_slice(&to_f16(*v).to_le_bytes());
     }
-    f16::ONE
+    0
 }
 
 #[inline(always)]
-fn encode_int8(x: &[f32], codes: &mut [u8]) -> f16 {
+fn encode_int8(x: &[f32], codes: &mut [u8]) -> u8 {
     let largest = fold_lanes(x, |m, v| if v.abs() > m { v.abs() } else { m }, f32::max);
-    let scale = to_f16(largest / 127.0);
-    let inverse = inverse_or_zero(scale.to_f32());
+    let scale = to_scale_above(largest);
+    let inverse = inverse_or_zero(Format::Int8.step(scale));
     for (code, v) in codes.iter_mut().zip(x) {
         *code = ((v * inverse).round().clamp(-127.0, 127.0) + MAGIC).to_bits() as u8;
     }
@@ -101,64 +171,34 @@ fn encode_int8(x: &[f32], codes: &mut [u8]) -> f16 {
 }
 
 #[inline(always)]
-fn encode_normal4(x: &[f32], codes: &mut [u8]) -> f16 {
+fn encode_levels(bits: &[u8; 8], x: &[f32], mut codes: &mut [u8]) -> u8 {
     let power = fold_lanes(x, |sum, v| sum + v * v, |a, b| a + b);
-    let inverse = inverse_or_zero((power / x.len() as f32).sqrt());
-    let (low, high) = x.split_at(codes.len());
-    let (mut dot, mut norm) = ([0f32; LANES], [0f32; LANES]);
-    let halves = low.chunks(BLOCK).zip(high.chunks(BLOCK));
-    for (codes, (low, high)) in codes.chunks_mut(BLOCK).zip(halves) {
-        let low_codes = choose(low, inverse, &mut dot, &mut norm);
-        let high_codes = choose(high, inverse, &mut dot, &mut norm);
-        for (code, (a, b)) in codes.iter_mut().zip(low_codes.iter().zip(&high_codes)) {
-            *code = (a | b << 4) as u8;
+    let scale = to_scale((power / x.len() as f32).sqrt());
+    let inverse = inverse_or_zero(Format::Levels(*bits).step(scale));
+    let dim = x.len();
+    for (lane, x) in x.chunks_exact(LANE).enumerate() {
+        let bits = lane_bits(bits, dim, lane);
+        let (here, rest) = codes.split_at_mut(usize::from(bits));
+        encode_lane(bits, x, inverse, here);
+        codes = rest;
+    }
+    scale
+}
+
+/// The codes of the levels closest to `x * inverse`.
+#[inline(always)]
+fn encode_lane(bits: u8, x: &[f32], inverse: f32, codes: &mut [u8]) {
+    let levels = &LEVELS[1 << bits..2 << bits];
+    let mut chosen = [0u32; LANE];
+    for pair in levels.windows(2) {
+        let middle = 0.5 * (f32::from(pair[0]) + f32::from(pair[1]));
+        for (code, v) in chosen.iter_mut().zip(x) {
+            *code += u32::from(v * inverse > middle);
         }
     }
-    // The scale that fits the chosen levels best; least squares costs one pass and takes off the
-    // part of the error that all channels share.
-    to_f16(fold(dot, |a, b| a + b) / fold(norm, |a, b| a + b))
-}
-
-/// Channels that are coded at a time: so many that compilers vectorize the loop, so few that what is
-/// in between stays in L1.
-const BLOCK: usize = 64;
-
-/// Indices of the levels closest to `x * inverse`; adds up the products of `x` with the levels and
-/// the squares of these.
-#[inline(always)]
-fn choose(
-    x: &[f32],
-    inverse: f32,
-    dot: &mut [f32; LANES],
-    norm: &mut [f32; LANES],
-) -> [u32; BLOCK] {
-    let (mut codes, mut levels) = ([0; BLOCK], [0f32; BLOCK]);
-    for ((v, code), level) in x.iter().zip(&mut codes).zip(&mut levels) {
-        (*code, *level) = nearest_level(v * inverse);
-    }
-    add_products(x, &levels, dot);
-    add_products(&levels[..x.len()], &levels, norm);
-    codes
-}
-
-/// Index and value of the level of [`NORMAL4`] closest to `v`.
-#[inline(always)]
-fn nearest_level(v: f32) -> (u32, f32) {
-    let mut nearest = (0, NORMAL4[0]);
-    for i in 1..NORMAL4.len() {
-        let middle = 0.5 * (NORMAL4[i - 1] + NORMAL4[i]);
-        nearest = if v > middle { (i as u32, NORMAL4[i]) } else { nearest };
-    }
-    nearest
-}
-
-#[inline(always)]
-fn add_products(a: &[f32], b: &[f32], lanes: &mut [f32; LANES]) {
-    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
-        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane += a * b;
-        }
-    }
+    let fold = |word, (i, code): (usize, &u32)| word | u64::from(*code) << (usize::from(bits) * i);
+    let word = chosen.iter().enumerate().fold(0u64, fold);
+    codes.copy_from_slice(&word.to_le_bytes()[..codes.len()]);
 }
 
 /// Sums go round this many lanes, then halves are joined: the order is part of the specification,
@@ -200,7 +240,17 @@ mod tests {
     use super::*;
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
-    const FORMATS: [Format; 3] = [Format::F16, Format::Int8, Format::Normal4];
+    const FORMATS: [Format; 9] = [
+        Format::F16,
+        Format::Int8,
+        Format::uniform(6),
+        Format::uniform(5),
+        Format::uniform(4),
+        Format::uniform(3),
+        Format::uniform(2),
+        Format::uniform(1),
+        Format::Levels([6, 5, 4, 4, 3, 2, 1, 0]),
+    ];
 
     fn gaussian(seed: u64, dim: usize) -> Vec<f32> {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -218,9 +268,11 @@ mod tests {
 
     #[test]
     fn the_error_of_each_format_stays_below_its_bound() {
-        // Normalized mean squared error for a normal source: 16 Lloyd-Max levels leave .0095,
-        // 8 bits of the largest of 64 values about 4e-5, f16 rounds to 2^-11.
-        for (format, bound) in FORMATS.into_iter().zip([1e-7, 8e-5, 0.0115]) {
+        // Normalized mean squared errors of Lloyd-Max levels for a normal source are .363, .1175,
+        // .0345, .0095, .0025 and .00065 with 1 to 6 bits (Max 1960); a scale in a byte and levels
+        // in bytes add to these.
+        let bounds = [1e-7, 1.2e-4, 0.0012, 0.0033, 0.0105, 0.036, 0.12, 0.37, 0.195];
+        for (format, bound) in FORMATS.into_iter().zip(bounds) {
             let (mut error, mut power) = (0f64, 0f64);
             for seed in 0..200 {
                 let x = gaussian(seed, 64);
@@ -234,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn scaling_a_vector_scales_what_comes_back() {
+    fn scaling_a_vector_by_a_power_of_two_scales_what_comes_back() {
         for format in FORMATS {
             let x = gaussian(3, 64);
             let big: Vec<f32> = x.iter().map(|v| v * 16.0).collect();
@@ -248,6 +300,32 @@ mod tests {
         for format in FORMATS {
             assert_eq!(round_trip(format, &[0.0; 32]), [0.0; 32]);
             assert!(round_trip(format, &[1e30; 32]).iter().all(|v| v.is_finite()));
+        }
+    }
+
+    #[test]
+    fn each_eighth_of_the_channels_has_its_own_number_of_bits() {
+        let format = Format::Levels([6, 5, 4, 4, 3, 2, 1, 0]);
+        assert_eq!(format.vector_bytes(64), 25);
+        assert_eq!(format.vector_bytes(128), 50);
+        assert_eq!(format.vector_bytes(32), 6 + 4 + 3 + 1);
+        let y = round_trip(format, &gaussian(5, 64));
+        let distinct = |lane: &[f32]| {
+            let mut bits: Vec<_> = lane.iter().map(|v| v.to_bits()).collect();
+            bits.sort_unstable();
+            bits.dedup();
+            bits.len()
+        };
+        assert!(distinct(&y[48..56]) <= 2);
+        assert_eq!(distinct(&y[56..]), 1, "no bits leave the middle");
+    }
+
+    #[test]
+    fn the_levels_of_any_number_of_bits_are_sorted_and_lie_symmetrically() {
+        for bits in 1..=MAX_BITS {
+            let levels = &LEVELS[1 << bits..2 << bits];
+            assert!(levels.is_sorted());
+            assert!(levels.iter().zip(levels.iter().rev()).all(|(a, b)| *a == -*b));
         }
     }
 }

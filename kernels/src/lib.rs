@@ -6,11 +6,13 @@
 
 pub mod arena;
 pub mod backend;
+pub mod basis;
 pub mod codec;
 mod error;
 pub mod hadamard;
 pub mod linear;
 pub mod matrix;
+pub mod minifloat;
 pub mod page;
 pub mod plan;
 pub mod portable;
@@ -21,8 +23,9 @@ pub mod x86;
 
 pub use arena::Arena;
 pub use backend::{Attended, Backend, Linear, available};
+pub use basis::{HeadBasis, KeyBasis};
 pub use error::{Error, Result};
 pub use matrix::RawMatrix;
-pub use page::{PageId, PageLayout, PageRef, Slot, TIERS, Tier};
+pub use page::{PageId, PageLayout, PageRef, PerTier, Slot, TIERS, Tier};
 pub use plan::{AttentionPlan, Move, Scoring, Signal, Span, Write};
 pub use rope::{Rope, RopeTable};

@@ -2,8 +2,8 @@
 //!
 //! A page is a fixed number of bytes. It belongs to one (sequence, layer, KV head) and one tier and
 //! holds as many tokens as fit. Its arrays, one after the other, each with `capacity(tier)` slots:
-//! K codes, V codes, K scales (f16), V scales (f16), positions (i16, relative to the page's base),
-//! attributions (bf16). F16 pages have no scales.
+//! K codes, V codes, K scales (a byte), V scales (a byte), positions (i16, relative to the page's
+//! base), attributions (bf16). F16 pages have no scales.
 
 use crate::codec::Format;
 
@@ -11,17 +11,24 @@ use crate::codec::Format;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PageId(pub u32);
 
-/// The format in which a token's K and V are kept. Ordered from exact to coarse.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Tier {
-    F16,
-    K8V8,
-    K8V4,
-    K4V4,
+/// Names a tier, its K and its V format for every line.
+macro_rules! tiers {
+    ($($tier:ident $name:literal $key:expr, $value:expr;)*) => {
+        /// The format in which a token's K and V are kept.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Tier {
+            $($tier,)*
+        }
+
+        /// One line per tier, in the order of [`Tier`].
+        pub const TIERS: [TierInfo; [$(Tier::$tier),*].len()] =
+            [$(TierInfo { tier: Tier::$tier, name: $name, key: $key, value: $value }),*];
+    };
 }
 
-/// One line per tier, in the order of [`Tier`].
+/// What a line of [`TIERS`] says.
+#[derive(Debug)]
 pub struct TierInfo {
     pub tier: Tier,
     pub name: &'static str,
@@ -29,12 +36,61 @@ pub struct TierInfo {
     pub value: Format,
 }
 
-pub const TIERS: [TierInfo; 4] = [
-    TierInfo { tier: Tier::F16, name: "f16", key: Format::F16, value: Format::F16 },
-    TierInfo { tier: Tier::K8V8, name: "k8v8", key: Format::Int8, value: Format::Int8 },
-    TierInfo { tier: Tier::K8V4, name: "k8v4", key: Format::Int8, value: Format::Normal4 },
-    TierInfo { tier: Tier::K4V4, name: "k4v4", key: Format::Normal4, value: Format::Normal4 },
-];
+// Keys stand in a basis in which their channels are sorted by how much they matter to queries (see
+// [`crate::KeyBasis`]): more bits for the first eighths leave the least error for their number.
+const K5: Format = Format::Levels([6, 6, 6, 5, 5, 4, 4, 4]);
+const K4: Format = Format::Levels([6, 5, 4, 4, 4, 3, 3, 3]);
+const K3: Format = Format::Levels([6, 4, 3, 3, 2, 2, 2, 2]);
+const K2: Format = Format::Levels([5, 3, 3, 2, 1, 1, 1, 0]);
+const K1: Format = Format::Levels([4, 2, 1, 1, 0, 0, 0, 0]);
+
+const V5: Format = Format::uniform(5);
+const V4: Format = Format::uniform(4);
+const V3: Format = Format::uniform(3);
+const V2: Format = Format::uniform(2);
+const V1: Format = Format::uniform(1);
+
+// How far a head's keys matter more than its values differs by orders of magnitude, so that every
+// pair has heads it suits.
+tiers! {
+    F16 "f16" Format::F16, Format::F16;
+    K8V8 "k8v8" Format::Int8, Format::Int8;
+    K8V5 "k8v5" Format::Int8, V5;
+    K8V4 "k8v4" Format::Int8, V4;
+    K8V3 "k8v3" Format::Int8, V3;
+    K8V2 "k8v2" Format::Int8, V2;
+    K8V1 "k8v1" Format::Int8, V1;
+    K5V8 "k5v8" K5, Format::Int8;
+    K5V5 "k5v5" K5, V5;
+    K5V4 "k5v4" K5, V4;
+    K5V3 "k5v3" K5, V3;
+    K5V2 "k5v2" K5, V2;
+    K5V1 "k5v1" K5, V1;
+    K4V8 "k4v8" K4, Format::Int8;
+    K4V5 "k4v5" K4, V5;
+    K4V4 "k4v4" K4, V4;
+    K4V3 "k4v3" K4, V3;
+    K4V2 "k4v2" K4, V2;
+    K4V1 "k4v1" K4, V1;
+    K3V8 "k3v8" K3, Format::Int8;
+    K3V5 "k3v5" K3, V5;
+    K3V4 "k3v4" K3, V4;
+    K3V3 "k3v3" K3, V3;
+    K3V2 "k3v2" K3, V2;
+    K3V1 "k3v1" K3, V1;
+    K2V8 "k2v8" K2, Format::Int8;
+    K2V5 "k2v5" K2, V5;
+    K2V4 "k2v4" K2, V4;
+    K2V3 "k2v3" K2, V3;
+    K2V2 "k2v2" K2, V2;
+    K2V1 "k2v1" K2, V1;
+    K1V8 "k1v8" K1, Format::Int8;
+    K1V5 "k1v5" K1, V5;
+    K1V4 "k1v4" K1, V4;
+    K1V3 "k1v3" K1, V3;
+    K1V2 "k1v2" K1, V2;
+    K1V1 "k1v1" K1, V1;
+}
 
 impl Tier {
     pub fn info(self) -> &'static TierInfo {
@@ -43,6 +99,49 @@ impl Tier {
 
     pub fn name(self) -> &'static str {
         self.info().name
+    }
+}
+
+/// One value for each tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerTier<T>([T; TIERS.len()]);
+
+impl<T> PerTier<T> {
+    pub fn new(mut of: impl FnMut(Tier) -> T) -> Self {
+        Self(std::array::from_fn(|i| of(TIERS[i].tier)))
+    }
+
+    /// In the order of [`TIERS`].
+    pub fn iter(&self) -> impl Iterator<Item = (Tier, &T)> {
+        TIERS.iter().map(|info| info.tier).zip(&self.0)
+    }
+
+    pub fn values(&self) -> std::slice::Iter<'_, T> {
+        self.0.iter()
+    }
+
+    pub fn values_mut(&mut self) -> std::slice::IterMut<'_, T> {
+        self.0.iter_mut()
+    }
+}
+
+impl<T: Default> Default for PerTier<T> {
+    fn default() -> Self {
+        Self::new(|_| T::default())
+    }
+}
+
+impl<T> std::ops::Index<Tier> for PerTier<T> {
+    type Output = T;
+
+    fn index(&self, tier: Tier) -> &T {
+        &self.0[tier as usize]
+    }
+}
+
+impl<T> std::ops::IndexMut<Tier> for PerTier<T> {
+    fn index_mut(&mut self, tier: Tier) -> &mut T {
+        &mut self.0[tier as usize]
     }
 }
 
@@ -180,11 +279,11 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_head_size_64_holds_8_15_20_and_29_tokens() {
+    fn a_page_of_head_size_64_holds_8_to_96_tokens() {
         let layout = PageLayout::new(64);
         assert_eq!(layout.page_bytes, 2112);
-        let capacities: Vec<_> = TIERS.iter().map(|t| layout.capacity(t.tier)).collect();
-        assert_eq!(capacities, [8, 15, 20, 29]);
+        let tiers = [Tier::F16, Tier::K8V8, Tier::K8V4, Tier::K4V4, Tier::K3V3, Tier::K1V1];
+        assert_eq!(tiers.map(|tier| layout.capacity(tier)), [8, 15, 20, 30, 39, 96]);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! What one step does, as index arrays: built on the host once per step, executed by any backend.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
-use crate::page::{PageRef, Slot, Tier};
+use crate::{
+    basis::KeyBasis,
+    page::{PageRef, Slot, Tier},
+};
 
 /// What [`crate::Backend::attribute`] accumulates for each cached token, summed over the scored
 /// queries and over the query heads that share the KV head.
@@ -50,6 +53,8 @@ pub struct AttentionPlan {
     pub writes: Vec<Write>,
     /// A query at position t sees positions in `(t - window, t]`.
     pub window: Option<u32>,
+    /// The basis of keys and queries; rotated without one. The same for as long as pages live.
+    pub basis: Option<Arc<KeyBasis>>,
 }
 
 impl AttentionPlan {

@@ -1,8 +1,10 @@
 //! Every backend's elementwise operations and cache writes against the portable ones.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use keepwell_kernels::{
-    Arena, AttentionPlan, Backend, PageId, PageLayout, Rope, Slot, Span, Tier, available,
+    Arena, AttentionPlan, Backend, KeyBasis, PageId, PageLayout, Rope, Slot, Span, Tier, available,
     plan::Write, portable::Portable,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -60,9 +62,10 @@ fn step(layout: PageLayout, rows: usize) -> (AttentionPlan, Arena) {
 #[test]
 fn every_backend_writes_keys_and_values_as_the_portable_one_does() {
     for head_dim in [16, 32, 40, 64, 80, 96, 128] {
-        for rows in [1, 3, 40] {
+        for (rows, in_basis) in [(1, false), (3, true), (40, false), (40, true)] {
             let layout = PageLayout::new(head_dim);
-            let (plan, arena) = step(layout, rows);
+            let (mut plan, arena) = step(layout, rows);
+            plan.basis = in_basis.then(|| Arc::new(basis(head_dim, 8)));
             let frequencies = (0..head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
             let rope = Rope { frequencies, attention_factor: 1.0 }.table(&plan.positions);
             // Some values beyond f16 before they are clamped.
@@ -86,6 +89,18 @@ fn every_backend_writes_keys_and_values_as_the_portable_one_does() {
             }
         }
     }
+}
+
+/// Matrices that keep the size of vectors, about.
+fn basis(head_dim: usize, num_heads: usize) -> KeyBasis {
+    let mut rng = StdRng::seed_from_u64(9);
+    let size = (3.0 / head_dim as f32).sqrt();
+    let mut numbers = |len: usize, size: f32| -> Vec<f32> {
+        (0..len).map(|_| rng.random_range(-size..size)).collect()
+    };
+    let squares = num_heads * head_dim * head_dim;
+    let means = numbers(num_heads * head_dim, 1e3);
+    KeyBasis::new(head_dim, means, numbers(squares, size), numbers(squares, size)).unwrap()
 }
 
 fn arena_like(arena: &Arena) -> Arena {

@@ -32,7 +32,12 @@ pub struct Batch<'a> {
     /// Rows whose logits are wanted.
     pub logit_rows: &'a [usize],
     pub plan: &'a AttentionPlan,
+    /// Is shown the queries of each layer.
+    pub probe: Option<&'a Probe<'a>>,
 }
+
+/// Gets a layer's number and its queries (T, H * D), as attention gets them.
+pub type Probe<'a> = dyn Fn(usize, &Tensor) -> Result<()> + 'a;
 
 /// A decoder that runs one ragged batch at a time.
 pub trait Model: Send {

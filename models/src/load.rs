@@ -31,6 +31,8 @@ pub struct Loaded {
     pub template: Option<ChatTemplate>,
     /// The id under which it is served.
     pub name: String,
+    /// Its GGUF file, or its folder.
+    pub path: PathBuf,
     /// Each of these ends a sequence. May be empty.
     pub eos_token_ids: Vec<u32>,
 }
@@ -60,6 +62,7 @@ pub fn load(model: &str, options: &LoadOptions, backend: Arc<dyn Backend>) -> Re
         tokenizer: text.tokenizer,
         template: text.template,
         name: fetch::served_name(model),
+        path,
         eos_token_ids: text.ends.into_iter().filter(|&id| (id as usize) < vocab_size).collect(),
     })
 }

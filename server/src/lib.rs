@@ -1,6 +1,7 @@
 //! Keepwell: an LLM inference server that keeps what matters in its KV cache.
 
 pub mod cache;
+pub mod calibrate;
 pub mod cli;
 pub mod compress;
 pub mod engine;

@@ -17,10 +17,11 @@ mod logits;
 
 use anyhow::{Context, Result, ensure};
 use keepwell_kernels::{Arena, Scoring, Tier, portable::segment::Segment};
-use keepwell_models::Batch;
+use keepwell_models::{Batch, Probe};
 
 use crate::{
     cache::{Assignment, Ledger},
+    compress::Prices,
     engine::{
         KvUsage,
         event::{Memory, compress_event, execute, read_tokens, usage},
@@ -99,6 +100,21 @@ impl<'a> Trial<'a> {
             let chunk = self.seq.num_pending().min(self.lab.demand.max_chunk);
             let entry = Entry { scoring, ..self.next_entry(chunk)? };
             self.forward(&entry, 1)?;
+        }
+        Ok(())
+    }
+
+    /// Appends `tokens` chunk by chunk, unscored and without a compress event, and shows their
+    /// queries to `probe`.
+    ///
+    /// # Errors
+    /// As [`Trial::prefill`], or what the probe returns.
+    pub fn probe(&mut self, tokens: &[u32], probe: &Probe) -> Result<()> {
+        self.seq.tokens.extend_from_slice(tokens);
+        while self.seq.num_pending() > 0 {
+            let chunk = self.seq.num_pending().min(self.lab.demand.max_chunk);
+            let entry = Entry { scoring: None, ..self.next_entry(chunk)? };
+            self.forward_probed(&entry, 1, Some(probe))?;
         }
         Ok(())
     }
@@ -235,12 +251,23 @@ impl<'a> Trial<'a> {
     }
 
     fn forward(&mut self, entry: &Entry, num_logits: usize) -> Result<Logits> {
+        self.forward_probed(entry, num_logits, None)
+    }
+
+    fn forward_probed(
+        &mut self,
+        entry: &Entry,
+        num_logits: usize,
+        probe: Option<&Probe>,
+    ) -> Result<Logits> {
         let config = self.lab.model.config();
-        let gathered = gather(&[(entry, &self.seq)], config, |_| num_logits);
+        let mut gathered = gather(&[(entry, &self.seq)], config, |_| num_logits);
+        gathered.plan.basis = self.lab.calibration.and_then(|known| known.basis.clone());
         let batch = Batch {
             tokens: &gathered.tokens,
             logit_rows: &gathered.logit_rows,
             plan: &gathered.plan,
+            probe,
         };
         let logits = self.lab.model.forward(&mut self.arena, &batch)?;
         let data = logits.flatten_all()?.to_vec1::<f32>()?;
@@ -253,7 +280,9 @@ impl<'a> Trial<'a> {
     fn end_step(&mut self, entry: &Entry) -> Result<()> {
         if entry.has_event {
             let memory = Memory { arena: &mut self.arena, ledger: &mut self.ledger };
-            compress_event(self.lab.backend, memory, &mut self.seq, &self.lab.demand)?;
+            let uncalibrated = Prices::default();
+            let prices = self.lab.calibration.map_or(&uncalibrated, |known| &known.prices);
+            compress_event(self.lab.backend, memory, &mut self.seq, &self.lab.demand, prices)?;
         }
         Ok(())
     }

@@ -32,6 +32,14 @@ fn an_unknown_model_is_one_line() {
 }
 
 #[test]
+fn a_calibration_file_that_is_not_there_is_one_line_before_the_model_is_looked_for() {
+    let flags = ["--calibration", "./no/such/text", "--model", "./no/such/model"];
+    let error = failure(&[&["serve", "--port", "0"], &flags[..]].concat());
+    assert!(error.contains("--calibration ./no/such/text"), "{error}");
+    assert!(failure(&[&["chat"], &flags[..]].concat()).contains("./no/such/text"));
+}
+
+#[test]
 fn a_folder_without_a_model_is_one_line() {
     let folder = tempfile::tempdir().unwrap();
     failure(&["chat", "--model", folder.path().to_str().unwrap()]);

@@ -121,7 +121,7 @@ fn observed_tokens_are_scored_but_never_compressed() {
     // 2 KV heads, and sums are kept in bf16.
     assert!((total - 32.0).abs() < 1.0, "{total}");
     assert_eq!(trial.usage().evicted, 0);
-    assert_eq!(trial.usage().tokens[Tier::F16 as usize], 400 * trial.num_heads());
+    assert_eq!(trial.usage().tokens[Tier::F16], 400 * trial.num_heads());
 }
 
 #[test]

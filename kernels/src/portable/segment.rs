@@ -1,8 +1,11 @@
 //! Decoded views of a head's pages, shared by the portable kernels.
 
-use half::{bf16, f16};
+use half::bf16;
 
-use crate::{Arena, PageLayout, PageRef, page::PageArrays, page::Tier};
+use crate::{
+    Arena, PageLayout, PageRef,
+    page::{PageArrays, Tier},
+};
 
 /// The tokens of one (sequence, layer, KV head), decoded.
 pub struct Segment {
@@ -80,11 +83,9 @@ pub fn decode_token(
 ) {
     let (info, at) = (tier.info(), layout.arrays(tier));
     let (k, v) = codes(&at, index);
-    let scale = |bytes: usize, start: usize| {
-        if bytes == 0 { f16::ONE } else { f16::from_bits(read_u16(page, start + 2 * index)) }
-    };
-    info.key.decode(&page[k], scale(info.key.scale_bytes(), at.key_scales), key);
-    info.value.decode(&page[v], scale(info.value.scale_bytes(), at.value_scales), value);
+    // F16 has no scale, and does not look at the byte.
+    info.key.decode(&page[k], page[at.key_scales + index], key);
+    info.value.decode(&page[v], page[at.value_scales + index], value);
 }
 
 pub fn encode_token(
@@ -99,11 +100,11 @@ pub fn encode_token(
     let (k, v) = codes(&at, index);
     let key_scale = info.key.encode(key, &mut page[k]);
     if info.key.scale_bytes() > 0 {
-        write_u16(page, at.key_scales + 2 * index, key_scale.to_bits());
+        page[at.key_scales + index] = key_scale;
     }
     let value_scale = info.value.encode(value, &mut page[v]);
     if info.value.scale_bytes() > 0 {
-        write_u16(page, at.value_scales + 2 * index, value_scale.to_bits());
+        page[at.value_scales + index] = value_scale;
     }
 }
 

@@ -24,7 +24,8 @@ pub fn write_kv(
     if num_rows != plan.num_rows() || width <= kv_width || !width.is_multiple_of(head_dim) {
         return Err(Error::shape("write_kv", format!("qkv {:?} for {num_rows} rows", qkv.shape())));
     }
-    let turned = with_slice("write_kv", qkv, |qkv| turn(qkv, width, num_kv_heads, rope))?;
+    check_basis(plan, layer, head_dim)?;
+    let turned = with_slice("write_kv", qkv, |qkv| turn(qkv, width, layer, rope, plan))?;
     let q_width = width - kv_width;
     let mut q = Vec::with_capacity(num_rows * q_width);
     for (row, turned) in turned.chunks_exact(width).enumerate() {
@@ -39,20 +40,76 @@ pub fn write_kv(
     from_vec(q, (num_rows, q_width))
 }
 
-/// RoPE on q and k, then the rotation of every head.
-fn turn(qkv: &[f32], width: usize, num_kv_heads: usize, rope: &RopeTable) -> Vec<f32> {
+/// # Errors
+/// The plan's basis belongs to another model.
+pub(crate) fn check_basis(plan: &AttentionPlan, layer: usize, head_dim: usize) -> Result<()> {
+    let heads = (layer + 1) * plan.num_kv_heads;
+    match &plan.basis {
+        Some(basis) if basis.head_dim() != head_dim || basis.num_heads() < heads => {
+            Err(Error::shape("write_kv", "the key basis belongs to another model".to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// RoPE on q and k, then the basis or the rotation of every head.
+fn turn(
+    qkv: &[f32],
+    width: usize,
+    layer: usize,
+    rope: &RopeTable,
+    plan: &AttentionPlan,
+) -> Vec<f32> {
     let head_dim = 2 * rope.half_dim;
-    let num_turned = width / head_dim - num_kv_heads;
+    let roles = Roles::new(width / head_dim, plan, layer);
     let mut turned = qkv.to_vec();
     turned.par_chunks_exact_mut(width).enumerate().for_each(|(row, heads)| {
         for (head, x) in heads.chunks_exact_mut(head_dim).enumerate() {
-            if head < num_turned {
+            let role = roles.of(head);
+            if role != Role::Value {
                 rope.apply(row, x);
             }
-            hadamard::rotate(x);
+            match (role, &plan.basis) {
+                (Role::Query(head), Some(basis)) => basis.head(head).turn_query(x),
+                (Role::Key(head), Some(basis)) => basis.head(head).turn_key(x),
+                _ => hadamard::rotate(x),
+            }
         }
     });
     turned
+}
+
+/// What a head of a row of qkv is. The number is that of the (layer, KV head) it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Query(usize),
+    Key(usize),
+    Value,
+}
+
+/// Who is who in a row of H query heads, G keys and G values.
+pub(crate) struct Roles {
+    num_heads: usize,
+    num_kv_heads: usize,
+    /// The first (layer, KV head) of the layer.
+    first: usize,
+}
+
+impl Roles {
+    pub fn new(num_all: usize, plan: &AttentionPlan, layer: usize) -> Self {
+        let num_kv_heads = plan.num_kv_heads;
+        Self { num_heads: num_all - 2 * num_kv_heads, num_kv_heads, first: layer * num_kv_heads }
+    }
+
+    #[inline(always)]
+    pub fn of(&self, head: usize) -> Role {
+        let Self { num_heads, num_kv_heads, first } = *self;
+        match head {
+            _ if head < num_heads => Role::Query(first + head * num_kv_heads / num_heads),
+            _ if head < num_heads + num_kv_heads => Role::Key(first + head - num_heads),
+            _ => Role::Value,
+        }
+    }
 }
 
 fn write_token(

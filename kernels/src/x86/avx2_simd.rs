@@ -28,11 +28,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn splat_f16(self, bits: u16) -> __m256 {
-        unsafe { _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
-    }
-
-    #[inline(always)]
     fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         unsafe { _mm256_fmadd_ps(a, b, c) }
     }
@@ -103,14 +98,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_levels(self, from: *const u8, table: &[f32; 16]) -> (__m256, __m256) {
-        unsafe {
-            let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
-            (levels(codes, table), levels(_mm256_srli_epi32::<4>(codes), table))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn row_sums(self, rows: *const f32) -> __m256 {
         unsafe {
             let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(rows.add(8 * i)));
@@ -141,19 +128,6 @@ impl Simd for Avx2 {
 #[target_feature(enable = "avx2")]
 fn iota() -> __m256i {
     _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)
-}
-
-/// The entries of the table that the lowest 4 bits of each code name.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn levels(codes: __m256i, table: &[f32; 16]) -> __m256 {
-    // SAFETY: two times 8 floats.
-    let (low, high) =
-        unsafe { (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))) };
-    // Permutations look at 3 bits; the fourth becomes the sign that chooses.
-    let fourth = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
-    let (low, high) = (_mm256_permutevar8x32_ps(low, codes), _mm256_permutevar8x32_ps(high, codes));
-    _mm256_blendv_ps(low, high, fourth)
 }
 
 /// Pairs of rows, pairs of pairs, then halves of vectors.

@@ -6,8 +6,9 @@ use super::{
     Avx512,
     simd::{Op, Simd},
 };
+use crate::codec::{Format, LANE, LEVELS, lane_bits};
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")]
 fn run<S: Simd, O: Op<S>>(simd: S, op: O) -> O::Out {
     op.run(simd)
 }
@@ -25,11 +26,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }
-    }
-
-    #[inline(always)]
-    fn splat_f16(self, bits: u16) -> __m512 {
-        unsafe { _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
     }
 
     #[inline(always)]
@@ -100,14 +96,8 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_levels(self, from: *const u8, table: &[f32; 16]) -> (__m512, __m512) {
-        unsafe {
-            let table = _mm512_loadu_ps(table.as_ptr());
-            // The permutation looks at the lowest 4 bits of an index only.
-            let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
-            let high = _mm512_srli_epi32::<4>(codes);
-            (_mm512_permutexvar_ps(codes, table), _mm512_permutexvar_ps(high, table))
-        }
+    fn unpack(self, format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
+        unsafe { unpack(format, dim, codes, bytes) }
     }
 
     #[inline(always)]
@@ -198,4 +188,84 @@ fn halves(half: usize) -> (__m512i, __m512i) {
     let low = _mm512_andnot_si512(bit, iota());
     let low = _mm512_mask_add_epi32(low, of_second, low, other);
     (low, _mm512_or_si512(low, bit))
+}
+
+/// Channels of a register of signed bytes.
+const BLOCK: usize = 64;
+
+/// How codes become indices into [`LEVELS`], for a block of channels.
+struct Spread {
+    /// First byte of the codes.
+    start: usize,
+    /// Brings the code bytes of a lane into its 8 bytes.
+    bytes: [u8; BLOCK],
+    /// The bit of the lane at which each code starts.
+    shifts: [u8; BLOCK],
+    masks: [u8; BLOCK],
+    markers: [u8; BLOCK],
+}
+
+impl Spread {
+    fn new(bits: &[u8; 8], dim: usize, block: usize) -> Self {
+        let bits = |lane: usize| usize::from(lane_bits(bits, dim, lane));
+        let first = block * BLOCK / LANE;
+        let start = (0..first).map(bits).sum();
+        let mut spread = Self {
+            start,
+            bytes: [0; BLOCK],
+            shifts: [0; BLOCK],
+            masks: [0; BLOCK],
+            markers: [0; BLOCK],
+        };
+        let mut offset = 0;
+        for lane in 0..BLOCK / LANE {
+            let bits = bits(first + lane);
+            for i in 0..LANE {
+                let channel = lane * LANE + i;
+                spread.bytes[channel] = (offset + i.min(bits.saturating_sub(1))) as u8;
+                spread.shifts[channel] = (bits * i) as u8;
+                spread.masks[channel] = (1 << bits) - 1;
+                spread.markers[channel] = 1 << bits;
+            }
+            offset += bits;
+        }
+        spread
+    }
+}
+
+/// [`Format::unpack`] of many vectors: bytes to lanes, bits to bytes, and one look-up.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn unpack(format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
+    let len = format.vector_bytes(dim);
+    let vectors = codes.chunks_exact(len);
+    let Format::Levels(bits) = format else {
+        return vectors.zip(bytes.chunks_exact_mut(dim)).for_each(|(c, to)| format.unpack(c, to));
+    };
+    if !dim.is_multiple_of(BLOCK) {
+        return vectors.zip(bytes.chunks_exact_mut(dim)).for_each(|(c, to)| format.unpack(c, to));
+    }
+    // SAFETY: each load is of an array of 64 bytes, or masked to what is left of the codes; each
+    // store is to 64 bytes of a chunk of `dim`.
+    unsafe {
+        let load = |bytes: &[u8; BLOCK]| _mm512_loadu_si512(bytes.as_ptr().cast());
+        let low = _mm512_loadu_si512(LEVELS.as_ptr().cast());
+        let high = _mm512_loadu_si512(LEVELS.as_ptr().add(BLOCK).cast());
+        for block in 0..dim / BLOCK {
+            let spread = Spread::new(&bits, dim, block);
+            let [lanes, shifts] = [load(&spread.bytes), load(&spread.shifts)];
+            let [masks, markers] = [load(&spread.masks), load(&spread.markers)];
+            let vectors = codes.chunks_exact(len).zip(bytes.chunks_exact_mut(dim));
+            for (codes, to) in vectors {
+                let codes = &codes[spread.start..];
+                let mask = u64::MAX >> (BLOCK - codes.len().min(BLOCK));
+                let packed = _mm512_maskz_loadu_epi8(mask, codes.as_ptr().cast());
+                let words = _mm512_permutexvar_epi8(lanes, packed);
+                let codes = _mm512_multishift_epi64_epi8(shifts, words);
+                let index = _mm512_or_si512(_mm512_and_si512(codes, masks), markers);
+                let levels = _mm512_permutex2var_epi8(low, index, high);
+                _mm512_storeu_si512(to[block * BLOCK..][..BLOCK].as_mut_ptr().cast(), levels);
+            }
+        }
+    }
 }

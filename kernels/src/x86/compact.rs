@@ -115,6 +115,7 @@ impl<S: Simd> Op<S> for Record<'_> {
     #[inline(always)]
     fn run(self, simd: S) {
         let mut x = vec![0f32; self.arena.layout().head_dim];
+        let mut unpacked = Vec::new();
         let mut records = self.records;
         for m in self.moves {
             let to = &self.layouts[m.to_tier as usize];
@@ -124,7 +125,13 @@ impl<S: Simd> Op<S> for Record<'_> {
             if m.from_tier == m.to_tier {
                 from.read(page, usize::from(m.from.index), record);
             } else {
-                recode(simd, (from, page, usize::from(m.from.index)), to, &mut x, record);
+                recode(
+                    simd,
+                    (from, page, usize::from(m.from.index)),
+                    to,
+                    (&mut x, &mut unpacked),
+                    record,
+                );
             }
             let offset = to.bytes - METADATA_BYTES;
             record[offset..offset + 2].copy_from_slice(&m.offset.to_le_bytes());
@@ -139,7 +146,7 @@ fn recode<S: Simd>(
     simd: S,
     (from, page, index): (&Runs, &[u8], usize),
     to: &Runs,
-    x: &mut [f32],
+    (x, unpacked): (&mut [f32], &mut Vec<u8>),
     record: &mut [u8],
 ) {
     let (codes, rest) = record.split_at_mut(to.at.key_bytes + to.at.value_bytes);
@@ -155,11 +162,22 @@ fn recode<S: Simd>(
             (to.info.value, values, value_scale),
         ),
     ] {
+        let (to, coded, scale) = coded;
+        if format == to {
+            // A part that keeps its format loses nothing once more.
+            coded.copy_from_slice(&page[codes + index * coded.len()..][..coded.len()]);
+            scale.copy_from_slice(&page[scales + index * scale.len()..][..scale.len()]);
+            continue;
+        }
         let tokens = index..index + 1;
-        Vectors { format, page, codes, scales, tokens }.decode(simd, x.len(), x.len(), x);
-        let (format, codes, scale) = coded;
-        let bits = format.encode(x, codes).to_le_bytes();
-        scale.copy_from_slice(&bits[..scale.len()]);
+        Vectors { format, page, codes, scales, tokens }.decode(
+            simd,
+            (x.len(), x.len()),
+            x,
+            unpacked,
+        );
+        let byte = to.encode(x, coded);
+        scale.fill(byte);
     }
     let attribution = from.at.attributions + 2 * index;
     metadata[2..].copy_from_slice(&page[attribution..attribution + 2]);

@@ -1,6 +1,6 @@
 //! What the attention kernels need of an instruction set, so that one source serves all.
 
-use crate::hadamard;
+use crate::{codec::Format, hadamard};
 
 /// Vectors of f32. A value of the implementing type proves that the processor can run it.
 ///
@@ -14,8 +14,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn vectorize<O: Op<Self>>(self, op: O) -> O::Out;
 
     fn splat(self, x: f32) -> Self::V;
-    /// The f16 of these bits, in all lanes.
-    fn splat_f16(self, bits: u16) -> Self::V;
     /// a * b + c
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -52,11 +50,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `from` points to LANES i8.
     unsafe fn load_i8(self, from: *const u8) -> Self::V;
-    /// The levels of `table` that the low and the high nibbles name.
-    ///
-    /// # Safety
-    /// `from` points to LANES bytes.
-    unsafe fn load_levels(self, from: *const u8, table: &[f32; 16]) -> (Self::V, Self::V);
+    /// [`Format::unpack`] of vectors of `dim` channels, one after the other.
+    #[inline(always)]
+    fn unpack(self, format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
+        let vectors = codes.chunks_exact(format.vector_bytes(dim));
+        vectors.zip(bytes.chunks_exact_mut(dim)).for_each(|(codes, to)| format.unpack(codes, to));
+    }
     /// The sum of each of LANES rows of LANES floats.
     ///
     /// # Safety

@@ -5,12 +5,18 @@ use rayon::prelude::*;
 
 use super::simd::{Op, Simd, rotate};
 use crate::{
-    Arena, AttentionPlan, Error, Result, RopeTable, Tier, Write,
+    Arena, AttentionPlan, Error, KeyBasis, Result, RopeTable, Tier, Write,
     codec::Format,
-    portable::segment::{set_attribution, set_offset},
+    portable::{
+        self,
+        segment::{set_attribution, set_offset},
+        write_kv::{Role, Roles, check_basis},
+    },
     tensor::{from_vec, with_slice},
 };
 
+/// The largest head size that changes basis with vectors.
+const MAX_DIM: usize = 256;
 /// Rows that pay for handing work to another thread.
 const MIN_ROWS: usize = 16;
 
@@ -30,6 +36,11 @@ pub fn write_kv<S: Simd>(
     if num_rows != plan.num_rows() || width <= kv_width || !width.is_multiple_of(head_dim) {
         return Err(Error::shape("write_kv", format!("qkv {:?} for {num_rows} rows", qkv.shape())));
     }
+    check_basis(plan, layer, head_dim)?;
+    if plan.basis.is_some() && (head_dim > MAX_DIM || !head_dim.is_multiple_of(S::LANES)) {
+        return portable::write_kv::write_kv(arena, layer, qkv, rope, plan);
+    }
+    let (roles, basis) = (Roles::new(width / head_dim, plan, layer), plan.basis.as_deref());
     let q_width = width - kv_width;
     let mut q = vec![0f32; num_rows * q_width];
     let mut kv = vec![0f32; num_rows * kv_width];
@@ -41,10 +52,9 @@ pub fn write_kv<S: Simd>(
             .for_each(|(row, (x, (q, kv)))| {
                 q.copy_from_slice(&x[..q_width]);
                 kv.copy_from_slice(&x[q_width..]);
-                let (keys, values) = kv.split_at_mut(kv_width / 2);
-                for (heads, turn) in [(q, true), (keys, true), (values, false)] {
-                    let rope = turn.then_some(rope);
-                    simd.vectorize(Turn { row, rope, heads, head_dim });
+                let heads = q.chunks_exact_mut(head_dim).chain(kv.chunks_exact_mut(head_dim));
+                for (head, x) in heads.enumerate() {
+                    simd.vectorize(Turn { row, rope, role: roles.of(head), basis, x });
                 }
             });
     })?;
@@ -68,12 +78,13 @@ pub fn write_kv<S: Simd>(
     from_vec(q, (num_rows, q_width))
 }
 
-/// RoPE, if any, and rotation of the heads of a row.
+/// RoPE, and the basis or the rotation of one head of a row.
 struct Turn<'a> {
     row: usize,
-    rope: Option<&'a RopeTable>,
-    heads: &'a mut [f32],
-    head_dim: usize,
+    rope: &'a RopeTable,
+    role: Role,
+    basis: Option<&'a KeyBasis>,
+    x: &'a mut [f32],
 }
 
 impl<S: Simd> Op<S> for Turn<'_> {
@@ -81,13 +92,50 @@ impl<S: Simd> Op<S> for Turn<'_> {
 
     #[inline(always)]
     fn run(self, simd: S) {
-        for x in self.heads.chunks_exact_mut(self.head_dim) {
-            if let Some(rope) = self.rope {
-                rope.apply(self.row, x);
+        let Self { row, rope, role, basis, x } = self;
+        if role != Role::Value {
+            rope.apply(row, x);
+        }
+        match (role, basis) {
+            (Role::Query(head), Some(basis)) => turn(simd, basis.head(head).queries, x),
+            (Role::Key(head), Some(basis)) => {
+                let basis = basis.head(head);
+                x.iter_mut().zip(basis.mean).for_each(|(x, mean)| *x -= mean);
+                turn(simd, basis.keys, x);
             }
-            rotate(simd, x);
+            _ => rotate(simd, x),
         }
     }
+}
+
+/// Vectors of sums that stay in registers.
+const STRIP: usize = 4;
+
+/// x = M x for the columns of M.
+#[inline(always)]
+fn turn<S: Simd>(simd: S, columns: &[f32], x: &mut [f32]) {
+    let dim = x.len();
+    let mut turned = [0f32; MAX_DIM];
+    assert!(columns.len() == dim * dim && dim <= MAX_DIM && dim.is_multiple_of(S::LANES));
+    let mut first = 0;
+    while first < dim {
+        let strip = STRIP.min((dim - first) / S::LANES);
+        let mut sums = [simd.splat(0.0); STRIP];
+        for (column, x) in columns.chunks_exact(dim).zip(x.iter()) {
+            let x = simd.splat(*x);
+            for (i, sum) in sums[..strip].iter_mut().enumerate() {
+                // SAFETY: first + strip * LANES <= dim, the length of a column.
+                let c = unsafe { simd.load(column.as_ptr().add(first + i * S::LANES)) };
+                *sum = simd.fma(x, c, *sum);
+            }
+        }
+        for (i, sum) in sums[..strip].iter().enumerate() {
+            // SAFETY: as above; `turned` is no shorter than `dim`.
+            unsafe { simd.store(turned.as_mut_ptr().add(first + i * S::LANES), *sum) };
+        }
+        first += strip * S::LANES;
+    }
+    x.copy_from_slice(&turned[..dim]);
 }
 
 /// [`Format::F16`]'s encoding.

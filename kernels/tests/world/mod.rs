@@ -5,14 +5,22 @@
 use candle_core::{Device, Tensor};
 use keepwell_kernels::{
     Arena, Attended, AttentionPlan, Backend, PageId, PageLayout, PageRef, Span, TIERS, Tier,
-    page::PageArrays,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 /// (tokens before this step, tokens of this step) of each sequence.
 pub type Sequences = &'static [(usize, usize)];
 
-pub const ALL: &[Tier] = &[Tier::F16, Tier::K8V8, Tier::K8V4, Tier::K4V4];
+pub const ALL: &[Tier] = &[
+    Tier::F16,
+    Tier::K8V8,
+    Tier::K5V4,
+    Tier::K4V8,
+    Tier::K3V5,
+    Tier::K2V3,
+    Tier::K1V2,
+    Tier::K8V1,
+];
 pub const RAGGED: Sequences = &[(0, 5), (70, 1), (1200, 1), (63, 1), (64, 2), (0, 130), (300, 33)];
 pub const PLAIN: Case = Case {
     head_dim: 64,
@@ -100,7 +108,7 @@ fn fill(
         let page = PageRef { page: id, base, len: len as u16, tier };
         for (index, &position) in here.iter().enumerate() {
             let offset = page.offset(position);
-            write_token(rng, arena.page_mut(id), &layout.arrays(tier), tier, index, offset);
+            write_token(rng, arena.page_mut(id), &layout, tier, index, offset);
         }
         pages.push(page);
         positions = rest;
@@ -113,22 +121,21 @@ fn fill(
 fn write_token(
     rng: &mut StdRng,
     page: &mut [u8],
-    at: &PageArrays,
+    layout: &PageLayout,
     tier: Tier,
     index: usize,
     offset: i16,
 ) {
-    let info = &TIERS[tier as usize];
+    let (info, at) = (&TIERS[tier as usize], layout.arrays(tier));
     let arrays = [
         (info.key, at.keys, at.key_bytes, at.key_scales),
         (info.value, at.values, at.value_bytes, at.value_scales),
     ];
     for (format, codes, bytes, scales) in arrays {
-        let dim = at.key_bytes / info.key.vector_bytes(2) * 2;
-        let x: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let x: Vec<f32> = (0..layout.head_dim).map(|_| rng.random_range(-1.0..1.0)).collect();
         let scale = format.encode(&x, &mut page[codes + index * bytes..][..bytes]);
         if format.scale_bytes() > 0 {
-            put(page, scales + 2 * index, scale.to_bits());
+            page[scales + index] = scale;
         }
     }
     put(page, at.positions + 2 * index, offset as u16);

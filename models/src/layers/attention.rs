@@ -39,6 +39,9 @@ impl Attention {
         let (backend, plan) = (step.backend, step.plan);
         let qkv = self.qkv.forward(x)?;
         let q = backend.write_kv(arena, layer, &qkv, step.rope, plan)?;
+        if let Some(probe) = step.probe {
+            probe(layer, &q)?;
+        }
         let attended = backend.attention(arena, layer, &q, plan)?;
         if plan.spans.iter().any(|span| span.scoring.is_some()) {
             backend.attribute(arena, layer, &q, &attended, plan)?;

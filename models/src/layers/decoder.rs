@@ -92,7 +92,8 @@ impl Model for Decoder {
     fn forward(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor> {
         check_batch(batch, self.config.vocab_size)?;
         let rope = self.config.rope.table(&batch.plan.positions);
-        let step = StepContext { backend: &*self.backend, rope: &rope, plan: batch.plan };
+        let Batch { plan, probe, .. } = *batch;
+        let step = StepContext { backend: &*self.backend, rope: &rope, plan, probe };
         let mut x = self.embedding.rows(batch.tokens)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = layer.attention_norm.forward(step.backend, &x)?;

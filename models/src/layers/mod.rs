@@ -17,6 +17,7 @@ pub struct StepContext<'a> {
     pub backend: &'a dyn Backend,
     pub rope: &'a RopeTable,
     pub plan: &'a AttentionPlan,
+    pub probe: Option<&'a crate::Probe<'a>>,
 }
 
 /// The weights of one layer, or of the model: a source and a name prefix.

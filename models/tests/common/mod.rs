@@ -49,7 +49,7 @@ impl Sequence {
     ) -> Vec<Vec<f32>> {
         let plan = self.plan(tokens.len());
         self.len += tokens.len();
-        let batch = Batch { tokens, logit_rows, plan: &plan };
+        let batch = Batch { tokens, logit_rows, plan: &plan, probe: None };
         let logits = model.forward(&mut self.arena, &batch).unwrap();
         assert_eq!(logits.dims(), [logit_rows.len(), self.config.vocab_size]);
         logits.to_vec2().unwrap().into_iter().map(log_softmax).collect()

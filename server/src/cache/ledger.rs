@@ -1,41 +1,39 @@
 //! The byte-exact account of the arena.
 
-use keepwell_kernels::{PageId, PageLayout, TIERS, Tier};
+use keepwell_kernels::{PageId, PageLayout, PerTier, Tier};
 
 use super::PagePool;
-
-const NUM_TIERS: usize = TIERS.len();
 
 /// Hands out pages and books each one under its tier.
 #[derive(Debug)]
 pub struct Ledger {
     layout: PageLayout,
     pool: PagePool,
-    pages: [usize; NUM_TIERS],
+    pages: PerTier<usize>,
 }
 
 /// What one sequence holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holdings {
     /// Pages by tier.
-    pub pages: [usize; NUM_TIERS],
+    pub pages: PerTier<usize>,
     /// (token, layer, KV head) entries by tier.
-    pub tokens: [usize; NUM_TIERS],
+    pub tokens: PerTier<usize>,
 }
 
 impl Holdings {
     pub fn num_pages(&self) -> usize {
-        self.pages.iter().sum()
+        self.pages.values().sum()
     }
 
     pub fn num_tokens(&self) -> usize {
-        self.tokens.iter().sum()
+        self.tokens.values().sum()
     }
 }
 
 impl Ledger {
     pub fn new(layout: PageLayout, num_pages: usize) -> Self {
-        Self { layout, pool: PagePool::new(num_pages), pages: [0; NUM_TIERS] }
+        Self { layout, pool: PagePool::new(num_pages), pages: PerTier::default() }
     }
 
     pub fn layout(&self) -> &PageLayout {
@@ -56,27 +54,27 @@ impl Ledger {
 
     /// Bytes of the pages booked under a tier.
     pub fn tier_bytes(&self, tier: Tier) -> usize {
-        self.pages[tier as usize] * self.layout.page_bytes
+        self.pages[tier] * self.layout.page_bytes
     }
 
     pub fn allocate(&mut self, tier: Tier) -> Option<PageId> {
         let page = self.pool.allocate()?;
-        self.pages[tier as usize] += 1;
+        self.pages[tier] += 1;
         Some(page)
     }
 
     pub fn release(&mut self, page: PageId, tier: Tier) {
         self.pool.release(page);
-        self.pages[tier as usize] -= 1;
+        self.pages[tier] -= 1;
     }
 
     /// The tiers' pages add up to the live ones, and these are what the sequences hold.
     pub fn check<'a>(&self, sequences: impl Iterator<Item = &'a Holdings>) {
         self.pool.check();
-        assert_eq!(self.pages.iter().sum::<usize>(), self.num_live());
-        let mut held = [0; NUM_TIERS];
+        assert_eq!(self.pages.values().sum::<usize>(), self.num_live());
+        let mut held = PerTier::<usize>::default();
         for holdings in sequences {
-            for (total, pages) in held.iter_mut().zip(holdings.pages) {
+            for (total, pages) in held.values_mut().zip(holdings.pages.values()) {
                 *total += pages;
             }
         }

@@ -3,7 +3,7 @@
 //! The tokens of a tier stay dense: those that keep their tier close ranks in its first pages,
 //! those that arrive follow, whole pages come back. Otherwise eviction would save nothing.
 
-use keepwell_kernels::{Move, PageLayout, PageRef, Slot, TIERS, Tier};
+use keepwell_kernels::{Move, PageLayout, PageRef, PerTier, Slot, Tier};
 
 use super::{HeadPages, Ledger, PageTable};
 
@@ -18,7 +18,7 @@ pub type Assignment = Option<Tier>;
 pub struct Repack {
     head: usize,
     /// The tokens of each tier, in their new order.
-    tokens: [Vec<Token>; TIERS.len()],
+    tokens: PerTier<Vec<Token>>,
     old: HeadPages,
     /// Pages needed less pages held.
     pub page_change: isize,
@@ -41,17 +41,17 @@ impl Repack {
         layout: &PageLayout,
     ) -> Self {
         let old = table.head(head).clone();
-        let mut tokens: [Vec<Token>; TIERS.len()] = Default::default();
-        let mut arrivals: [Vec<Token>; TIERS.len()] = Default::default();
+        let mut tokens = PerTier::<Vec<Token>>::default();
+        let mut arrivals = PerTier::<Vec<Token>>::default();
         let places = old.pages.iter().flat_map(|page| {
             (0..page.len).map(|index| (page.tier, Slot { page: page.page, index }))
         });
         for ((from_tier, from), (&position, &to)) in places.zip(positions.iter().zip(assignments)) {
             let Some(to) = to else { continue };
             let list = if to == from_tier { &mut tokens } else { &mut arrivals };
-            list[to as usize].push(Token { from, from_tier, position });
+            list[to].push(Token { from, from_tier, position });
         }
-        for (tokens, arrivals) in tokens.iter_mut().zip(&mut arrivals) {
+        for (tokens, arrivals) in tokens.values_mut().zip(arrivals.values_mut()) {
             tokens.append(arrivals);
             if table.len() > REACH {
                 // In order of position few pages have to end early.
@@ -95,9 +95,9 @@ impl Repack {
     /// The new pages, tier by tier; the old pages of a tier are used again first.
     fn lay_out(&self, layout: &PageLayout) -> Vec<Run<'_>> {
         let mut runs = Vec::new();
-        for info in &TIERS {
-            let mut reusable = self.old.pages.iter().filter(|p| p.tier == info.tier);
-            let mut rest = &self.tokens[info.tier as usize][..];
+        for (tier, tokens) in self.tokens.iter() {
+            let mut reusable = self.old.pages.iter().filter(|p| p.tier == tier);
+            let mut rest = &tokens[..];
             while let Some(first) = rest.first() {
                 let reused = reusable.next().copied();
                 let base = match reused {
@@ -107,11 +107,11 @@ impl Repack {
                 let page = PageRef { base, ..reused.unwrap_or(self.old.pages[0]) };
                 let len = rest
                     .iter()
-                    .take(layout.capacity(info.tier))
+                    .take(layout.capacity(tier))
                     .take_while(|t| page.reaches(t.position))
                     .count();
                 let (tokens, after) = rest.split_at(len);
-                runs.push(Run { tier: info.tier, reused, base, tokens });
+                runs.push(Run { tier, reused, base, tokens });
                 rest = after;
             }
         }

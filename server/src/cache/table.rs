@@ -145,8 +145,8 @@ impl PageTable {
     pub fn holdings(&self) -> Holdings {
         let mut holdings = Holdings::default();
         for page in self.heads.iter().flat_map(|head| &head.pages) {
-            holdings.pages[page.tier as usize] += 1;
-            holdings.tokens[page.tier as usize] += usize::from(page.len);
+            holdings.pages[page.tier] += 1;
+            holdings.tokens[page.tier] += usize::from(page.len);
         }
         holdings
     }

@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum, value_parser};
 
+use crate::calibrate::CalibrationText;
 use crate::compress::{POLICIES, PolicyId};
 use crate::http::KvDefaults;
 
@@ -36,6 +37,17 @@ pub struct ModelArgs {
     /// What decides which tokens matter
     #[arg(long, env = "KEEPWELL_POLICY", default_value = POLICIES[0].name(), value_parser = policy())]
     pub policy: PolicyId,
+
+    /// Text that the KV cache is calibrated on, once per model: `auto` is built in, `off` does
+    /// without, else a file [default: auto]
+    #[arg(
+        long,
+        env = "KEEPWELL_CALIBRATION",
+        value_name = "auto|off|FILE",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub calibration: CalibrationText,
 
     /// Tokens computed per step, over all sequences: more is throughput, fewer is latency
     #[arg(

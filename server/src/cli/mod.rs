@@ -89,6 +89,7 @@ fn prepare(args: &ModelArgs) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calibrate::CalibrationText;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         super::parse(line.split(' ').map(OsString::from).collect())
@@ -141,6 +142,17 @@ mod tests {
             let error = parse(line).unwrap_err().to_string();
             assert!(error.contains(reason), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn the_cache_is_calibrated_on_a_text_of_ones_own_or_not_at_all() {
+        let text = |line: &str| parse(line).unwrap().serve.model.calibration;
+        assert_eq!(text("keepwell"), CalibrationText::BuiltIn);
+        assert_eq!(text("keepwell --calibration auto"), CalibrationText::BuiltIn);
+        assert_eq!(text("keepwell --calibration off"), CalibrationText::Off);
+        let file = CalibrationText::File("notes.txt".into());
+        assert_eq!(text("keepwell --calibration notes.txt"), file);
+        assert!(parse("keepwell chat --calibration off").is_ok());
     }
 
     #[test]

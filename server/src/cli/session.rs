@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
-use keepwell_kernels::{PageLayout, TIERS};
+use keepwell_kernels::PageLayout;
 use serde_json::{Value, json};
 
 use crate::engine::{
@@ -137,9 +137,9 @@ impl Session {
     fn cache(&self, kv: &KvUsage) -> String {
         let size = |bytes: usize| ByteSize(bytes as u64).display().iec();
         let mut line = format!("; cache {} of {}:", size(kv.bytes), size(kv.f16_bytes));
-        for (info, tokens) in TIERS.iter().zip(kv.tokens).filter(|(_, tokens)| *tokens > 0) {
-            let bytes = tokens * self.layout.token_bytes(info.tier);
-            line += &format!(" {} {},", info.name, size(bytes));
+        for (tier, tokens) in kv.tokens.iter().filter(|(_, tokens)| **tokens > 0) {
+            let bytes = tokens * self.layout.token_bytes(tier);
+            line += &format!(" {} {},", tier.name(), size(bytes));
         }
         line + &format!(" {} entries evicted", kv.evicted)
     }

@@ -10,6 +10,7 @@ use keepwell_models::{LoadOptions, ModelConfig, WeightFormat};
 use super::args::{ModelArgs, Weights};
 use super::memory::{default_kv_memory, free_memory};
 use super::text::ModelText;
+use crate::calibrate::{Calibration, obtain};
 use crate::compress::Protection;
 use crate::engine::{Engine, EngineHandle, EngineInfo, EngineOptions};
 use crate::http::{ServedModel, Text};
@@ -25,17 +26,20 @@ pub struct Started {
     pub summary: String,
 }
 
-/// Loads the model and starts the engine.
+/// Loads the model, calibrates the cache and starts the engine.
 ///
 /// # Errors
-/// An unknown or damaged model, or too little memory for it.
+/// An unknown or damaged model, too little memory for it, or a calibration file that is no text.
 pub fn start(args: &ModelArgs, served_name: String) -> Result<Started> {
+    // Before the model: a wrong path should not cost a minute to find out.
+    let text = args.calibration.read()?;
     let backend = fastest_backend()?;
     let options = LoadOptions { weights: args.weights.into(), ..LoadOptions::default() };
     let loaded = keepwell_models::load(&args.model, &options, backend.clone())?;
     let config = loaded.model.config().clone();
     let weight_bytes = loaded.model.bytes();
-    let options = engine_options(args, &config)?;
+    let calibration = obtain(text.as_deref(), &loaded, &*backend);
+    let options = engine_options(args, &config, calibration)?;
     let (engine, info) = Engine::spawn(loaded.model, backend.clone(), options)?;
     let model = ServedModel::new(served_name, config.context_len, loaded.eos_token_ids);
     let summary = [
@@ -59,7 +63,11 @@ fn fastest_backend() -> Result<Arc<dyn Backend>> {
     Ok(Arc::from(fastest.context("no kernels for this machine")?))
 }
 
-fn engine_options(args: &ModelArgs, config: &ModelConfig) -> Result<EngineOptions> {
+fn engine_options(
+    args: &ModelArgs,
+    config: &ModelConfig,
+    calibration: Calibration,
+) -> Result<EngineOptions> {
     let kv_memory = match args.kv_memory {
         Some(size) => size.as_u64(),
         None => {
@@ -75,6 +83,7 @@ fn engine_options(args: &ModelArgs, config: &ModelConfig) -> Result<EngineOption
             max_waiting: args.max_waiting as usize,
         },
         protection: Protection::default(),
+        calibration,
     })
 }
 

@@ -1,8 +1,8 @@
 //! One compress event of one sequence, decided: tiers for all its tokens, then moves.
 
-use keepwell_kernels::{Move, PageLayout, TIERS, Tier};
+use keepwell_kernels::{Move, PageLayout, Tier};
 
-use super::{Candidate, Policy, Prices, TokenSignals, assign, score};
+use super::{Candidate, MAX_TIERS, Policy, Prices, TokenSignals, assign, score};
 use crate::cache::{Assignment, Ledger, PageTable, REACH, Repack};
 
 /// Moves that one kernel call stages at most, unless a single head needs more.
@@ -15,7 +15,7 @@ pub struct HeadTokens {
     pub signals: Vec<f32>,
 }
 
-/// Tokens that keep a tier whatever their score: never evicted, and 8 bits where that is a small
+/// Tokens that keep a tier whatever their score: never evicted, and fine where that is a small
 /// part of the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protection {
@@ -43,6 +43,7 @@ impl Protection {
 /// What an event is to achieve.
 pub struct Goal<'a> {
     pub policy: &'a dyn Policy,
+    pub prices: &'a Prices,
     pub protection: Protection,
     pub prompt_len: usize,
     /// Pages the sequence may hold afterwards.
@@ -60,19 +61,24 @@ pub fn decide(
     let heads: Vec<_> = tokens
         .iter()
         .enumerate()
-        .map(|(head, tokens)| candidates(table, head, tokens, goal, protected_tier))
+        .map(|(head, tokens)| candidates(table, head, tokens, goal, (protected_tier, layout)))
         .collect();
     // Pages that end early because the next position is out of their reach.
-    let early_ends = table.num_heads() * TIERS.len() * (table.len() / REACH);
-    assign(&heads, goal.max_pages.saturating_sub(early_ends), &Prices::default(), layout)
+    let early_ends = table.num_heads() * MAX_TIERS * (table.len() / REACH);
+    assign(&heads, goal.max_pages.saturating_sub(early_ends), goal.prices, layout)
 }
 
-/// 8 bits as long as the protected tokens then take no more than an eighth of the pages.
+/// What protected tokens are kept in, the finest that takes no more than an eighth of the pages.
+const PROTECTED: [Tier; 3] = [Tier::K5V5, Tier::K4V4, COARSEST_PROTECTED];
+/// And this when all of them take more.
+pub const COARSEST_PROTECTED: Tier = Tier::K3V3;
+
 fn protected_tier(table: &PageTable, goal: &Goal, layout: &PageLayout) -> Tier {
     let covers = |position: &usize| goal.protection.covers(*position, goal.prompt_len, table.len());
     let num_protected = (0..table.len()).filter(covers).count();
-    let pages = num_protected.div_ceil(layout.capacity(Tier::K8V8)) * table.num_heads();
-    if pages <= goal.max_pages / 8 { Tier::K8V8 } else { Tier::K4V4 }
+    let pages = |tier| num_protected.div_ceil(layout.capacity(tier)) * table.num_heads();
+    let fits = PROTECTED.into_iter().find(|tier| pages(*tier) <= goal.max_pages / 8);
+    fits.unwrap_or(COARSEST_PROTECTED)
 }
 
 fn candidates(
@@ -80,7 +86,7 @@ fn candidates(
     head: usize,
     tokens: &HeadTokens,
     goal: &Goal,
-    protected_tier: Tier,
+    (protected_tier, layout): (Tier, &PageLayout),
 ) -> Vec<Candidate> {
     let HeadTokens { positions, signals } = tokens;
     let mut scores = vec![0f32; positions.len()];
@@ -94,7 +100,8 @@ fn candidates(
         .zip(scores)
         .zip(tiers)
         .map(|((&position, score), tier)| {
-            let fixed = covers(position).then_some(tier.max(protected_tier));
+            let coarser = layout.token_bytes(protected_tier) < layout.token_bytes(tier);
+            let fixed = covers(position).then_some(if coarser { protected_tier } else { tier });
             Candidate { score, tier, fixed }
         })
         .collect()

@@ -1,49 +1,80 @@
 //! One price turns scores into tiers.
 //!
-//! Minimize the sum of `score * distortion(tier)` over all tokens of all heads, while the pages
+//! Minimize the sum of `score * distortion(head, tier)` over all tokens of all heads, while the pages
 //! fit. For a price λ per byte each token takes the tier that minimizes
-//! `score * distortion(tier) + λ * bytes(tier)`; λ is the smallest that fits. Scores are binned, so
-//! that one trial of λ costs a few look-ups per head instead of a pass over the tokens.
+//! `score * distortion(tier) + λ * bytes(tier)`; λ is the smallest that fits (Shoham and Gersho
+//! 1988). Only tiers on the lower hull of (bytes, distortion) can win, and which of them depends on
+//! `score / λ` alone: with scores sorted, one trial of λ costs a few searches per head.
 
-use keepwell_kernels::{PageLayout, TIERS, Tier};
+use std::ops::Range;
+
+use keepwell_kernels::{PageLayout, PerTier, TIERS, Tier, codec::Format};
+use rayon::prelude::*;
 
 use crate::cache::Assignment;
 
-const NUM_TIERS: usize = TIERS.len();
-/// Scores are binned by the upper 12 bits of their f32: 8 bins an octave, up to the last finite one.
-const NUM_BINS: usize = 0x7f8;
+/// Tiers that the undecided tokens of one head use at most: each has a page that is partly empty.
+pub const MAX_TIERS: usize = 4;
 const TRIALS: usize = 40;
 
-/// Expected distortion of a token of score 1 in each tier, and when evicted.
+/// Expected distortion of a token of score 1 of one head.
 ///
-/// Quantization: relative error of keys times the logit noise it makes, plus that of values
-/// (first order, with errors of different tokens independent). Eviction: the errors of evicted
-/// tokens add up coherently, and the next query may ask for what the last ones ignored; priced this
-/// high, tokens are evicted only when the coarsest tier does not fit.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Prices {
-    pub distortion: [f32; NUM_TIERS],
+/// Quantization: errors of different tokens are independent, and so are those of keys and values.
+/// Eviction: the errors of evicted tokens add up coherently, and the next query may ask for what the
+/// last ones ignored, so that its price is high.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadPrices {
+    /// By the tier's key format.
+    pub key: PerTier<f32>,
+    /// By the tier's value format.
+    pub value: PerTier<f32>,
     pub evicted: f32,
 }
 
-impl Default for Prices {
-    fn default() -> Self {
-        const LOGIT_NOISE: f32 = 5.0;
-        const EIGHT_BITS: f32 = 5e-5;
-        const FOUR_BITS: f32 = 0.0095;
-        Self {
-            distortion: [
-                0.0,
-                LOGIT_NOISE * EIGHT_BITS + EIGHT_BITS,
-                LOGIT_NOISE * EIGHT_BITS + FOUR_BITS,
-                LOGIT_NOISE * FOUR_BITS + FOUR_BITS,
-            ],
-            evicted: 30.0,
-        }
+/// What each head's tiers cost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prices {
+    /// One for each (layer, KV head), or one for all.
+    heads: Vec<HeadPrices>,
+}
+
+impl Prices {
+    pub fn new(heads: Vec<HeadPrices>) -> Self {
+        Self { heads }
+    }
+
+    pub fn heads(&self) -> &[HeadPrices] {
+        &self.heads
+    }
+
+    pub fn head(&self, head: usize) -> &HeadPrices {
+        self.heads.get(head).unwrap_or(&self.heads[0])
     }
 }
 
-/// One token up for a decision. It may stay or go to a coarser tier, never back.
+/// Without calibration: all heads alike, the errors of the formats for normal channels.
+impl Default for Prices {
+    fn default() -> Self {
+        const LOGIT_NOISE: f32 = 5.0;
+        const EVICTED: f32 = 30.0;
+        let key = PerTier::new(|tier| LOGIT_NOISE * normal_error(tier.info().key));
+        let value = PerTier::new(|tier| normal_error(tier.info().value));
+        Self::new(vec![HeadPrices { key, value, evicted: EVICTED }])
+    }
+}
+
+/// Normalized mean squared error of a format for normal channels that are alike.
+pub fn normal_error(format: Format) -> f32 {
+    /// Lloyd-Max levels with 0 to 6 bits (Max 1960).
+    const LEVELS: [f32; 7] = [1.0, 0.3634, 0.1175, 0.034_54, 0.009_497, 0.002_499, 0.000_7];
+    match format {
+        Format::F16 => 0.0,
+        Format::Int8 => 1e-4,
+        Format::Levels(bits) => bits.iter().map(|b| LEVELS[usize::from(*b)]).sum::<f32>() / 8.0,
+    }
+}
+
+/// One token up for a decision. It may stay or become smaller.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
     pub score: f32,
@@ -60,42 +91,60 @@ pub fn assign(
     prices: &Prices,
     layout: &PageLayout,
 ) -> Vec<Vec<Assignment>> {
-    let histograms: Vec<_> = heads.iter().map(|head| Histogram::new(head)).collect();
-    let pages = |choices: &Choices| -> usize {
-        histograms.iter().map(|histogram| histogram.pages(choices, layout)).sum()
+    let held: usize = heads.iter().map(|head| pages(&held(head), layout)).sum();
+    if held <= max_pages {
+        return heads.iter().map(|head| head.iter().map(|c| Some(settled(c))).collect()).collect();
+    }
+    let new = |(index, head): (usize, &Vec<Candidate>)| Head::new(head, prices.head(index), layout);
+    let mut market: Vec<_> = heads.par_iter().enumerate().map(new).collect();
+    let (finer, fits) = bisect(&market, max_pages, layout);
+    market.par_iter_mut().for_each(|head| head.merge_tiers(finer, fits, layout));
+    let (finer, fits) = bisect(&market, max_pages, layout);
+    let upgraded = spend_rest(&market, fits, finer, max_pages, layout);
+    let decide = |(head, upgraded): (&Head, bool), candidates: &Vec<Candidate>| {
+        let price = if upgraded { finer } else { fits };
+        candidates.iter().map(|c| c.fixed.or_else(|| head.choose(c, price))).collect()
     };
-    let free = Choices::new(0.0, prices, layout);
-    let total = pages(&free);
-    if total <= max_pages {
-        return apply(heads, |_| &free);
-    }
-    // Invariant of the bisection: `low` does not fit; `high` fits, or nothing does.
-    let (mut low, mut high) = (-80f32, 20f32);
-    for _ in 0..TRIALS {
-        let middle = 0.5 * (low + high);
-        if pages(&Choices::new(middle.exp2(), prices, layout)) <= max_pages {
-            high = middle;
-        } else {
-            low = middle;
-        }
-    }
-    let fits = Choices::new(high.exp2(), prices, layout);
-    let finer = Choices::new(low.exp2(), prices, layout);
-    let upgraded = spend_rest(&histograms, &fits, &finer, max_pages, layout);
-    apply(heads, |head| if upgraded[head] { &finer } else { &fits })
+    market.iter().zip(upgraded).zip(heads).map(|(head, c)| decide(head, c)).collect()
 }
 
-/// A bin of equal scores goes to one side of the price as a whole; what that leaves is spent on
-/// the finer choice, head by head.
+/// Where a token is when nothing is squeezed.
+fn settled(candidate: &Candidate) -> Tier {
+    candidate.fixed.unwrap_or(candidate.tier)
+}
+
+fn held(head: &[Candidate]) -> PerTier<usize> {
+    let mut counts = PerTier::default();
+    head.iter().for_each(|candidate| counts[settled(candidate)] += 1);
+    counts
+}
+
+fn pages(counts: &PerTier<usize>, layout: &PageLayout) -> usize {
+    counts.iter().map(|(tier, count)| count.div_ceil(layout.capacity(tier))).sum()
+}
+
+/// A price that does not fit and one close above it that does, if any does.
+fn bisect(heads: &[Head], max_pages: usize, layout: &PageLayout) -> (f32, f32) {
+    let (mut low, mut high) = (-100f32, 100f32);
+    for _ in 0..TRIALS {
+        let middle = 0.5 * (low + high);
+        let total: usize = heads.iter().map(|h| pages(&h.counts(middle.exp2()), layout)).sum();
+        if total <= max_pages { high = middle } else { low = middle }
+    }
+    (low.exp2(), high.exp2())
+}
+
+/// Equal scores go to one side of the price together; what that leaves is spent on the finer choice,
+/// head by head.
 fn spend_rest(
-    histograms: &[Histogram],
-    fits: &Choices,
-    finer: &Choices,
+    heads: &[Head],
+    fits: f32,
+    finer: f32,
     max_pages: usize,
     layout: &PageLayout,
 ) -> Vec<bool> {
-    let costs: Vec<_> =
-        histograms.iter().map(|h| (h.pages(fits, layout), h.pages(finer, layout))).collect();
+    let pages = |head: &Head, price| pages(&head.counts(price), layout);
+    let costs: Vec<_> = heads.iter().map(|h| (pages(h, fits), pages(h, finer))).collect();
     let mut used: usize = costs.iter().map(|(fits, _)| fits).sum();
     costs
         .iter()
@@ -109,121 +158,217 @@ fn spend_rest(
         .collect()
 }
 
-fn apply<'a>(
-    heads: &[Vec<Candidate>],
-    choices: impl Fn(usize) -> &'a Choices,
-) -> Vec<Vec<Assignment>> {
-    let decide = |choices: &Choices, c: &Candidate| {
-        c.fixed.map_or_else(|| choices.choose(c.tier, bin(c.score)), Some)
-    };
-    heads
-        .iter()
-        .enumerate()
-        .map(|(index, head)| head.iter().map(|c| decide(choices(index), c)).collect())
-        .collect()
+/// One of the things a token may become, `None` evicts it.
+#[derive(Clone, Copy, Debug)]
+struct Choice {
+    tier: Assignment,
+    bytes: f32,
+    distortion: f32,
+    /// It wins over its coarser neighbour from this `score / price` on.
+    from: f32,
 }
 
-fn bin(score: f32) -> usize {
-    ((score.max(0.0).to_bits() >> 20) as usize).min(NUM_BINS - 1)
-}
+/// The choices that win for some price, coarse to fine.
+#[derive(Debug)]
+struct Hull(Vec<Choice>);
 
-fn bin_score(bin: usize) -> f32 {
-    f32::from_bits((bin as u32) << 20 | 1 << 19)
-}
-
-/// For one price: from which bin on a token of a tier prefers each option.
-struct Choices {
-    /// `[tier][k]`: first bin whose choice is at least as fine as option k, where options go from
-    /// evicted (0) over the coarsest tier (1) to F16 (`NUM_TIERS`).
-    first_bin: [[usize; NUM_TIERS + 1]; NUM_TIERS],
-}
-
-impl Choices {
-    fn new(price: f32, prices: &Prices, layout: &PageLayout) -> Self {
-        let first_bin = std::array::from_fn(|tier| {
-            let option = |bin: usize| best_option(tier, bin_score(bin), price, prices, layout);
-            std::array::from_fn(|k| {
-                // Options grow with the score: partition the bins.
-                let (mut low, mut high) = (0, NUM_BINS);
-                while low < high {
-                    let middle = (low + high) / 2;
-                    if option(middle) >= k { high = middle } else { low = middle + 1 }
-                }
-                low
-            })
+impl Hull {
+    fn new(mut choices: Vec<Choice>) -> Self {
+        // Fewest bytes first; of equal bytes the least distortion, to which the others then lose.
+        choices.sort_by(|a, b| {
+            a.bytes.total_cmp(&b.bytes).then(a.distortion.total_cmp(&b.distortion))
         });
-        Self { first_bin }
-    }
-
-    fn choose(&self, tier: Tier, bin: usize) -> Assignment {
-        let option = (0..=NUM_TIERS).rev().find(|&k| bin >= self.first_bin[tier as usize][k]);
-        option_tier(option.unwrap_or(0))
-    }
-}
-
-/// Option k as a tier: 0 is evicted, 1 the coarsest.
-fn option_tier(option: usize) -> Assignment {
-    option.checked_sub(1).map(|k| TIERS[NUM_TIERS - 1 - k].tier)
-}
-
-fn best_option(
-    current: usize,
-    score: f32,
-    price: f32,
-    prices: &Prices,
-    layout: &PageLayout,
-) -> usize {
-    let cost = |option: usize| match option_tier(option) {
-        None => score * prices.evicted,
-        Some(tier) => {
-            score * prices.distortion[tier as usize] + price * layout.token_bytes(tier) as f32
+        let mut hull: Vec<Choice> = Vec::with_capacity(choices.len());
+        for mut choice in choices {
+            if hull.last().is_some_and(|last| choice.distortion >= last.distortion) {
+                continue;
+            }
+            while let Some(last) = hull.last() {
+                choice.from = (choice.bytes - last.bytes) / (last.distortion - choice.distortion);
+                if choice.from > last.from {
+                    break;
+                }
+                hull.pop();
+            }
+            hull.push(choice);
         }
-    };
-    // Finer wins a tie: without pressure nothing moves.
-    (0..=NUM_TIERS - current)
-        .map(|option| (cost(option), option))
-        .reduce(|best, next| if next.0 <= best.0 { next } else { best })
-        .map_or(0, |(_, option)| option)
+        Self(hull)
+    }
+
+    fn choose(&self, score: f32, price: f32) -> Assignment {
+        let index = self.0.partition_point(|choice| choice.from * price <= score);
+        self.0.get(index.saturating_sub(1)).and_then(|choice| choice.tier)
+    }
 }
 
-/// The tokens of one head, counted.
-struct Histogram {
-    /// `[tier][bin]`: undecided tokens now in the tier with a score below the bin.
-    below: Vec<[u32; NUM_TIERS]>,
-    fixed: [usize; NUM_TIERS],
+/// The undecided tokens of a head that are now in one tier.
+#[derive(Debug)]
+struct Group {
+    tier: Tier,
+    /// Ascending.
+    scores: Vec<f32>,
+    /// Of the scores before each, and of all.
+    sums: Vec<f64>,
+    hull: Hull,
 }
 
-impl Histogram {
-    fn new(head: &[Candidate]) -> Self {
-        let mut below = vec![[0; NUM_TIERS]; NUM_BINS + 1];
-        let mut fixed = [0; NUM_TIERS];
-        for candidate in head {
+impl Group {
+    fn new(tier: Tier, mut scores: Vec<f32>, hull: Hull) -> Self {
+        scores.sort_unstable_by(f32::total_cmp);
+        let add = |sum: &mut f64, score: &f32| {
+            let before = *sum;
+            *sum += f64::from(*score);
+            Some(before)
+        };
+        let mut sums: Vec<f64> = scores.iter().scan(0.0, add).collect();
+        sums.push(scores.iter().map(|s| f64::from(*s)).sum());
+        Self { tier, scores, sums, hull }
+    }
+
+    /// Ranges of `scores` with what they become at a price.
+    fn split(&self, price: f32) -> impl Iterator<Item = (&Choice, Range<usize>)> {
+        let start =
+            move |choice: &Choice| self.scores.partition_point(|s| *s < choice.from * price);
+        let mut end = self.scores.len();
+        self.hull.0.iter().rev().map(move |choice| {
+            let range = start(choice).min(end)..end;
+            end = range.start;
+            (choice, range)
+        })
+    }
+}
+
+/// One head's tokens, ready to be priced.
+#[derive(Debug)]
+struct Head<'a> {
+    prices: &'a HeadPrices,
+    fixed: PerTier<usize>,
+    groups: Vec<Group>,
+}
+
+impl<'a> Head<'a> {
+    fn new(candidates: &[Candidate], prices: &'a HeadPrices, layout: &PageLayout) -> Self {
+        let mut fixed = PerTier::default();
+        let mut scores = PerTier::<Vec<f32>>::default();
+        for candidate in candidates {
             match candidate.fixed {
-                Some(tier) => fixed[tier as usize] += 1,
-                None => below[bin(candidate.score) + 1][candidate.tier as usize] += 1,
+                Some(tier) => fixed[tier] += 1,
+                None => scores[candidate.tier].push(sane(candidate.score)),
             }
         }
-        for bin in 1..=NUM_BINS {
-            let lower = below[bin - 1];
-            for (count, lower) in below[bin].iter_mut().zip(lower) {
-                *count += lower;
-            }
-        }
-        Self { below, fixed }
+        let all = |_: Tier| true;
+        let groups = TIERS.iter().map(|info| info.tier).filter_map(|tier| {
+            let scores = std::mem::take(&mut scores[tier]);
+            let hull = || hull(prices, tier, layout, all);
+            (!scores.is_empty()).then(|| Group::new(tier, scores, hull()))
+        });
+        Self { prices, fixed, groups: groups.collect() }
     }
 
-    fn pages(&self, choices: &Choices, layout: &PageLayout) -> usize {
+    fn counts(&self, price: f32) -> PerTier<usize> {
         let mut counts = self.fixed;
-        for (tier, first_bin) in choices.first_bin.iter().enumerate() {
-            for option in 1..=NUM_TIERS {
-                let end = first_bin.get(option + 1).copied().unwrap_or(NUM_BINS);
-                let start = first_bin[option].min(end);
-                let count = self.below[end][tier] - self.below[start][tier];
-                counts[NUM_TIERS - option] += count as usize;
+        self.count_undecided(price, &mut counts);
+        counts
+    }
+
+    fn choose(&self, candidate: &Candidate, price: f32) -> Assignment {
+        let group = self.groups.iter().find(|group| group.tier == candidate.tier);
+        group.and_then(|group| group.hull.choose(sane(candidate.score), price))
+    }
+
+    /// Distortion and pages at a price, in the price's currency.
+    fn cost(&self, price: f32, layout: &PageLayout) -> f32 {
+        let lost = |group: &Group| -> f64 {
+            let sum = |range: Range<usize>| group.sums[range.end] - group.sums[range.start];
+            group
+                .split(price)
+                .map(|(choice, range)| f64::from(choice.distortion) * sum(range))
+                .sum()
+        };
+        let distortion: f64 = self.groups.iter().map(lost).sum();
+        let bytes = pages(&self.counts(price), layout) * layout.page_bytes;
+        distortion as f32 + price * bytes as f32
+    }
+
+    /// Gives up tiers as long as the pages that saves are worth more than what it loses, and until no
+    /// more than [`MAX_TIERS`] are left.
+    ///
+    /// Those of a finer price that does not quite fit stay in the choice: [`spend_rest`] needs them.
+    fn merge_tiers(&mut self, finer: f32, price: f32, layout: &PageLayout) {
+        let mut used = self.used(price);
+        let more: Vec<_> = self.used(finer).into_iter().filter(|t| !used.contains(t)).collect();
+        used.extend(more);
+        let mut cost = self.restrict(&used, price, layout);
+        while used.len() > 1 {
+            let without = |skipped: usize| -> Vec<Tier> {
+                used.iter().enumerate().filter(|(i, _)| *i != skipped).map(|(_, t)| *t).collect()
+            };
+            let trials = (0..used.len()).map(|skipped| {
+                let tiers = without(skipped);
+                (self.restrict(&tiers, price, layout), tiers)
+            });
+            let trials: Vec<_> = trials.collect();
+            let Some((least, tiers)) = trials.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
+                break;
+            };
+            if least >= cost && used.len() <= MAX_TIERS {
+                break;
+            }
+            (cost, used) = (least, tiers);
+        }
+        self.restrict(&used, price, layout);
+    }
+
+    fn count_undecided(&self, price: f32, counts: &mut PerTier<usize>) {
+        for (choice, range) in self.groups.iter().flat_map(|group| group.split(price)) {
+            if let Some(tier) = choice.tier {
+                counts[tier] += range.len();
             }
         }
-        TIERS.iter().zip(counts).map(|(t, n)| n.div_ceil(layout.capacity(t.tier))).sum()
     }
+
+    /// The tiers that undecided tokens use at a price.
+    fn used(&self, price: f32) -> Vec<Tier> {
+        let mut counts = PerTier::default();
+        self.count_undecided(price, &mut counts);
+        counts.iter().filter(|(_, count)| **count > 0).map(|(tier, _)| tier).collect()
+    }
+
+    /// Leaves these tiers and eviction to choose from; returns what that costs.
+    fn restrict(&mut self, tiers: &[Tier], price: f32, layout: &PageLayout) -> f32 {
+        for group in &mut self.groups {
+            group.hull = hull(self.prices, group.tier, layout, |tier| tiers.contains(&tier));
+        }
+        self.cost(price, layout)
+    }
+}
+
+/// Finite and not negative; NaN, which should not occur, counts as nothing.
+fn sane(score: f32) -> f32 {
+    if score > 0.0 { score.min(1e30) } else { 0.0 }
+}
+
+/// What a token in `current` may become, of the tiers that are allowed: nothing larger, and what is
+/// lost already stays lost.
+fn hull(
+    prices: &HeadPrices,
+    current: Tier,
+    layout: &PageLayout,
+    allowed: impl Fn(Tier) -> bool,
+) -> Hull {
+    let largest = layout.token_bytes(current);
+    let lost = |tier: Tier| {
+        prices.key[tier].max(prices.key[current]) + prices.value[tier].max(prices.value[current])
+    };
+    let evicted = Choice { tier: None, bytes: 0.0, distortion: prices.evicted, from: 0.0 };
+    let tiers = TIERS.iter().map(|info| info.tier).filter(|tier| allowed(*tier));
+    let kept = tiers.filter(|tier| layout.token_bytes(*tier) <= largest).map(|tier| Choice {
+        tier: Some(tier),
+        bytes: layout.token_bytes(tier) as f32,
+        distortion: lost(tier).min(prices.evicted),
+        from: 0.0,
+    });
+    Hull::new(kept.chain([evicted]).collect())
 }
 
 #[cfg(test)]

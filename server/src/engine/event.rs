@@ -4,7 +4,7 @@ use keepwell_kernels::{Arena, Backend, Result};
 
 use crate::{
     cache::{Assignment, Ledger, PageTable},
-    compress::{Goal, HeadTokens, decide, repack},
+    compress::{Goal, HeadTokens, Prices, decide, repack},
     sched::{Demand, Sequence},
 };
 
@@ -23,6 +23,7 @@ pub fn compress_event(
     memory: Memory,
     seq: &mut Sequence,
     demand: &Demand,
+    prices: &Prices,
 ) -> Result<Option<usize>> {
     let max_pages = demand.limit(seq.budget, seq.budgeted_len());
     if seq.table.num_pages() <= max_pages {
@@ -31,6 +32,7 @@ pub fn compress_event(
     let tokens = read_tokens(backend, memory.arena, &seq.table)?;
     let goal = Goal {
         policy: seq.policy.policy(),
+        prices,
         protection: demand.protection,
         prompt_len: seq.prompt_len,
         max_pages,
@@ -79,7 +81,7 @@ pub fn usage(seq: &Sequence, demand: &Demand) -> KvUsage {
         bytes: holdings.num_pages() * page_bytes,
         peak_bytes: seq.table.peak_pages() * page_bytes,
         f16_bytes: demand.f16_bytes(seq.table.len()),
-        tokens: holdings.tokens,
+        tokens: Box::new(holdings.tokens),
         evicted: seq.table.num_evicted(),
     }
 }

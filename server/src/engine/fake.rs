@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use keepwell_kernels::{PerTier, Tier};
 use tokio::sync::{Notify, mpsc};
 
 use super::handle::Command;
@@ -128,7 +129,7 @@ fn finished(request: &GenerateRequest, reason: FinishReason) -> Event {
             bytes: KV_BYTES,
             peak_bytes: 2 * KV_BYTES,
             f16_bytes: 4 * KV_BYTES,
-            tokens: [4, 3, 2, 1],
+            tokens: Box::new(fake_tokens()),
             evicted: 5,
         },
     })
@@ -141,6 +142,14 @@ fn with_num_generated(event: Event, num: usize) -> Event {
         }
         other => other,
     }
+}
+
+fn fake_tokens() -> PerTier<usize> {
+    let mut tokens = PerTier::default();
+    for (tier, count) in [(Tier::F16, 4), (Tier::K8V8, 3), (Tier::K8V4, 2), (Tier::K4V4, 1)] {
+        tokens[tier] = count;
+    }
+    tokens
 }
 
 /// The nth token has log-probability -n; the likeliest others are the ids after it.

@@ -1,5 +1,6 @@
 //! The engine as others see it: a channel that takes requests and one that gives events back.
 
+use keepwell_kernels::PerTier;
 use tokio::sync::mpsc;
 
 use crate::compress::PolicyId;
@@ -117,8 +118,8 @@ pub struct KvUsage {
     pub peak_bytes: usize,
     /// K and V of the same tokens in plain F16.
     pub f16_bytes: usize,
-    /// (token, layer, KV head) entries by tier, in the order of `TIERS`.
-    pub tokens: [usize; keepwell_kernels::TIERS.len()],
+    /// (token, layer, KV head) entries by tier.
+    pub tokens: Box<PerTier<usize>>,
     pub evicted: usize,
 }
 

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     cache::{Ledger, PageTable},
+    calibrate::Calibration,
     compress::Protection,
     sched::{Demand, Entry, Scheduler, SchedulerLimits, SeqId, Sequence, Step},
 };
@@ -26,12 +27,13 @@ use crate::{
 const FAIR_ANSWER: usize = 256;
 
 /// How the engine shares out the machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineOptions {
     /// Bytes of the arena; rounded down to whole pages.
     pub kv_memory: usize,
     pub limits: SchedulerLimits,
     pub protection: Protection,
+    pub calibration: Calibration,
 }
 
 /// What the engine was built with.
@@ -58,6 +60,7 @@ pub struct Engine {
     ledger: Ledger,
     scheduler: Scheduler,
     streams: HashMap<SeqId, Stream>,
+    calibration: Calibration,
     next_id: u64,
     metrics: metrics::EngineMetrics,
 }
@@ -109,6 +112,7 @@ impl Engine {
             ledger: Ledger::new(layout, num_pages),
             scheduler: Scheduler::new(options.limits, demand),
             streams: HashMap::new(),
+            calibration: options.calibration,
             next_id: 0,
             metrics: metrics::EngineMetrics::new(),
             model,
@@ -255,11 +259,13 @@ impl Engine {
         let sequence = |entry: &Entry| self.scheduler.running(entry.id);
         let parts: Vec<_> =
             step.entries.iter().filter_map(|entry| Some((entry, sequence(entry)?))).collect();
-        let gathered = gather(&parts, self.model.config(), |entry| usize::from(entry.samples));
+        let mut gathered = gather(&parts, self.model.config(), |entry| usize::from(entry.samples));
+        gathered.plan.basis = self.calibration.basis.clone();
         let batch = Batch {
             tokens: &gathered.tokens,
             logit_rows: &gathered.logit_rows,
             plan: &gathered.plan,
+            probe: None,
         };
         let logits = self.model.forward(&mut self.arena, &batch)?;
         Ok(logits.to_vec2::<f32>()?)
@@ -302,7 +308,8 @@ impl Engine {
         let Some(seq) = self.scheduler.running_mut(entry.id) else { return Ok(()) };
         let started = std::time::Instant::now();
         let memory = Memory { arena: &mut self.arena, ledger: &mut self.ledger };
-        if let Some(freed) = compress_event(&*self.backend, memory, seq, &demand)? {
+        let prices = &self.calibration.prices;
+        if let Some(freed) = compress_event(&*self.backend, memory, seq, &demand, prices)? {
             self.metrics.compressed(freed, started.elapsed());
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! What a request cost: tokens, and bytes of KV cache.
 
-use keepwell_kernels::TIERS;
+use keepwell_kernels::{PerTier, Tier};
 use serde::{Serialize, Serializer};
 
 use crate::engine::KvUsage;
@@ -33,7 +33,7 @@ struct KvCache {
 /// (token, layer, KV head) entries.
 #[derive(Clone, Debug, Default)]
 struct Entries {
-    kept: [usize; TIERS.len()],
+    kept: PerTier<usize>,
     evicted: usize,
 }
 
@@ -54,13 +54,15 @@ impl Usage {
         total.peak_bytes += kv.peak_bytes;
         total.f16_bytes += kv.f16_bytes;
         total.tokens.evicted += kv.evicted;
-        for (sum, kept) in total.tokens.kept.iter_mut().zip(kv.tokens) {
+        for (sum, kept) in total.tokens.kept.values_mut().zip(kv.tokens.values()) {
             *sum += kept;
         }
     }
 }
 
 fn by_tier<S: Serializer>(entries: &Entries, serializer: S) -> Result<S::Ok, S::Error> {
-    let kept = TIERS.iter().map(|tier| tier.name).zip(entries.kept);
+    // A request uses few of the tiers: the others are left out.
+    let used = entries.kept.iter().filter(|(tier, count)| *tier == Tier::F16 || **count > 0);
+    let kept = used.map(|(tier, count)| (tier.name(), *count));
     serializer.collect_map(kept.chain([("evicted", entries.evicted)]))
 }

@@ -1,9 +1,12 @@
 //! How many pages a sequence may need: what admission and compression count with.
 
-use keepwell_kernels::{PageLayout, TIERS, Tier};
+use keepwell_kernels::{PageLayout, Tier};
 
 use super::sequence::EVENT_INTERVAL;
-use crate::compress::Protection;
+use crate::compress::{COARSEST_PROTECTED, MAX_TIERS, Protection};
+
+/// Those that are priced, that of protected tokens, and F16.
+pub const MAX_TIERS_HELD: usize = MAX_TIERS + 2;
 
 /// Page arithmetic for one model and server.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +39,7 @@ impl Demand {
     /// Pages per head of the tokens that are never evicted, at the coarsest tier.
     fn protected_pages(&self, len: usize) -> usize {
         let Protection { sinks, recent, prompt_end } = self.protection;
-        len.min(sinks + recent + prompt_end).div_ceil(self.layout.capacity(Tier::K4V4))
+        len.min(sinks + recent + prompt_end).div_ceil(self.layout.capacity(COARSEST_PROTECTED))
     }
 
     /// The most pages the sequence holds on its way to `len` tokens: what it may keep plus what it
@@ -51,7 +54,7 @@ impl Demand {
         let compressed = self.limit(budget, len) + self.num_heads * (f16_pages(window) + 1);
         // An event never takes more pages than it found; a tier in use adds one that is partly
         // empty.
-        let exact = self.num_heads * (f16_pages(len) + TIERS.len() - 1);
+        let exact = self.num_heads * (f16_pages(len) + MAX_TIERS_HELD);
         compressed.min(exact)
     }
 }
@@ -73,7 +76,7 @@ mod tests {
     fn a_smaller_budget_never_asks_for_much_more_than_no_compression() {
         for len in [1, 40, 140, 700, 5000] {
             let exact = demand().peak(1.0, len);
-            let slack = 90 * (TIERS.len() - 1);
+            let slack = 90 * MAX_TIERS_HELD;
             for budget in [0.9, 0.28, 0.1] {
                 assert!(demand().peak(budget, len) <= exact + slack, "{len} at {budget}");
             }

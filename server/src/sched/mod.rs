@@ -4,6 +4,6 @@ mod demand;
 mod scheduler;
 mod sequence;
 
-pub use demand::Demand;
+pub use demand::{Demand, MAX_TIERS_HELD};
 pub use scheduler::{Entry, Scheduler, SchedulerLimits, Step};
 pub use sequence::{SeqId, Sequence};

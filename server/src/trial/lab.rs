@@ -1,12 +1,13 @@
 use anyhow::Result;
-use keepwell_kernels::{Backend, PageLayout, TIERS, Tier};
+use keepwell_kernels::{Backend, PageLayout, Tier};
 use keepwell_models::{Model, ModelConfig};
 
 use super::Trial;
 use crate::{
     cache::{Ledger, PageTable},
+    calibrate::Calibration,
     compress::{PolicyId, Protection},
-    sched::{Demand, SeqId, Sequence},
+    sched::{Demand, MAX_TIERS_HELD, SeqId, Sequence},
 };
 
 /// What all trials share: a model, its kernels, and the page arithmetic of a server.
@@ -14,6 +15,7 @@ use crate::{
 pub struct Lab<'a> {
     pub(super) model: &'a dyn Model,
     pub(super) backend: &'a dyn Backend,
+    pub(super) calibration: Option<&'a Calibration>,
     pub(super) demand: Demand,
 }
 
@@ -43,7 +45,13 @@ impl<'a> Lab<'a> {
         let config = model.config();
         let layout = PageLayout::new(config.head_dim);
         let num_heads = config.num_layers * config.num_kv_heads;
-        Self { model, backend, demand: Demand { layout, num_heads, max_chunk, protection } }
+        let demand = Demand { layout, num_heads, max_chunk, protection };
+        Self { model, backend, calibration: None, demand }
+    }
+
+    /// The same, in the calibration's basis and at its prices.
+    pub fn calibrated(self, calibration: &'a Calibration) -> Self {
+        Self { calibration: Some(calibration), ..self }
     }
 
     pub fn config(&self) -> &'a ModelConfig {
@@ -75,7 +83,7 @@ impl<'a> Lab<'a> {
 
     fn trial(&self, seq: Sequence, capacity: usize) -> Result<Trial<'a>> {
         // A tier in use adds a page that is partly empty; pages that lie idle cost nothing.
-        let pages = capacity.div_ceil(self.demand.layout.capacity(Tier::F16)) + TIERS.len() + 1;
+        let pages = capacity.div_ceil(self.demand.layout.capacity(Tier::F16)) + MAX_TIERS_HELD + 1;
         let num_pages = self.demand.num_heads * pages;
         let arena = self.backend.arena(self.demand.layout, num_pages)?;
         let ledger = Ledger::new(self.demand.layout, num_pages);

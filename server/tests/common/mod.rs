@@ -47,6 +47,7 @@ pub fn options(kv_memory: usize, max_step_tokens: usize) -> EngineOptions {
         kv_memory,
         limits: SchedulerLimits { max_step_tokens, max_running: 64, max_waiting: 256 },
         protection: Protection::default(),
+        calibration: Default::default(),
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 fn answering() -> (Child, impl BufRead) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_keepwell"))
         .args(["chat", "--model", "smollm2", "--log", "error", "--kv-memory", "256MiB"])
+        .args(["--calibration", "off"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -42,6 +42,8 @@ impl Server {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut child = Command::new(env!("CARGO_BIN_EXE_keepwell"))
             .args(["serve", "--port", "0", "--model", "smollm2", "--log", "error"])
+            // It takes most of a minute, and none of these tests is about it.
+            .args(["--calibration", "off"])
             .args(flags)
             .stdout(Stdio::piped())
             .spawn()

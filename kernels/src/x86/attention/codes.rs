@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{super::simd::Simd, pieces::TOKENS};
-use crate::codec::{Format, NORMAL4};
+use crate::codec::Format;
 
 /// One format's codes.
 pub trait Codes {
@@ -18,7 +18,6 @@ pub trait Codes {
 
 pub struct F16s;
 pub struct Int8s;
-pub struct Levels;
 
 // SAFETY of all blocks: as the trait asks.
 impl Codes for F16s {
@@ -36,16 +35,6 @@ impl Codes for Int8s {
     #[inline(always)]
     unsafe fn pair<S: Simd>(simd: S, codes: *const u8, half: usize, i: usize) -> [S::V; 2] {
         unsafe { [simd.load_i8(codes.add(i)), simd.load_i8(codes.add(half + i))] }
-    }
-}
-
-impl Codes for Levels {
-    const FORMAT: Format = Format::Normal4;
-
-    #[inline(always)]
-    unsafe fn pair<S: Simd>(simd: S, codes: *const u8, _: usize, i: usize) -> [S::V; 2] {
-        let (low, high) = unsafe { simd.load_levels(codes.add(i), &NORMAL4) };
-        [low, high]
     }
 }
 

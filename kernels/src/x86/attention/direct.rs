@@ -6,7 +6,7 @@
 
 use super::{
     super::simd::{Op, Simd},
-    codes::{Batch, F16s, Int8s, Levels, add, dots},
+    codes::{Batch, F16s, Int8s, add, dots},
     pieces::{Piece, TOKENS, each_group, positions},
     softmax::{Partial, Queries, Seen, Weigh},
 };
@@ -25,9 +25,10 @@ pub struct Direct {
     sums: Vec<f32>,
     positions: [u32; TOKENS],
     len: usize,
-    /// Written a vector at a time, of which the first lane counts.
-    key_scales: [f32; TOKENS + WIDEST],
-    value_scales: [f32; TOKENS + WIDEST],
+    /// (TOKENS, D): what coarse codes stand for, of keys or of values, as signed bytes.
+    bytes: Vec<u8>,
+    key_steps: [f32; TOKENS],
+    value_steps: [f32; TOKENS],
 }
 
 impl Direct {
@@ -36,8 +37,9 @@ impl Direct {
             sums: vec![0.0; STRIP * TOKENS * WIDEST],
             positions: [0; TOKENS],
             len: 0,
-            key_scales: [0.0; TOKENS + WIDEST],
-            value_scales: [0.0; TOKENS + WIDEST],
+            bytes: Vec::new(),
+            key_steps: [0.0; TOKENS],
+            value_steps: [0.0; TOKENS],
         }
     }
 
@@ -81,7 +83,7 @@ impl<S: Simd> Op<S> for Group<'_> {
             self.pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
             return;
         }
-        self.scales(simd);
+        self.steps();
         let num_queries = self.partial.num_queries;
         let mut start = 0;
         while start < num_queries {
@@ -96,27 +98,19 @@ impl<S: Simd> Op<S> for Group<'_> {
 }
 
 impl Group<'_> {
-    #[inline(always)]
-    fn scales<S: Simd>(&mut self, simd: S) {
-        let Direct { key_scales, value_scales, .. } = self.direct;
+    fn steps(&mut self) {
+        let Direct { key_steps, value_steps, .. } = self.direct;
         let mut next = 0;
         for Piece { page, tokens, .. } in self.pieces {
             let (info, at) = (page.tier.info(), self.arena.layout().arrays(page.tier));
             let bytes = self.arena.page(page.page);
             for (format, start, out) in [
-                (info.key, at.key_scales, &mut *key_scales),
-                (info.value, at.value_scales, &mut *value_scales),
+                (info.key, at.key_scales, &mut *key_steps),
+                (info.value, at.value_scales, &mut *value_steps),
             ] {
-                let out = &mut out[next..][..tokens.len() + S::LANES];
-                if format.scale_bytes() == 0 {
-                    out.fill(1.0);
-                    continue;
-                }
-                let (scales, _) = bytes[start + 2 * tokens.start..].as_chunks::<2>();
-                for (i, scale) in scales[..tokens.len()].iter().enumerate() {
-                    let scale = simd.splat_f16(u16::from_le_bytes(*scale));
-                    // SAFETY: i < tokens.len(), and `out` is LANES longer than that.
-                    unsafe { simd.store(out.as_mut_ptr().add(i), scale) };
+                let scales = &bytes[start + tokens.start..][..tokens.len()];
+                for (out, scale) in out[next..].iter_mut().zip(scales) {
+                    *out = format.step(*scale);
                 }
             }
             next += tokens.len();
@@ -141,7 +135,7 @@ impl Group<'_> {
                 sum: &mut self.partial.sums[row],
             };
             *factor = weigh.run(simd);
-            for (weight, scale) in weights.iter_mut().zip(&self.direct.value_scales) {
+            for (weight, scale) in weights.iter_mut().zip(&self.direct.value_steps) {
                 *weight *= scale;
             }
         }
@@ -157,14 +151,18 @@ impl Group<'_> {
         let mut first = 0;
         for piece in self.pieces {
             let at = self.arena.layout().arrays(piece.page.tier);
+            let format = piece.page.tier.info().key;
             let codes = vectors(self.arena, piece, at.keys, at.key_bytes);
             let tokens = piece.tokens.len();
+            let Direct { bytes, sums, .. } = &mut *self.direct;
+            let codes = unpack(simd, format, codes, head_dim, (first, tokens), bytes);
             let codes = Batch { codes, tokens, ahead: if start == 0 { piece.ahead } else { &[] } };
-            let sums = &mut self.direct.sums[first * S::LANES..];
-            match piece.page.tier.info().key {
+            let sums = &mut sums[first * S::LANES..];
+            match format {
                 Format::F16 => dots::<S, F16s, R>(simd, queries, codes, sums),
-                Format::Int8 => dots::<S, Int8s, R>(simd, queries, codes, sums),
-                Format::Normal4 => dots::<S, Levels, R>(simd, queries, codes, sums),
+                Format::Int8 | Format::Levels(_) => {
+                    dots::<S, Int8s, R>(simd, queries, codes, sums);
+                }
             }
             first += tokens;
         }
@@ -172,7 +170,7 @@ impl Group<'_> {
 
     #[inline(always)]
     fn scores<S: Simd, const R: usize>(&self, simd: S, scores: &mut [[f32; TOKENS]; R]) {
-        let Direct { sums, key_scales, len, .. } = &*self.direct;
+        let Direct { sums, key_steps, len, .. } = &*self.direct;
         assert!(sums.len() >= R * TOKENS * S::LANES && *len <= TOKENS);
         for (r, scores) in scores.iter_mut().enumerate() {
             for token in (0..*len).step_by(S::LANES) {
@@ -180,7 +178,7 @@ impl Group<'_> {
                 // LANES, so that whole vectors of scores and scales start below `len`.
                 unsafe {
                     let rows = sums.as_ptr().add((r * TOKENS + token) * S::LANES);
-                    let scale = simd.load(key_scales.as_ptr().add(token));
+                    let scale = simd.load(key_steps.as_ptr().add(token));
                     let score = simd.mul(scale, simd.row_sums(rows));
                     simd.store(scores.as_mut_ptr().add(token), score);
                 }
@@ -197,7 +195,16 @@ impl Group<'_> {
         weights: &[[f32; TOKENS]; R],
         factors: &[f32; R],
     ) {
-        let half = self.arena.layout().head_dim / 2;
+        let head_dim = self.arena.layout().head_dim;
+        let half = head_dim / 2;
+        let mut first = 0;
+        for piece in self.pieces {
+            let at = self.arena.layout().arrays(piece.page.tier);
+            let codes = vectors(self.arena, piece, at.values, at.value_bytes);
+            let (format, tokens) = (piece.page.tier.info().value, piece.tokens.len());
+            unpack(simd, format, codes, head_dim, (first, tokens), &mut self.direct.bytes);
+            first += tokens;
+        }
         let mut channel = 0;
         while channel < half {
             // 16 registers hold the sums of 3 x 4 vectors, 32 those of 4 x 4.
@@ -247,8 +254,9 @@ impl Group<'_> {
                 Format::Int8 => {
                     add::<S, Int8s, R, N>(simd, codes, place, tokens, weights, &mut sums);
                 }
-                Format::Normal4 => {
-                    add::<S, Levels, R, N>(simd, codes, place, tokens, weights, &mut sums);
+                Format::Levels(_) => {
+                    let codes = &self.direct.bytes[tokens.start * 2 * half..];
+                    add::<S, Int8s, R, N>(simd, codes, place, tokens, weights, &mut sums);
                 }
             }
             first += piece.tokens.len();
@@ -269,4 +277,24 @@ impl Group<'_> {
 fn vectors<'a>(arena: &'a Arena, piece: &Piece, start: usize, bytes: usize) -> &'a [u8] {
     let range = start + piece.tokens.start * bytes..start + piece.tokens.end * bytes;
     &arena.page(piece.page.page)[range]
+}
+
+/// Coarse codes as signed bytes in their place of `bytes`, tokens `first..first + len`; others as
+/// they are.
+#[inline(always)]
+fn unpack<'a, S: Simd>(
+    simd: S,
+    format: Format,
+    codes: &'a [u8],
+    head_dim: usize,
+    (first, len): (usize, usize),
+    bytes: &'a mut Vec<u8>,
+) -> &'a [u8] {
+    if !matches!(format, Format::Levels(_)) {
+        return codes;
+    }
+    bytes.resize(TOKENS * head_dim, 0);
+    let bytes = &mut bytes[first * head_dim..][..len * head_dim];
+    simd.unpack(format, head_dim, codes, bytes);
+    bytes
 }

@@ -2,16 +2,11 @@
 
 use std::ops::Range;
 
-use half::f16;
-
 use super::{
     super::simd::{Op, Simd},
     pieces::{Piece, TOKENS, each_group, positions},
 };
-use crate::{
-    Arena, PageRef,
-    codec::{Format, NORMAL4},
-};
+use crate::{Arena, PageRef, codec::Format};
 
 /// Columns are padded to the widest vector.
 const WIDEST: usize = 16;
@@ -23,6 +18,8 @@ pub struct Tile {
     pub stride: usize,
     /// (TOKENS, D), before the transposition.
     rows: Vec<f32>,
+    /// Signed bytes of a page's vectors.
+    unpacked: Vec<u8>,
     /// (D, TOKENS)
     pub keys: Vec<f32>,
     /// (TOKENS, D)
@@ -41,6 +38,7 @@ impl Tile {
             head_dim,
             stride,
             rows: zeros(),
+            unpacked: Vec::new(),
             keys: zeros(),
             values: zeros(),
             positions: [0; TOKENS],
@@ -117,10 +115,11 @@ fn decode<S: Simd>(simd: S, tile: &mut Tile, arena: &Arena, pieces: &[Piece]) {
             Vectors { format, page: bytes, codes, scales, tokens }
         };
         let keys = vectors(info.key, at.keys, at.key_scales);
-        keys.decode(simd, tile.head_dim, tile.stride, &mut tile.rows[start * tile.stride..]);
+        let dims = (tile.head_dim, tile.stride);
+        keys.decode(simd, dims, &mut tile.rows[start * tile.stride..], &mut tile.unpacked);
         let values = vectors(info.value, at.values, at.value_scales);
         let out = &mut tile.values[start * tile.stride..];
-        values.decode(simd, tile.head_dim, tile.stride, out);
+        values.decode(simd, dims, out, &mut tile.unpacked);
         start += len;
     }
 }
@@ -153,41 +152,46 @@ pub struct Vectors<'a> {
 }
 
 impl Vectors<'_> {
-    /// Decodes to rows of `out`: [`Format::decode`].
+    /// Decodes to rows of `out`: [`Format::decode`]. `unpacked` is room to work in.
     #[inline(always)]
-    pub fn decode<S: Simd>(&self, simd: S, dim: usize, stride: usize, out: &mut [f32]) {
+    pub fn decode<S: Simd>(
+        &self,
+        simd: S,
+        (dim, stride): (usize, usize),
+        out: &mut [f32],
+        unpacked: &mut Vec<u8>,
+    ) {
         let Self { format, page, codes, ref tokens, .. } = *self;
         let len = format.vector_bytes(dim);
         if !dim.is_multiple_of(2 * S::LANES) {
             for (token, out) in tokens.clone().zip(out.chunks_exact_mut(stride)) {
                 let codes = &page[codes + token * len..][..len];
-                format.decode(codes, f16::from_bits(self.scale(token)), &mut out[..dim]);
+                format.decode(codes, page[self.scales + token], &mut out[..dim]);
             }
             return;
         }
         assert!(codes + tokens.end * len <= page.len());
         assert!(dim <= stride && tokens.len() * stride <= out.len());
-        for (i, token) in tokens.clone().enumerate() {
+        let mut codes = &page[codes + tokens.start * len..codes + tokens.end * len];
+        if let Format::Levels(_) = format {
+            unpacked.resize(tokens.len() * dim, 0);
+            simd.unpack(format, dim, codes, unpacked);
+            codes = unpacked;
+        }
+        for (i, (token, from)) in
+            tokens.clone().zip(codes.chunks_exact(codes.len() / tokens.len())).enumerate()
+        {
+            let step = simd.splat(format.step(page[self.scales + token]));
+            let from = from.as_ptr();
             // SAFETY: codes and floats of whole vectors inside their slices, as just seen.
             unsafe {
-                let from = page.as_ptr().add(codes + token * len);
                 let to = out.as_mut_ptr().add(i * stride);
                 match format {
                     Format::F16 => f16s(simd, dim, from, to),
-                    Format::Int8 => int8s(simd, dim, from, simd.splat_f16(self.scale(token)), to),
-                    Format::Normal4 => {
-                        normal4s(simd, dim, from, simd.splat_f16(self.scale(token)), to);
-                    }
+                    Format::Int8 | Format::Levels(_) => int8s(simd, dim, from, step, to),
                 }
             }
         }
-    }
-
-    /// The bits of a token's scale; meaningless for F16, which has none.
-    #[inline(always)]
-    fn scale(&self, token: usize) -> u16 {
-        let at = self.scales + 2 * token;
-        u16::from_le_bytes([self.page[at], self.page[at + 1]])
     }
 }
 
@@ -207,17 +211,5 @@ unsafe fn int8s<S: Simd>(simd: S, dim: usize, from: *const u8, scale: S::V, to: 
     for i in (0..dim).step_by(S::LANES) {
         // SAFETY: i + LANES <= dim.
         unsafe { simd.store(to.add(i), simd.mul(scale, simd.load_i8(from.add(i)))) };
-    }
-}
-
-#[inline(always)]
-unsafe fn normal4s<S: Simd>(simd: S, dim: usize, from: *const u8, scale: S::V, to: *mut f32) {
-    for i in (0..dim / 2).step_by(S::LANES) {
-        // SAFETY: i + LANES <= dim / 2, a multiple of LANES.
-        unsafe {
-            let (low, high) = simd.load_levels(from.add(i), &NORMAL4);
-            simd.store(to.add(i), simd.mul(scale, low));
-            simd.store(to.add(dim / 2 + i), simd.mul(scale, high));
-        }
     }
 }

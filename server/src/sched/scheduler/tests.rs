@@ -86,6 +86,7 @@ impl World {
             })
             .collect();
         let goal = Goal {
+            prices: &Default::default(),
             policy: seq.policy.policy(),
             protection: demand.protection,
             prompt_len: seq.prompt_len,

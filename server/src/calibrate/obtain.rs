@@ -1,0 +1,136 @@
+//! A calibration for a model that was just loaded.
+
+use std::cell::Cell;
+use std::io::{IsTerminal, stderr};
+use std::time::Instant;
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use keepwell_kernels::Backend;
+use keepwell_models::{LoadOptions, Loaded, fetch::cache_dir};
+use tracing::{info, warn};
+
+use super::{
+    Calibration,
+    file::Shape,
+    key::key,
+    measure,
+    store::{Known, Store},
+};
+
+/// Steps of a progress bar, and how many of them a line of the log stands for.
+const STEPS: u64 = 100;
+const STEPS_A_LINE: u64 = 20;
+
+/// From the cache, or measured now on `text` and kept there. A model that cannot be measured is
+/// served all the same, as uncalibrated as without a text.
+pub fn obtain(text: Option<&str>, loaded: &Loaded, backend: &dyn Backend) -> Calibration {
+    let Some(text) = text else { return Calibration::default() };
+    let start = Instant::now();
+    match load_or_measure(text, loaded, backend) {
+        Ok(known) => {
+            info!("{}", describe(&known, start.elapsed().as_secs_f32()));
+            known.calibration
+        }
+        Err(error) => {
+            warn!("the KV cache is not calibrated, small budgets will cost more: {error:#}");
+            Calibration::default()
+        }
+    }
+}
+
+fn load_or_measure(text: &str, loaded: &Loaded, backend: &dyn Backend) -> Result<Known> {
+    let tokens = loaded.tokenizer.encode(text, true)?;
+    let measure = || {
+        let progress = Progress::start();
+        measure(&*loaded.model, backend, &tokens, &|done| progress.report(done))
+    };
+    match store(loaded, &tokens) {
+        Ok(store) => store.load_or(&loaded.name, measure),
+        Err(error) => {
+            warn!("a calibration cannot be kept: {error:#}");
+            Ok(Known { calibration: measure()?, cached: false })
+        }
+    }
+}
+
+fn store(loaded: &Loaded, tokens: &[u32]) -> Result<Store> {
+    let config = loaded.model.config();
+    let shape =
+        Shape { num_heads: config.num_layers * config.num_kv_heads, head_dim: config.head_dim };
+    let cache = cache_dir(&LoadOptions::default())?;
+    Ok(Store::new(&cache, key(&loaded.path, tokens)?, shape))
+}
+
+fn describe(known: &Known, seconds: f32) -> String {
+    let from = match known.cached {
+        true => "cached".to_owned(),
+        false => format!("measured in {seconds:.0} s"),
+    };
+    match known.calibration.refused.join(", ") {
+        refused if refused.is_empty() => format!("KV cache calibrated ({from})"),
+        refused => format!("KV cache calibrated ({from}); never used for this model: {refused}"),
+    }
+}
+
+/// A bar on a terminal, lines in the log otherwise.
+struct Progress {
+    bar: Option<ProgressBar>,
+    /// Next step worth a line.
+    next: Cell<u64>,
+}
+
+impl Progress {
+    fn start() -> Self {
+        if !stderr().is_terminal() {
+            info!("calibrating the KV cache, once per model");
+            return Self { bar: None, next: Cell::new(STEPS_A_LINE) };
+        }
+        let bar = ProgressBar::new(STEPS);
+        let template = "calibrating the KV cache, once per model {bar:30} {percent}%, {eta} left";
+        // A template that does not parse leaves the plain bar.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Self { bar: Some(bar), next: Cell::new(0) }
+    }
+
+    /// `done`: from 0 to 1.
+    fn report(&self, done: f32) {
+        let step = (done * STEPS as f32) as u64;
+        match &self.bar {
+            Some(bar) => bar.set_position(step.min(STEPS)),
+            None if step >= self.next.get() && step < STEPS => {
+                info!("calibrating the KV cache: {step} %");
+                self.next.set(step - step % STEPS_A_LINE + STEPS_A_LINE);
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_says_where_it_came_from_and_what_was_refused() {
+        let refused = vec!["keys in 2 bits".to_owned(), "keys in 1 bit".to_owned()];
+        let calibration = Calibration { refused, ..Calibration::default() };
+        assert_eq!(
+            describe(&Known { calibration, cached: false }, 41.3),
+            "KV cache calibrated (measured in 41 s); never used for this model: keys in 2 bits, \
+             keys in 1 bit"
+        );
+        let known = Known { calibration: Calibration::default(), cached: true };
+        assert_eq!(describe(&known, 0.2), "KV cache calibrated (cached)");
+    }
+}
