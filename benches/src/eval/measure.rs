@@ -27,7 +27,10 @@ pub struct Outcome {
 }
 
 pub struct Bench<'a> {
+    /// Without calibration: the exact cache, in the basis that simulated methods turn back from.
     pub lab: Lab<'a>,
+    /// As the server runs its policies.
+    pub served: Lab<'a>,
     pub spy: &'a Spy,
     pub tokenizer: &'a TextTokenizer,
     pub stop_ids: &'a [u32],
@@ -56,7 +59,7 @@ impl Bench<'_> {
         for arm in self.arms {
             let (trial, bytes_ratio) = match arm.contender {
                 Contender::Policy(recipe) => {
-                    let mut trial = self.lab.start(recipe, capacity)?;
+                    let mut trial = self.served.start(recipe, capacity)?;
                     trial.prefill(&sample.context)?;
                     let usage = trial.usage();
                     (trial, usage.bytes as f64 / usage.f16_bytes as f64)

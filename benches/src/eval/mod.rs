@@ -23,7 +23,11 @@ use anyhow::{Context, Result, bail};
 use indicatif::HumanDuration;
 use keepwell_kernels::{Backend, available};
 use keepwell_models::{LoadOptions, load};
-use keepwell_server::{compress::Protection, trial::Lab};
+use keepwell_server::{
+    calibrate::{CalibrationText, obtain},
+    compress::Protection,
+    trial::Lab,
+};
 
 use self::{
     measure::Bench,
@@ -50,6 +54,14 @@ pub struct Arguments {
     budgets: Vec<f64>,
     #[arg(long, value_delimiter = ',', default_value = "kl,needle,lines,passkey,multiturn")]
     tasks: Vec<String>,
+    /// Text to calibrate the KV cache on: `auto` is built in, `off` does without, else a file.
+    #[arg(
+        long,
+        env = "KEEPWELL_CALIBRATION",
+        value_name = "auto|off|FILE",
+        default_value = "auto"
+    )]
+    calibration: CalibrationText,
     /// Where `eval.json`, `comparisons.json` and `index.html` go.
     #[arg(long)]
     out: PathBuf,
@@ -122,10 +134,14 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     let spy = Arc::new(Spy::new(fastest.into()));
     let backend: Arc<dyn Backend> = spy.clone();
     let loaded = load(&arguments.model, &LoadOptions::default(), backend.clone())?;
+    let text = arguments.calibration.read()?;
+    let calibration = obtain(text.as_deref(), &loaded, &*backend);
     let source = Source::new(loaded.tokenizer, loaded.template, &arguments.text)?;
     let samples = samples(&arguments.tasks, &source, &arguments.plan())?;
+    let lab = Lab::new(&*loaded.model, &*backend, arguments.chunk, Protection::default());
     let bench = Bench {
-        lab: Lab::new(&*loaded.model, &*backend, arguments.chunk, Protection::default()),
+        served: lab.calibrated(&calibration),
+        lab,
         spy: &spy,
         tokenizer: &source.tokenizer,
         stop_ids: &loaded.eos_token_ids,

@@ -252,7 +252,7 @@ fn text_view(html: &mut String, snapshot: &Snapshot) -> Result<()> {
 
 fn tooltip(token: &Token) -> String {
     let mut text = format!("{:.1} bits, score {:.2}:", token.bits, token.score);
-    for (tier, heads) in TIERS.iter().zip(token.tiers).filter(|(_, heads)| *heads > 0) {
+    for (tier, heads) in TIERS.iter().zip(&token.tiers).filter(|(_, heads)| **heads > 0) {
         text.push_str(&format!(" {} {heads}", tier.name));
     }
     if token.evicted > 0 {
