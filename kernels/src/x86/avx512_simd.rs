@@ -303,8 +303,7 @@ impl Look {
         let first = block * BLOCK / LANE;
         let zeros = [0; BLOCK];
         let start = (0..first).map(bits).sum();
-        let mut look =
-            Self { start, bytes: zeros, shifts: zeros, masks: zeros, markers: zeros };
+        let mut look = Self { start, bytes: zeros, shifts: zeros, masks: zeros, markers: zeros };
         let mut offset = 0;
         for lane in 0..BLOCK / LANE {
             let bits = bits(first + lane);

@@ -20,6 +20,9 @@ pub struct Sample<'a> {
     pub keys: &'a DMatrix<f32>,
     /// (N)
     pub weights: &'a [f32],
+    /// RoPE turns what a key is about as it moves along the context: each of these (D, D) takes
+    /// queries and keys some way further, so that the basis serves all positions.
+    pub shifts: &'a [DMatrix<f32>],
 }
 
 /// k' = F (k - mean), q' = F^-T q.
@@ -32,9 +35,15 @@ pub struct Basis {
 impl Basis {
     pub fn new(sample: &Sample) -> Self {
         let dim = sample.keys.ncols();
-        let mean = sample.keys.row_mean().transpose();
-        let covariance = covariance(sample, &mean);
-        let (root, inverse_root) = roots(sample.queries);
+        let here = sample.keys.row_mean().transpose();
+        let mean = average(sample.shifts, |shift| shift * &here);
+        let around = covariance(sample, &here);
+        let covariance = average(sample.shifts, |shift| {
+            let apart = shift * &here - &mean;
+            shift * &around * shift.transpose() + &apart * apart.transpose()
+        });
+        let queries = average(sample.shifts, |shift| shift * sample.queries * shift.transpose());
+        let (root, inverse_root) = roots(&queries);
         let SymmetricEigen { eigenvalues, eigenvectors } =
             SymmetricEigen::new(&root * covariance * &root);
         let mut order: Vec<usize> = (0..dim).collect();
@@ -52,6 +61,16 @@ impl Basis {
             mean,
         }
     }
+}
+
+fn average<M>(shifts: &[DMatrix<f32>], of: impl Fn(&DMatrix<f32>) -> M) -> M
+where
+    M: std::ops::AddAssign + std::ops::Mul<f32, Output = M>,
+{
+    let share = 1.0 / shifts.len() as f32;
+    let mut sum = of(&shifts[0]) * share;
+    shifts[1..].iter().for_each(|shift| sum += of(shift) * share);
+    sum
 }
 
 fn covariance(sample: &Sample, mean: &DVector<f32>) -> DMatrix<f32> {
@@ -120,7 +139,9 @@ mod tests {
         let mut queries = DMatrix::identity(DIM, DIM);
         queries[(9, 9)] = 0.0;
         let weights = vec![1.0; keys.nrows()];
-        (Basis::new(&Sample { queries: &queries, keys: &keys, weights: &weights }), keys)
+        let shifts = &[DMatrix::identity(DIM, DIM)];
+        let sample = Sample { queries: &queries, keys: &keys, weights: &weights, shifts };
+        (Basis::new(&sample), keys)
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::{
     Calibration,
-    observe::{HeadSample, key_basis, observe},
+    observe::{key_basis, observe, shifts},
 };
 use crate::{
     cache::Assignment,
@@ -61,7 +61,8 @@ pub fn measure(
     let lab = Lab::new(model, backend, MAX_CHUNK, protection);
     let observed = tokens.len().min(OBSERVED).min(config.context_len);
     let samples = observe(&lab, &tokens[..observed])?;
-    let bases: Vec<_> = samples.par_iter().map(HeadSample::basis).collect();
+    let shifts = shifts(config);
+    let bases: Vec<_> = samples.par_iter().map(|sample| sample.basis(&shifts)).collect();
     let basis = Arc::new(key_basis(&bases, config.head_dim)?);
     let noise: Vec<_> = samples
         .par_iter()
@@ -158,7 +159,8 @@ impl<'a> Window<'a> {
             let states = prefix.states(head)?;
             let (positions, mut scores): (Vec<u32>, Vec<f32>) =
                 states.iter().map(|state| (state.position, state.attribution)).unzip();
-            refine(&positions, &mut scores);
+            let undecided = unprotected(scores.len());
+            refine(&positions[undecided.clone()], &mut scores[undecided]);
             Ok(scores)
         });
         let scores = scores.collect::<Result<_>>()?;
@@ -169,12 +171,11 @@ impl<'a> Window<'a> {
     /// becomes of the prefix's tokens that are not protected.
     fn divergence(&self, assign: impl Fn(usize, usize) -> Assignment) -> Result<f32> {
         let mut trial = self.prefix.fork()?;
-        let Protection { sinks, recent, .. } = Protection::default();
         let len = self.prefix.len();
         let of_head = |head: usize| -> Vec<Assignment> {
-            let decide = |token: usize| match token < sinks || token + recent >= len {
-                true => Some(Tier::F16),
-                false => assign(head, token),
+            let decide = |token: usize| match unprotected(len).contains(&token) {
+                true => assign(head, token),
+                false => Some(Tier::F16),
             };
             (0..len).map(decide).collect()
         };
@@ -188,7 +189,9 @@ impl<'a> Window<'a> {
     /// The same for tokens whose importance is below the head's median, evicted in the heads named;
     /// and how much importance, in units of a token's mean, that is.
     fn eviction(&self, heads: &std::ops::Range<usize>) -> Result<(f32, f32)> {
-        let medians: Vec<f32> = self.scores.iter().map(|scores| median(scores)).collect();
+        let undecided = unprotected(self.prefix.len());
+        let median = |scores: &Vec<f32>| median(&scores[undecided.clone()]);
+        let medians: Vec<f32> = self.scores.iter().map(median).collect();
         let evicts = |head: usize, token: usize| {
             heads.contains(&head) && self.scores[head][token] < medians[head]
         };
@@ -196,12 +199,18 @@ impl<'a> Window<'a> {
             self.divergence(|head, token| (!evicts(head, token)).then_some(Tier::F16))?;
         let lost: f32 = heads
             .clone()
-            .flat_map(|head| (0..self.prefix.len()).map(move |token| (head, token)))
+            .flat_map(|head| undecided.clone().map(move |token| (head, token)))
             .filter(|(head, token)| evicts(*head, *token))
             .map(|(head, token)| self.scores[head][token])
             .sum();
-        Ok((divergence, lost / self.prefix.len() as f32))
+        Ok((divergence, lost / undecided.len() as f32))
     }
+}
+
+/// Tokens of a context that are up for a decision.
+fn unprotected(len: usize) -> std::ops::Range<usize> {
+    let Protection { sinks, recent, .. } = Protection::default();
+    sinks..len.saturating_sub(recent).max(sinks)
 }
 
 /// Measures all heads on windows of the text.

@@ -3,7 +3,8 @@
 use std::{cell::RefCell, ops::Range};
 
 use anyhow::{Context, Result};
-use keepwell_kernels::{KeyBasis, codec::Format, hadamard};
+use keepwell_kernels::{KeyBasis, Rope, codec::Format, hadamard};
+use keepwell_models::ModelConfig;
 use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 
@@ -19,6 +20,8 @@ const SINKS: usize = 4;
 const RECENT: usize = 64;
 /// No token or query counts for more than this many.
 const LARGEST_WEIGHT: f32 = 100.0;
+/// Places of the context that a basis is to serve.
+const NUM_SHIFTS: usize = 24;
 /// Share of the weights that all get alike.
 const EVEN: f32 = 0.5;
 
@@ -86,9 +89,9 @@ impl HeadSample {
     }
 
     /// The basis, on top of the rotation that keys have here.
-    pub fn basis(&self) -> Basis {
+    pub fn basis(&self, shifts: &[DMatrix<f32>]) -> Basis {
         let (queries, keys, weights) = (&self.queries, &self.keys, &self.weights[..]);
-        Basis::new(&Sample { queries, keys, weights })
+        Basis::new(&Sample { queries, keys, weights, shifts })
     }
 
     /// Variance of the logits that `format` brings about when keys are coded in it, in the basis.
@@ -177,6 +180,27 @@ fn even_out(weights: &mut [f32]) {
         weights.iter_mut().for_each(|w| *w = (*w / mean).min(limit));
     }
     weights.iter_mut().for_each(|w| *w = EVEN + (1.0 - EVEN) * *w);
+}
+
+/// What RoPE adds when a text starts later, at [`NUM_SHIFTS`] places of the context.
+pub fn shifts(config: &ModelConfig) -> Vec<DMatrix<f32>> {
+    let dim = config.head_dim;
+    let rope = Rope { attention_factor: 1.0, ..config.rope.clone() };
+    let starts: Vec<u32> =
+        (0..NUM_SHIFTS).map(|i| (i * config.context_len / NUM_SHIFTS) as u32).collect();
+    let table = rope.table(&starts);
+    let shift = |row: usize| {
+        let columns = (0..dim).map(|channel| {
+            let mut x = vec![0f32; dim];
+            x[channel] = 1.0;
+            hadamard::rotate_back(&mut x);
+            table.apply(row, &mut x);
+            hadamard::rotate(&mut x);
+            DVector::from_vec(x)
+        });
+        DMatrix::from_columns(&columns.collect::<Vec<_>>())
+    };
+    (0..NUM_SHIFTS).map(shift).collect()
 }
 
 fn coding_error(format: Format, x: &[f32]) -> DVector<f32> {

@@ -2,7 +2,7 @@
 
 use keepwell_kernels::{Move, PageLayout, Tier};
 
-use super::{Candidate, MAX_TIERS, Policy, Prices, TokenSignals, assign, score};
+use super::{Candidate, MAX_TIERS, Policy, Prices, TokenSignals, assign, refine};
 use crate::cache::{Assignment, Ledger, PageTable, REACH, Repack};
 
 /// Moves that one kernel call stages at most, unless a single head needs more.
@@ -57,11 +57,11 @@ pub fn decide(
     goal: &Goal,
     layout: &PageLayout,
 ) -> Vec<Vec<Assignment>> {
-    let protected_tier = protected_tier(table, goal, layout);
+    let protected = Protected::new(table, goal, layout);
     let heads: Vec<_> = tokens
         .iter()
         .enumerate()
-        .map(|(head, tokens)| candidates(table, head, tokens, goal, (protected_tier, layout)))
+        .map(|(head, tokens)| candidates(table, head, tokens, goal, &protected))
         .collect();
     // Pages that end early because the next position is out of their reach.
     let early_ends = table.num_heads() * MAX_TIERS * (table.len() / REACH);
@@ -69,16 +69,46 @@ pub fn decide(
 }
 
 /// What protected tokens are kept in, the finest that takes no more than an eighth of the pages.
-const PROTECTED: [Tier; 3] = [Tier::K5V5, Tier::K4V4, COARSEST_PROTECTED];
+const PROTECTED: [Tier; 4] = [Tier::K8V8, Tier::K5V5, Tier::K4V4, COARSEST_PROTECTED];
 /// And this when all of them take more.
 pub const COARSEST_PROTECTED: Tier = Tier::K3V3;
 
-fn protected_tier(table: &PageTable, goal: &Goal, layout: &PageLayout) -> Tier {
-    let covers = |position: &usize| goal.protection.covers(*position, goal.prompt_len, table.len());
-    let num_protected = (0..table.len()).filter(covers).count();
-    let pages = |tier| num_protected.div_ceil(layout.capacity(tier)) * table.num_heads();
-    let fits = PROTECTED.into_iter().find(|tier| pages(*tier) <= goal.max_pages / 8);
-    fits.unwrap_or(COARSEST_PROTECTED)
+/// The tiers of protected tokens in one event.
+struct Protected<'a> {
+    goal: &'a Goal<'a>,
+    layout: &'a PageLayout,
+    seq_len: usize,
+    /// Sinks are unlike all other keys, few, and looked at by every query: exact where that takes a
+    /// small part of the budget. The page has room for the next tokens besides.
+    sinks: Tier,
+    others: Tier,
+}
+
+impl<'a> Protected<'a> {
+    fn new(table: &PageTable, goal: &'a Goal, layout: &'a PageLayout) -> Self {
+        let seq_len = table.len();
+        let covers = |position: &usize| goal.protection.covers(*position, goal.prompt_len, seq_len);
+        let num_protected = (0..seq_len).filter(covers).count();
+        let fits = |tokens: usize, tier: Tier| {
+            tokens.div_ceil(layout.capacity(tier)) * table.num_heads() <= goal.max_pages / 8
+        };
+        let others = PROTECTED.into_iter().find(|tier| fits(num_protected, *tier));
+        let others = others.unwrap_or(COARSEST_PROTECTED);
+        let sinks = if fits(goal.protection.sinks, Tier::F16) { Tier::F16 } else { others };
+        Self { goal, layout, seq_len, sinks, others }
+    }
+
+    /// What a token is to be kept in, if it is protected. None gets finer.
+    fn tier(&self, position: u32, current: Tier) -> Option<Tier> {
+        let Goal { protection, prompt_len, .. } = self.goal;
+        let position = position as usize;
+        if !protection.covers(position, *prompt_len, self.seq_len) {
+            return None;
+        }
+        let wanted = if position < protection.sinks { self.sinks } else { self.others };
+        let coarser = self.layout.token_bytes(wanted) < self.layout.token_bytes(current);
+        Some(if coarser { wanted } else { current })
+    }
 }
 
 fn candidates(
@@ -86,25 +116,41 @@ fn candidates(
     head: usize,
     tokens: &HeadTokens,
     goal: &Goal,
-    (protected_tier, layout): (Tier, &PageLayout),
+    protected: &Protected,
 ) -> Vec<Candidate> {
     let HeadTokens { positions, signals } = tokens;
     let mut scores = vec![0f32; positions.len()];
     let seen = TokenSignals { head, seq_len: table.len(), positions, signals };
     goal.policy.score(&seen, &mut scores);
-    score::refine(positions, &mut scores);
     let tiers = table.head(head).pages.iter().flat_map(|p| (0..p.len).map(|_| p.tier));
-    let covers = |p: u32| goal.protection.covers(p as usize, goal.prompt_len, table.len());
-    positions
+    let mut candidates: Vec<_> = positions
         .iter()
         .zip(scores)
         .zip(tiers)
-        .map(|((&position, score), tier)| {
-            let coarser = layout.token_bytes(protected_tier) < layout.token_bytes(tier);
-            let fixed = covers(position).then_some(if coarser { protected_tier } else { tier });
-            Candidate { score, tier, fixed }
+        .map(|((&position, score), tier)| Candidate {
+            score,
+            tier,
+            fixed: protected.tier(position, tier),
         })
-        .collect()
+        .collect();
+    refine_undecided(positions, &mut candidates);
+    candidates
+}
+
+/// Only tokens that are up for a decision are compared with each other: what sinks draw would make
+/// all others look alike.
+fn refine_undecided(positions: &[u32], candidates: &mut [Candidate]) {
+    let undecided = |candidate: &Candidate| candidate.fixed.is_none();
+    let (positions, mut scores): (Vec<_>, Vec<_>) = positions
+        .iter()
+        .zip(candidates.iter())
+        .filter(|(_, candidate)| undecided(candidate))
+        .map(|(position, candidate)| (*position, candidate.score))
+        .unzip();
+    refine(&positions, &mut scores);
+    for (candidate, score) in candidates.iter_mut().filter(|c| undecided(c)).zip(scores) {
+        candidate.score = score;
+    }
 }
 
 /// Books the assignments and returns the moves in batches: within a batch all reads come before
