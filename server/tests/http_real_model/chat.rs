@@ -9,13 +9,14 @@ use std::{
 fn answering() -> (Child, impl BufRead) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_keepwell"))
         .args(["chat", "--model", "smollm2", "--log", "error", "--kv-memory", "256MiB"])
-        .args(["--calibration", "off"])
+        // Drawn at random, an answer may be a short one.
+        .args(["--calibration", "off", "--temperature", "0"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let stdin = child.stdin.as_mut().unwrap();
-    stdin.write_all(b"Count from one to one thousand, in words.\n").unwrap();
+    stdin.write_all(b"Tell me a very long story about a river.\n").unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
     read_until(&mut out, "e");
     (child, out)
