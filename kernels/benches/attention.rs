@@ -12,7 +12,8 @@ use keepwell_kernels::{Backend, TIERS, Tier, available};
 use world::{Case, Sequences, World};
 
 const NUM_LAYERS: f64 = 30.0;
-const LADDER: &[Tier] = &[Tier::F16, Tier::K8V8, Tier::K8V4, Tier::K4V4];
+/// Tiers that a head with a quarter of the bytes of F16 has in use.
+const LADDER: &[Tier] = &[Tier::K5V5, Tier::K5V4, Tier::K4V4, Tier::K4V4, Tier::K4V3, Tier::K3V3];
 /// (what, sequences)
 const STEPS: [(&str, Sequences); 6] = [
     ("decode at 2048", &[(2048, 1)]),

@@ -156,6 +156,8 @@ const PAGE_ALIGNMENT: usize = 64;
 pub struct PageLayout {
     pub head_dim: usize,
     pub page_bytes: usize,
+    /// Asked for in the innermost loops.
+    arrays: PerTier<PageArrays>,
 }
 
 /// Where the arrays of a page of one tier start, in bytes, and how many tokens it holds.
@@ -174,28 +176,20 @@ pub struct PageArrays {
 
 impl PageLayout {
     pub fn new(head_dim: usize) -> Self {
-        let f16_token = Self::token_bytes_for(head_dim, Tier::F16);
+        let f16_token = token_bytes(head_dim, Tier::F16);
         let page_bytes = (F16_TOKENS_PER_PAGE * f16_token).next_multiple_of(PAGE_ALIGNMENT);
-        Self { head_dim, page_bytes }
-    }
-
-    fn token_bytes_for(head_dim: usize, tier: Tier) -> usize {
-        let TierInfo { key, value, .. } = tier.info();
-        key.vector_bytes(head_dim)
-            + key.scale_bytes()
-            + value.vector_bytes(head_dim)
-            + value.scale_bytes()
-            + TOKEN_METADATA_BYTES
+        let arrays = PerTier::new(|tier| PageArrays::new(head_dim, page_bytes, tier));
+        Self { head_dim, page_bytes, arrays }
     }
 
     /// Bytes one token takes in a page of this tier, metadata included.
     pub fn token_bytes(&self, tier: Tier) -> usize {
-        Self::token_bytes_for(self.head_dim, tier)
+        token_bytes(self.head_dim, tier)
     }
 
     /// Tokens a page of this tier holds.
     pub fn capacity(&self, tier: Tier) -> usize {
-        self.page_bytes / self.token_bytes(tier)
+        self.arrays(tier).capacity
     }
 
     /// Bytes of one token's K and V in plain F16, without metadata: the unit budgets are shares of.
@@ -203,17 +197,32 @@ impl PageLayout {
         2 * Format::F16.vector_bytes(self.head_dim)
     }
 
-    pub fn arrays(&self, tier: Tier) -> PageArrays {
+    pub fn arrays(&self, tier: Tier) -> &PageArrays {
+        &self.arrays[tier]
+    }
+}
+
+fn token_bytes(head_dim: usize, tier: Tier) -> usize {
+    let TierInfo { key, value, .. } = tier.info();
+    key.vector_bytes(head_dim)
+        + key.scale_bytes()
+        + value.vector_bytes(head_dim)
+        + value.scale_bytes()
+        + TOKEN_METADATA_BYTES
+}
+
+impl PageArrays {
+    fn new(head_dim: usize, page_bytes: usize, tier: Tier) -> Self {
         let TierInfo { key, value, .. } = tier.info();
-        let capacity = self.capacity(tier);
-        let key_bytes = key.vector_bytes(self.head_dim);
-        let value_bytes = value.vector_bytes(self.head_dim);
+        let capacity = page_bytes / token_bytes(head_dim, tier);
+        let key_bytes = key.vector_bytes(head_dim);
+        let value_bytes = value.vector_bytes(head_dim);
         let values = capacity * key_bytes;
         let key_scales = values + capacity * value_bytes;
         let value_scales = key_scales + capacity * key.scale_bytes();
         let positions = value_scales + capacity * value.scale_bytes();
         let attributions = positions + capacity * 2;
-        PageArrays {
+        Self {
             capacity,
             keys: 0,
             values,

@@ -5,8 +5,9 @@ use std::arch::x86_64::*;
 use super::{
     Avx512,
     simd::{EXP2_SERIES, Op, Simd},
+    spread,
 };
-use crate::codec::{Format, LANE, LEVELS, lane_bits};
+use crate::codec::Format;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")]
 fn run<S: Simd, O: Op<S>>(simd: S, op: O) -> O::Out {
@@ -136,7 +137,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn unpack(self, format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
-        unsafe { unpack(format, dim, codes, bytes) }
+        unsafe { spread::unpack(format, dim, codes, bytes) }
     }
 
     #[inline(always)]
@@ -251,118 +252,4 @@ fn halves(half: usize) -> (__m512i, __m512i) {
     let low = _mm512_andnot_si512(bit, iota());
     let low = _mm512_mask_add_epi32(low, of_second, low, other);
     (low, _mm512_or_si512(low, bit))
-}
-
-/// Channels of a register of signed bytes.
-const BLOCK: usize = 64;
-
-/// How the codes of a block of channels become signed bytes.
-pub enum Spread {
-    /// They are such, from this byte on.
-    Bytes(usize),
-    Levels(Box<Look>),
-}
-
-/// How codes become indices into [`LEVELS`].
-pub struct Look {
-    /// First byte of the block's codes.
-    start: usize,
-    /// Brings the code bytes of a lane into its 8 bytes.
-    bytes: [u8; BLOCK],
-    /// The bit of the lane at which each code starts.
-    shifts: [u8; BLOCK],
-    masks: [u8; BLOCK],
-    markers: [u8; BLOCK],
-}
-
-impl Spread {
-    /// # Panics
-    /// For F16.
-    pub fn new(format: Format, dim: usize, block: usize) -> Self {
-        match format {
-            Format::F16 => panic!("F16 has no signed bytes"),
-            Format::Int8 => Self::Bytes(block * BLOCK),
-            Format::Levels(bits) => Self::Levels(Box::new(Look::new(&bits, dim, block))),
-        }
-    }
-
-    /// The block's channels of one coded vector.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    pub fn levels(&self, codes: &[u8]) -> __m512i {
-        match self {
-            Self::Bytes(start) => load(codes[*start..].first_chunk().expect("a whole vector")),
-            Self::Levels(look) => look.levels(codes),
-        }
-    }
-}
-
-impl Look {
-    fn new(bits: &[u8; 8], dim: usize, block: usize) -> Self {
-        let bits = |lane: usize| usize::from(lane_bits(bits, dim, lane));
-        let first = block * BLOCK / LANE;
-        let zeros = [0; BLOCK];
-        let start = (0..first).map(bits).sum();
-        let mut look = Self { start, bytes: zeros, shifts: zeros, masks: zeros, markers: zeros };
-        let mut offset = 0;
-        for lane in 0..BLOCK / LANE {
-            let bits = bits(first + lane);
-            for i in 0..LANE {
-                let channel = lane * LANE + i;
-                look.bytes[channel] = (offset + i.min(bits.saturating_sub(1))) as u8;
-                look.shifts[channel] = (bits * i) as u8;
-                look.masks[channel] = (1 << bits) - 1;
-                look.markers[channel] = 1 << bits;
-            }
-            offset += bits;
-        }
-        look
-    }
-
-    /// Bytes to lanes, bits to bytes, and one look-up.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    fn levels(&self, codes: &[u8]) -> __m512i {
-        const { assert!(LEVELS.len() == 2 * BLOCK) };
-        let codes = &codes[self.start..];
-        let mask = u64::MAX >> (BLOCK - codes.len().min(BLOCK));
-        // SAFETY: the mask leaves out what lies behind the codes; LEVELS are two blocks.
-        let (packed, low, high) = unsafe {
-            (
-                _mm512_maskz_loadu_epi8(mask, codes.as_ptr().cast()),
-                _mm512_loadu_si512(LEVELS.as_ptr().cast()),
-                _mm512_loadu_si512(LEVELS.as_ptr().add(BLOCK).cast()),
-            )
-        };
-        let words = _mm512_permutexvar_epi8(load(&self.bytes), packed);
-        let codes = _mm512_multishift_epi64_epi8(load(&self.shifts), words);
-        let codes = _mm512_and_si512(codes, load(&self.masks));
-        let index = _mm512_or_si512(codes, load(&self.markers));
-        _mm512_permutex2var_epi8(low, index, high)
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load(bytes: &[u8; BLOCK]) -> __m512i {
-    // SAFETY: 64 bytes.
-    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
-}
-
-/// [`Format::unpack`] of many vectors.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn unpack(format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
-    let len = format.vector_bytes(dim);
-    let vectors = codes.chunks_exact(len).zip(bytes.chunks_exact_mut(dim));
-    if !dim.is_multiple_of(BLOCK) {
-        return vectors.for_each(|(codes, to)| format.unpack(codes, to));
-    }
-    let spreads: Vec<_> = (0..dim / BLOCK).map(|block| Spread::new(format, dim, block)).collect();
-    for (codes, to) in vectors {
-        for (spread, to) in spreads.iter().zip(to.chunks_exact_mut(BLOCK)) {
-            // SAFETY: 64 bytes.
-            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), spread.levels(codes)) };
-        }
-    }
 }

@@ -71,7 +71,7 @@ struct Runs {
 
 impl Runs {
     fn new(layout: &PageLayout, info: &'static TierInfo) -> Self {
-        let at = layout.arrays(info.tier);
+        let at = *layout.arrays(info.tier);
         let runs = [
             (at.keys, at.key_bytes),
             (at.values, at.value_bytes),

@@ -9,6 +9,7 @@ mod avx512;
 mod avx512_simd;
 mod compact;
 mod simd;
+mod spread;
 mod write_kv;
 
 pub use avx2::Avx2;

@@ -8,27 +8,24 @@ use std::arch::x86_64::*;
 
 use super::{
     integer::{
-        CodedQueries, CodedWeights, LANES, Line, Outputs, WIDTH, dots, interleave_values,
-        transpose_keys,
+        CodedQueries, CodedWeights, LANES, Outputs, WIDTH, dots, interleave_values, transpose_keys,
     },
-    pieces::{Piece, TOKENS, each_group, positions},
+    pieces::{Piece, TOKENS, each_group},
     softmax::{Partial, Queries, Seen, Weigh},
 };
 use crate::{
     Arena, PageRef,
     codec::Format,
+    page::{PerTier, Tier},
     x86::{
         Avx512,
-        avx512_simd::Spread,
         simd::{Op, Simd},
+        spread::{Line, Spread, Wanted},
     },
 };
 
 /// Queries whose sums stay in registers.
 pub const STRIP: usize = 4;
-/// Tokens that are unpacked in a run.
-const UNROLLED: usize = 4;
-const LINE: usize = 64;
 
 /// What a thread works in.
 pub struct Coded {
@@ -43,6 +40,23 @@ pub struct Coded {
     pub key_scales: [f32; TOKENS],
     pub value_scales: [f32; TOKENS],
     pub len: usize,
+    spreads: PerTier<Spreads>,
+}
+
+/// How the registers of a tier's vectors are unpacked; none for F16.
+struct Spreads {
+    keys: Vec<Spread>,
+    values: Vec<Spread>,
+}
+
+impl Spreads {
+    fn new(tier: Tier, head_dim: usize) -> Self {
+        let of = |format| match format {
+            Format::F16 => Vec::new(),
+            format => (0..head_dim / WIDTH).map(|i| Spread::new(format, head_dim, i)).collect(),
+        };
+        Self { keys: of(tier.info().key), values: of(tier.info().value) }
+    }
 }
 
 impl Coded {
@@ -62,6 +76,7 @@ impl Coded {
             key_scales: [0.0; TOKENS],
             value_scales: [0.0; TOKENS],
             len: 0,
+            spreads: PerTier::new(|tier| Spreads::new(tier, head_dim)),
         }
     }
 
@@ -91,28 +106,30 @@ impl Coded {
     #[inline(always)]
     pub fn load(&mut self, arena: &Arena, pieces: &[Piece], i: usize, keys: bool, flip: u8) {
         let mut next = 0;
-        let mut spread: Option<(Format, Spread)> = None;
-        for piece in pieces {
-            let (info, at) = (piece.page.tier.info(), arena.layout().arrays(piece.page.tier));
-            let (format, start, bytes) = match keys {
-                true => (info.key, at.keys, at.key_bytes),
-                false => (info.value, at.values, at.value_bytes),
+        for Piece { page, tokens, ahead } in pieces {
+            let (at, spreads) = (arena.layout().arrays(page.tier), &self.spreads[page.tier]);
+            let (spread, start, bytes) = match keys {
+                true => (&spreads.keys[i], at.keys, at.key_bytes),
+                false => (&spreads.values[i], at.values, at.value_bytes),
             };
-            let tokens = &piece.tokens;
-            let page = arena.page(piece.page.page);
-            // Pages of a tier stand together.
-            if spread.as_ref().is_none_or(|(of, _)| *of != format) {
-                spread = Some((format, Spread::new(format, self.head_dim, i)));
-            }
-            let unpack = Unpack {
-                codes: &page[start + tokens.start * bytes..start + tokens.end * bytes],
-                bytes,
-                ahead: if keys && i == 0 { piece.ahead } else { &[] },
-                flip,
-                rows: &mut self.rows[next..next + tokens.len()],
-            };
-            unpack.run(spread.as_ref().map(|(_, spread)| spread).expect("made above"));
+            let codes = &arena.page(page.page)[start..][tokens.start * bytes..tokens.end * bytes];
+            let ahead = if keys && i == 0 { *ahead } else { &[] };
+            let rows = &mut self.rows[next..next + tokens.len()];
+            // SAFETY: the caller runs with AVX-512 BW and VBMI.
+            unsafe { spread.unpack(codes, Wanted { flip, ahead }, rows) };
             next += tokens.len();
+        }
+    }
+
+    /// Positions of the tokens of all pieces, and their number.
+    #[inline(always)]
+    pub fn locate(&mut self, arena: &Arena, pieces: &[Piece]) {
+        self.len = 0;
+        for Piece { page, tokens, .. } in pieces {
+            let start = arena.layout().arrays(page.tier).positions + 2 * tokens.start;
+            let offsets = &arena.page(page.page)[start..][..2 * tokens.len()];
+            to_positions(page.base, offsets, &mut self.positions[self.len..][..tokens.len()]);
+            self.len += tokens.len();
         }
     }
 
@@ -149,38 +166,17 @@ fn to_steps(format: Format, scales: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Levels of the tokens of a piece.
-struct Unpack<'a> {
-    codes: &'a [u8],
-    /// Of a vector of codes.
-    bytes: usize,
-    ahead: &'a [u8],
-    /// Added to each level without carry: 128 makes them unsigned.
-    flip: u8,
-    rows: &'a mut [Line],
-}
-
-impl Unpack<'_> {
-    #[inline(always)]
-    fn run(self, spread: &Spread) {
-        let Self { codes, bytes, ahead, flip, rows } = self;
-        // Spread over the tokens: all at once it would hold up the loads that are needed now.
-        let runs = rows.len().div_ceil(UNROLLED).max(1);
-        let mut ahead = ahead.chunks(ahead.len().div_ceil(runs * LINE).max(1) * LINE);
-        let vectors = codes.chunks(UNROLLED * bytes);
-        for (rows, codes) in rows.chunks_mut(UNROLLED).zip(vectors) {
-            for line in ahead.next().unwrap_or_default().chunks(LINE) {
-                // SAFETY: prefetching reads nothing, and SSE is part of x86-64.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-            }
-            for (row, codes) in rows.iter_mut().zip(codes.chunks_exact(bytes)) {
-                // SAFETY: the caller runs with AVX-512 BW and VBMI; a line is 64 aligned bytes.
-                unsafe {
-                    let levels = spread.levels(codes);
-                    let levels = _mm512_xor_si512(levels, _mm512_set1_epi8(flip as i8));
-                    _mm512_store_si512(row.0.as_mut_ptr().cast(), levels);
-                }
-            }
+/// Offsets of 16 bits, counted from `base`.
+#[inline(always)]
+fn to_positions(base: u32, offsets: &[u8], out: &mut [u32]) {
+    for (offsets, out) in offsets.chunks(2 * LANES).zip(out.chunks_mut(LANES)) {
+        let lanes = ((1u32 << out.len()) - 1) as u16;
+        // SAFETY: the caller runs with AVX-512 BW and VL; masked lanes are not touched.
+        unsafe {
+            let offsets = _mm256_maskz_loadu_epi16(lanes, offsets.as_ptr().cast());
+            let base = _mm512_set1_epi32(base as i32);
+            let positions = _mm512_add_epi32(base, _mm512_cvtepi16_epi32(offsets));
+            _mm512_mask_storeu_epi32(out.as_mut_ptr().cast(), lanes, positions);
         }
     }
 }
@@ -202,7 +198,7 @@ impl Op<Avx512> for Group<'_> {
     #[inline(always)]
     fn run(mut self, simd: Avx512) {
         let Self { coded, arena, pieces, queries, .. } = &mut self;
-        coded.len = positions(arena, pieces, &mut coded.positions);
+        coded.locate(arena, pieces);
         let seen = Seen::new(&coded.positions[..coded.len]);
         if !queries.visible.iter().any(|visible| seen.overlaps(visible)) {
             pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));

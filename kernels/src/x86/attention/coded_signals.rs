@@ -3,7 +3,7 @@
 use super::{
     coded::{Coded, STRIP},
     integer::{CodedQueries, WIDTH, dots, square_sums, transpose_keys},
-    pieces::{Piece, TOKENS, each_group, positions},
+    pieces::{Piece, TOKENS, each_group},
     signals::{Queries, Weigh},
     softmax::Seen,
 };
@@ -113,7 +113,7 @@ impl Op<Avx512> for Group<'_> {
     #[inline(always)]
     fn run(self, simd: Avx512) {
         let Self { coded, arena, pieces, queries, strips, signal, totals } = self;
-        coded.len = positions(arena, pieces, &mut coded.positions);
+        coded.locate(arena, pieces);
         let seen = Seen::new(&coded.positions[..coded.len]);
         let is_seen = queries.visible.iter().any(|visible| seen.overlaps(visible));
         if !is_seen && signal != Signal::KeyNorm {

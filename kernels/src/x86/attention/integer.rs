@@ -7,13 +7,13 @@
 use std::arch::x86_64::*;
 
 use super::{
-    super::{avx512_simd::transpose_parts, simd::Simd},
+    super::{avx512_simd::transpose_parts, simd::Simd, spread::Line},
     pieces::TOKENS,
 };
 use crate::x86::Avx512;
 
 /// Channels of a register.
-pub const WIDTH: usize = 64;
+pub const WIDTH: usize = crate::x86::spread::BLOCK;
 /// Groups of 4 channels of a register.
 const GROUPS: usize = WIDTH / 4;
 /// Tokens of a vector of scores.
@@ -24,15 +24,6 @@ const BYTES: usize = 3;
 const LARGEST_QUERY: f32 = 127.0 * 65_536.0;
 /// The largest code of a weight, unsigned, with room for rounding.
 const LARGEST_WEIGHT: f32 = 255.0 * 65_536.0;
-
-/// 64 bytes that lie in one line of the cache.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-pub struct Line(pub [u8; WIDTH]);
-
-impl Line {
-    pub const ZERO: Self = Self([0; WIDTH]);
-}
 
 /// Some queries in integers: q = scale * (65536 a + 256 b + c).
 pub struct CodedQueries {
