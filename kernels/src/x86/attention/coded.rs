@@ -95,7 +95,7 @@ impl Coded {
         // SAFETY: a value of `Avx512` proves the features.
         let strip = |data| unsafe { CodedQueries::new(data, self.head_dim) };
         let codes: Vec<_> = queries.data.chunks(STRIP * self.head_dim).map(strip).collect();
-        each_group(arena, pages, |pieces| {
+        each_group(simd, arena, pages, |pieces| {
             let (queries, codes) = (queries, &*codes);
             simd.vectorize(Group { coded: self, arena, pieces, queries, codes, partial });
         });

@@ -58,7 +58,7 @@ impl Coded {
         let strips: Vec<_> =
             (0..queries.lse.len()).step_by(STRIP).map(|start| Strip::new(queries, start)).collect();
         let mut next = 0;
-        each_group(arena, pages, |pieces| {
+        each_group(simd, arena, pages, |pieces| {
             let mut totals = [0f32; TOKENS];
             let (coded, totals_of) = (&mut *self, &mut totals);
             simd.vectorize(Group {

@@ -57,7 +57,7 @@ impl Direct {
         queries: &Queries,
         partial: &mut Partial,
     ) {
-        each_group(arena, pages, |pieces| {
+        each_group(simd, arena, pages, |pieces| {
             simd.vectorize(Group { direct: self, arena, pieces, queries, partial });
         });
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::simd::Simd;
 use crate::{Arena, PageRef};
 
 /// Tokens of a group: K and V of head size 64, decoded, are 16 KiB each and stay in L1.
@@ -30,7 +31,15 @@ impl Piece<'_> {
 
 /// Calls `visit` with all tokens of `pages`, [`TOKENS`] at a time.
 #[inline(always)]
-pub fn each_group(arena: &Arena, pages: &[PageRef], mut visit: impl FnMut(&[Piece])) {
+pub fn each_group<S: Simd>(
+    simd: S,
+    arena: &Arena,
+    pages: &[PageRef],
+    mut visit: impl FnMut(&[Piece]),
+) {
+    for page in pages.iter().take(PAGES_AHEAD) {
+        simd.prefetch(arena.page(page.page));
+    }
     let mut pieces = Vec::with_capacity(TOKENS);
     let mut len = 0;
     for (index, page) in pages.iter().enumerate() {

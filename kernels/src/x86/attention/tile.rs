@@ -58,7 +58,7 @@ impl Tile {
         mut visit: impl FnMut(&Tile),
     ) {
         (self.start, self.len) = (0, 0);
-        each_group(arena, pages, |pieces| {
+        each_group(simd, arena, pages, |pieces| {
             self.fill(simd, arena, pieces, &wanted, &mut visit);
         });
     }
