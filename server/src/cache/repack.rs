@@ -1,7 +1,11 @@
 //! New tiers for a head's tokens: which token goes to which slot, as plain data.
 //!
-//! The tokens of a tier stay dense: those that keep their tier close ranks in its first pages,
-//! those that arrive follow, whole pages come back. Otherwise eviction would save nothing.
+//! The tokens of a tier stay dense: those that arrive fill the gaps of those that left, the last
+//! ones fill what gaps remain, whole pages come back. Otherwise eviction would save nothing. All
+//! others stay where they are: moving a long sequence's tokens up would cost more than the rest of
+//! its event.
+
+use std::mem::take;
 
 use keepwell_kernels::{Move, PageLayout, PageRef, PerTier, Slot, Tier};
 
@@ -29,6 +33,8 @@ struct Token {
     from: Slot,
     from_tier: Tier,
     position: u32,
+    /// Its number among the slots of its old tier.
+    place: usize,
 }
 
 impl Repack {
@@ -41,23 +47,27 @@ impl Repack {
         layout: &PageLayout,
     ) -> Self {
         let old = table.head(head).clone();
-        let mut tokens = PerTier::<Vec<Token>>::default();
-        let mut arrivals = PerTier::<Vec<Token>>::default();
+        let mut staying = PerTier::<Vec<Token>>::default();
+        let mut arriving = PerTier::<Vec<Token>>::default();
+        let mut next = PerTier::<usize>::default();
         let places = old.pages.iter().flat_map(|page| {
-            (0..page.len).map(|index| (page.tier, Slot { page: page.page, index }))
+            let first = next[page.tier];
+            next[page.tier] += layout.capacity(page.tier);
+            (0..page.len).map(move |index| (page.tier, first, Slot { page: page.page, index }))
         });
-        for ((from_tier, from), (&position, &to)) in places.zip(positions.iter().zip(assignments)) {
+        let chosen = positions.iter().zip(assignments);
+        for ((from_tier, first, from), (&position, &to)) in places.zip(chosen) {
             let Some(to) = to else { continue };
-            let list = if to == from_tier { &mut tokens } else { &mut arrivals };
-            list[to].push(Token { from, from_tier, position });
+            let place = first + usize::from(from.index);
+            let list = if to == from_tier { &mut staying } else { &mut arriving };
+            list[to].push(Token { from, from_tier, position, place });
         }
-        for (tokens, arrivals) in tokens.values_mut().zip(arrivals.values_mut()) {
-            tokens.append(arrivals);
-            if table.len() > REACH {
-                // In order of position few pages have to end early.
-                tokens.sort_by_key(|token| token.position);
-            }
-        }
+        // In order of position few pages have to end early.
+        let in_order = table.len() > REACH;
+        let tokens = PerTier::new(|tier| {
+            let (stay, arrive) = (take(&mut staying[tier]), take(&mut arriving[tier]));
+            if in_order { sorted(stay, arrive) } else { fill_gaps(stay, arrive) }
+        });
         let mut repack = Self { head, tokens, old, page_change: 0 };
         let needed = repack.lay_out(layout).len();
         repack.page_change = needed as isize - repack.old.pages.len() as isize;
@@ -117,6 +127,22 @@ impl Repack {
         }
         runs
     }
+}
+
+/// The tokens of a tier in the order of their new places; `stay` is in the order of the old ones.
+fn fill_gaps(mut stay: Vec<Token>, mut arrive: Vec<Token>) -> Vec<Token> {
+    let len = stay.len() + arrive.len();
+    let kept = stay.partition_point(|token| token.place < len);
+    arrive.extend(stay.drain(kept..));
+    let (mut stay, mut arrive) = (stay.into_iter().peekable(), arrive.into_iter());
+    let at = |place| stay.next_if(|token| token.place == place).or_else(|| arrive.next());
+    (0..len).map_while(at).collect()
+}
+
+fn sorted(mut stay: Vec<Token>, arrive: Vec<Token>) -> Vec<Token> {
+    stay.extend(arrive);
+    stay.sort_by_key(|token| token.position);
+    stay
 }
 
 /// The tokens of one new page.

@@ -105,7 +105,7 @@ pub fn assign(
         let price = if upgraded { finer } else { fits };
         candidates.iter().map(|c| c.fixed.or_else(|| head.choose(c, price))).collect()
     };
-    market.iter().zip(upgraded).zip(heads).map(|(head, c)| decide(head, c)).collect()
+    market.par_iter().zip(upgraded).zip(heads).map(|(head, c)| decide(head, c)).collect()
 }
 
 /// Where a token is when nothing is squeezed.
@@ -128,7 +128,7 @@ fn bisect(heads: &[Head], max_pages: usize, layout: &PageLayout) -> (f32, f32) {
     let (mut low, mut high) = (-100f32, 100f32);
     for _ in 0..TRIALS {
         let middle = 0.5 * (low + high);
-        let total: usize = heads.iter().map(|h| pages(&h.counts(middle.exp2()), layout)).sum();
+        let total: usize = heads.par_iter().map(|h| pages(&h.counts(middle.exp2()), layout)).sum();
         if total <= max_pages { high = middle } else { low = middle }
     }
     (low.exp2(), high.exp2())

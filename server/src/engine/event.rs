@@ -1,6 +1,7 @@
 //! A compress event of one sequence: score -> price -> compact.
 
 use keepwell_kernels::{Arena, Backend, Result};
+use rayon::prelude::*;
 
 use crate::{
     cache::{Assignment, Ledger, PageTable},
@@ -64,6 +65,7 @@ pub fn read_tokens(
     table: &PageTable,
 ) -> Result<Vec<HeadTokens>> {
     (0..table.num_heads())
+        .into_par_iter()
         .map(|head| {
             let tokens = backend.attributions(arena, &table.head(head).pages)?;
             let (positions, signals) = tokens.iter().map(|t| (t.position, t.attribution)).unzip();

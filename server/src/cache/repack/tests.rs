@@ -69,6 +69,20 @@ impl World {
 }
 
 #[test]
+fn a_token_that_leaves_moves_one_other_and_not_all_behind_it() {
+    let mut world = World::new(40);
+    world.append(8 * 20);
+    let moves = world.repack(|p| (p != 3).then_some(Tier::F16));
+    assert_eq!(moves.len(), 1);
+    assert_eq!(world.stored[&moves[0].to], 159);
+    // One arrives where another leaves.
+    let moves = world.repack(|p| Some(if p == 40 { Tier::K4V4 } else { Tier::F16 }));
+    assert_eq!(moves.len(), 2);
+    let tiers = world.tiers();
+    assert_eq!((tiers[&40], tiers.len()), (Tier::K4V4, 159));
+}
+
+#[test]
 fn tokens_that_keep_their_tier_and_place_do_not_move() {
     let mut world = World::new(10);
     world.append(20);
@@ -84,7 +98,7 @@ fn holes_close_and_whole_pages_come_back() {
     world.append(32);
     world.repack(|p| p.is_multiple_of(4).then_some(Tier::F16));
     assert_eq!(world.table.num_pages(), 1);
-    assert_eq!(world.positions(), [0, 4, 8, 12, 16, 20, 24, 28]);
+    assert_eq!(world.positions(), [0, 8, 12, 16, 4, 20, 24, 28]);
     assert_eq!(world.table.num_evicted(), 24);
 }
 
