@@ -43,7 +43,8 @@ struct Look {
 pub struct Wanted<'a> {
     /// Flips bits of each level: 128 makes them unsigned.
     pub flip: u8,
-    /// What to ask for from memory on the way: all at once it would hold up the loads needed now.
+    /// What to ask for from memory on the way, a line with each vector: all at once would hold up the
+    /// loads that are needed now.
     pub ahead: &'a [u8],
 }
 
@@ -90,10 +91,9 @@ impl Spread {
         assert!(codes.len() >= rows.len() * self.vector_bytes);
         let mask = u64::MAX >> (BLOCK - self.len.clamp(1, BLOCK));
         let flip = _mm512_set1_epi8(flip as i8);
-        let lines_ahead = ahead.len().div_ceil(LINE).div_ceil(rows.len().max(1));
         // A run of its own for each case keeps what it needs in registers.
         match &self.look {
-            None => self.each(codes, (mask, ahead, lines_ahead), rows, |bytes| {
+            None => self.each(codes, (mask, ahead), rows, |bytes| {
                 _mm512_xor_si512(bytes, flip)
             }),
             Some(look) => {
@@ -107,7 +107,7 @@ impl Spread {
                     (low, _mm512_loadu_si512(levels.add(BLOCK).cast()))
                 };
                 let (low, high) = (_mm512_xor_si512(low, flip), _mm512_xor_si512(high, flip));
-                self.each(codes, (mask, ahead, lines_ahead), rows, |packed| {
+                self.each(codes, (mask, ahead), rows, |packed| {
                     let words = _mm512_permutexvar_epi8(bytes, packed);
                     let codes = _mm512_multishift_epi64_epi8(shifts, words);
                     // (codes & masks) | markers
@@ -122,18 +122,13 @@ impl Spread {
     fn each(
         &self,
         codes: &[u8],
-        (mask, ahead, lines_ahead): (u64, &[u8], usize),
+        (mask, ahead): (u64, &[u8]),
         rows: &mut [Line],
         levels: impl Fn(__m512i) -> __m512i,
     ) {
-        let mut ahead = ahead.as_ptr();
+        let mut lines = ahead.chunks(LINE);
         let mut from = codes.as_ptr().wrapping_add(self.start);
-        for row in rows {
-            for _ in 0..lines_ahead {
-                // SAFETY: prefetching reads nothing, wherever it points, and SSE is part of x86-64.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
-                ahead = ahead.wrapping_add(LINE);
-            }
+        let mut one = |row: &mut Line| {
             // SAFETY: the caller runs with AVX-512 BW. The mask leaves out what does not belong to the
             // block, which lies inside the vector, and there are as many vectors as rows.
             unsafe {
@@ -141,7 +136,16 @@ impl Spread {
                 _mm512_store_si512(row.0.as_mut_ptr().cast(), levels(packed));
             }
             from = from.wrapping_add(self.vector_bytes);
+        };
+        let (fours, rest) = rows.as_chunks_mut::<4>();
+        for four in fours {
+            for line in lines.by_ref().take(4) {
+                // SAFETY: prefetching reads nothing, and SSE is part of x86-64.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+            }
+            four.iter_mut().for_each(&mut one);
         }
+        rest.iter_mut().for_each(one);
     }
 }
 

@@ -27,6 +27,13 @@ use crate::{
 /// Queries whose sums stay in registers.
 pub const STRIP: usize = 4;
 
+/// The queries (queries, D) in integers, [`STRIP`] at a time.
+pub fn code(_: Avx512, data: &[f32], head_dim: usize) -> Vec<CodedQueries> {
+    // SAFETY: a value of `Avx512` proves the features.
+    let strip = |data| unsafe { CodedQueries::new(data, head_dim) };
+    data.chunks(STRIP * head_dim).map(strip).collect()
+}
+
 /// What a thread works in.
 pub struct Coded {
     pub head_dim: usize,
@@ -80,23 +87,16 @@ impl Coded {
         }
     }
 
-    /// Adds the tokens of `pages`, none of which is F16.
+    /// Adds the tokens of `pages`, none of which is F16. `codes` are those of `queries`.
     pub fn attend(
         &mut self,
         simd: Avx512,
         arena: &Arena,
         pages: &[PageRef],
-        queries: &Queries,
+        (queries, codes): (&Queries, &[CodedQueries]),
         partial: &mut Partial,
     ) {
-        if pages.is_empty() {
-            return;
-        }
-        // SAFETY: a value of `Avx512` proves the features.
-        let strip = |data| unsafe { CodedQueries::new(data, self.head_dim) };
-        let codes: Vec<_> = queries.data.chunks(STRIP * self.head_dim).map(strip).collect();
         each_group(simd, arena, pages, |pieces| {
-            let (queries, codes) = (queries, &*codes);
             simd.vectorize(Group { coded: self, arena, pieces, queries, codes, partial });
         });
     }
@@ -113,7 +113,9 @@ impl Coded {
                 false => (&spreads.values[i], at.values, at.value_bytes),
             };
             let codes = &arena.page(page.page)[start..][tokens.start * bytes..tokens.end * bytes];
-            let ahead = if keys && i == 0 { *ahead } else { &[] };
+            // Half of it with the keys and half with the values.
+            let (first, second) = ahead.split_at(ahead.len() / 2);
+            let ahead = if i > 0 { &[] } else if keys { first } else { second };
             let rows = &mut self.rows[next..next + tokens.len()];
             // SAFETY: the caller runs with AVX-512 BW and VBMI.
             unsafe { spread.unpack(codes, Wanted { flip, ahead }, rows) };

@@ -75,24 +75,24 @@ impl Coded {
         });
     }
 
-    /// The tokens' K or V, turned as [`dots`] reads them, and the squares of their levels.
+    /// The tokens' K or V, turned as [`dots`] reads them.
     #[inline(always)]
-    fn turn(
-        &mut self,
-        simd: Avx512,
-        arena: &Arena,
-        pieces: &[Piece],
-        keys: bool,
-        squares: &mut [f32; TOKENS],
-    ) {
+    fn turn(&mut self, simd: Avx512, arena: &Arena, pieces: &[Piece], keys: bool) {
         for i in 0..self.head_dim / WIDTH {
             self.load(arena, pieces, i, keys, 128);
             let lines = &mut self.keys[i * TOKENS..(i + 1) * TOKENS];
             // SAFETY: a value of `Avx512` proves the features.
             unsafe { transpose_keys(simd, &self.rows, self.len, lines) };
         }
-        // SAFETY: as above.
-        unsafe { square_sums(&self.keys, self.len, squares) };
+    }
+
+    /// Squares of the levels that were turned.
+    #[inline(always)]
+    fn squares(&self, _: Avx512) -> [f32; TOKENS] {
+        let mut squares = [0f32; TOKENS];
+        // SAFETY: a value of `Avx512` proves the features.
+        unsafe { square_sums(&self.keys, self.len, &mut squares) };
+        squares
     }
 }
 
@@ -121,9 +121,9 @@ impl Op<Avx512> for Group<'_> {
             return;
         }
         coded.scales(arena, pieces);
-        let mut squares = [0f32; TOKENS];
-        coded.turn(simd, arena, pieces, true, &mut squares);
+        coded.turn(simd, arena, pieces, true);
         if signal == Signal::KeyNorm {
+            let squares = coded.squares(simd);
             for ((total, square), scale) in totals.iter_mut().zip(squares).zip(coded.key_scales) {
                 *total = 1.0 / (scale * square.sqrt()).max(f32::MIN_POSITIVE);
             }
@@ -136,7 +136,8 @@ impl Op<Avx512> for Group<'_> {
         }
         let mut distances = [[0f32; TOKENS]; MAX_QUERIES];
         if signal == Signal::Deletion {
-            coded.turn(simd, arena, pieces, false, &mut squares);
+            coded.turn(simd, arena, pieces, false);
+            let squares = coded.squares(simd);
             products(coded, strips, |strip| &strip.outs, &mut distances);
             let out_squares = strips.iter().flat_map(|strip| &strip.out_squares);
             for (query, (products, square)) in distances.iter_mut().zip(out_squares).enumerate() {

@@ -23,8 +23,9 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use self::{
-    coded::Coded,
+    coded::{Coded, code},
     direct::{Direct, MAX_QUERIES},
+    integer::CodedQueries,
     pieces::TOKENS,
     softmax::{Partial, Queries},
     tile::Tile,
@@ -44,6 +45,8 @@ const TOKENS_PER_PART: usize = 512;
 const TOKENS_PER_TILED_PART: usize = 4096;
 /// Rows whose parts are merged on another thread.
 const MIN_ROWS: usize = 16;
+/// (block, KV head)s whose queries are prepared on another thread.
+const MIN_ASKED: usize = 16;
 
 /// Some rows of a span.
 struct Block {
@@ -57,9 +60,16 @@ struct Block {
 
 /// One part of the pages of a KV head, for the rows of a block.
 struct Item<'a> {
-    rows: Range<usize>,
-    kv_head: usize,
+    /// Number of (block, KV head).
+    asked: usize,
     pages: &'a [PageRef],
+}
+
+/// The queries of a block to one KV head.
+struct Asked {
+    queries: Queries,
+    /// In integers, where codes are multiplied as such.
+    codes: Vec<CodedQueries>,
 }
 
 /// See [`crate::Backend::attention`].
@@ -75,10 +85,11 @@ pub fn attention<S: Simd>(
     let blocks = blocks(layer, &heads, plan);
     let items = items(layer, &blocks, plan);
     let step = Step { simd, arena, plan, heads: &heads };
-    let partials: Vec<Partial> = with_slice("attention", q, |q| {
-        let items = items.par_iter().with_max_len(1);
-        items.map(|item| with_scratch(head_dim, |scratch| step.attend(q, item, scratch))).collect()
-    })?;
+    let asked: Vec<Asked> = with_slice("attention", q, |q| step.ask(q, &blocks))?;
+    let attend = |item: &Item| {
+        with_scratch(head_dim, |scratch| step.attend(&asked[item.asked], item.pages, scratch))
+    };
+    let partials: Vec<Partial> = items.par_iter().with_max_len(1).map(attend).collect();
     let width = heads.num_heads * head_dim;
     let mut out = vec![0f32; heads.num_rows * width];
     let mut lse = vec![0f32; heads.num_rows * heads.num_heads];
@@ -125,13 +136,14 @@ fn num_tokens(pages: &[PageRef]) -> usize {
 /// The items of a block are ordered by KV head, then by part.
 fn items<'a>(layer: usize, blocks: &[Block], plan: &'a AttentionPlan) -> Vec<Item<'a>> {
     let mut items = Vec::new();
-    for block in blocks {
+    for (index, block) in blocks.iter().enumerate() {
         for kv_head in 0..plan.num_kv_heads {
+            let asked = index * plan.num_kv_heads + kv_head;
             let pages = plan.pages(layer, block.span, kv_head);
             for part in 0..block.parts {
                 let range =
                     pages.len() * part / block.parts..pages.len() * (part + 1) / block.parts;
-                items.push(Item { rows: block.rows.clone(), kv_head, pages: &pages[range] });
+                items.push(Item { asked, pages: &pages[range] });
             }
         }
     }
@@ -168,8 +180,10 @@ impl Scratch {
 fn with_scratch<R>(head_dim: usize, work: impl FnOnce(&mut Scratch) -> R) -> R {
     thread_local!(static SCRATCH: RefCell<Option<Scratch>> = const { RefCell::new(None) });
     SCRATCH.with_borrow_mut(|scratch| {
-        let known = scratch.take().filter(|scratch| scratch.head_dim == head_dim);
-        work(scratch.insert(known.unwrap_or_else(|| Scratch::new(head_dim))))
+        if scratch.as_ref().is_none_or(|scratch| scratch.head_dim != head_dim) {
+            *scratch = Some(Scratch::new(head_dim));
+        }
+        work(scratch.as_mut().expect("made above"))
     })
 }
 
@@ -182,38 +196,62 @@ struct Step<'a, S> {
 }
 
 impl<S: Simd> Step<'_, S> {
-    /// q (T, H * D)
-    fn attend(&self, q: &[f32], item: &Item, scratch: &mut Scratch) -> Partial {
+    /// The queries of each (block, KV head); q (T, H * D).
+    fn ask(&self, q: &[f32], blocks: &[Block]) -> Vec<Asked> {
+        let kv_heads = self.plan.num_kv_heads;
+        (0..blocks.len() * kv_heads)
+            .into_par_iter()
+            .with_min_len(MIN_ASKED)
+            .map(|i| {
+                let queries = self.queries(q, &blocks[i / kv_heads].rows, i % kv_heads);
+                let head_dim = self.arena.layout().head_dim;
+                let wide = self.simd.wide().filter(|_| Coded::serves(head_dim));
+                let codes = match wide {
+                    Some(wide) if Direct::serves::<S>(&queries, head_dim) => {
+                        code(wide, &queries.data, head_dim)
+                    }
+                    _ => Vec::new(),
+                };
+                Asked { queries, codes }
+            })
+            .collect()
+    }
+
+    fn attend(&self, asked: &Asked, pages: &[PageRef], scratch: &mut Scratch) -> Partial {
         let Scratch { tile, direct, coded, .. } = scratch;
-        let queries = self.queries(q, item);
+        let Asked { queries, codes } = asked;
         let mut partial = Partial::new(queries.visible.len(), tile.stride);
-        if Direct::serves::<S>(&queries, tile.head_dim) {
-            let Some(wide) = self.simd.wide().filter(|_| Coded::serves(tile.head_dim)) else {
-                direct.attend(self.simd, self.arena, item.pages, &queries, &mut partial);
+        if Direct::serves::<S>(queries, tile.head_dim) {
+            let Some(wide) = self.simd.wide().filter(|_| !codes.is_empty()) else {
+                direct.attend(self.simd, self.arena, pages, queries, &mut partial);
                 return partial;
             };
-            let (floats, codes): (Vec<_>, Vec<_>) =
-                item.pages.iter().partition(|page| page.tier == Tier::F16);
-            coded.attend(wide, self.arena, &codes, &queries, &mut partial);
-            direct.attend(self.simd, self.arena, &floats, &queries, &mut partial);
+            let is_float = |page: &PageRef| page.tier == Tier::F16;
+            for pages in pages.chunk_by(|a, b| is_float(a) == is_float(b)) {
+                if is_float(&pages[0]) {
+                    direct.attend(self.simd, self.arena, pages, queries, &mut partial);
+                } else {
+                    coded.attend(wide, self.arena, pages, (queries, codes), &mut partial);
+                }
+            }
             return partial;
         }
         let starts = queries.visible.iter().map(|visible| visible.start);
         let ends = queries.visible.iter().map(|visible| visible.end);
         let wanted = starts.min().unwrap_or(0)..ends.max().unwrap_or(0);
-        tile.each(self.simd, self.arena, item.pages, wanted, |tile| {
-            partial.add(self.simd, &queries, tile);
+        tile.each(self.simd, self.arena, pages, wanted, |tile| {
+            partial.add(self.simd, queries, tile);
         });
         partial
     }
 
-    fn queries(&self, q: &[f32], item: &Item) -> Queries {
+    fn queries(&self, q: &[f32], rows: &Range<usize>, kv_head: usize) -> Queries {
         let Heads { num_heads, group, .. } = *self.heads;
         let head_dim = self.arena.layout().head_dim;
         let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
         let mut queries = Queries { data: Vec::new(), visible: Vec::new() };
-        for row in item.rows.clone() {
-            let start = (row * num_heads + item.kv_head * group) * head_dim;
+        for row in rows.clone() {
+            let start = (row * num_heads + kv_head * group) * head_dim;
             queries.data.extend(q[start..start + group * head_dim].iter().map(|q| q * scale));
             let visible = self.plan.visible(self.plan.positions[row]);
             queries.visible.extend(std::iter::repeat_n(visible, group));

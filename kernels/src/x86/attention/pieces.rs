@@ -10,6 +10,9 @@ pub const TOKENS: usize = 64;
 /// Pages asked for from memory before their turn: they lie anywhere, so the hardware cannot guess.
 const PAGES_AHEAD: usize = 4;
 
+/// Pieces of most groups.
+const PIECES: usize = 8;
+
 /// Tokens `tokens` of a page.
 pub struct Piece<'a> {
     pub page: &'a PageRef,
@@ -40,7 +43,7 @@ pub fn each_group<S: Simd>(
     for page in pages.iter().take(PAGES_AHEAD) {
         simd.prefetch(arena.page(page.page));
     }
-    let mut pieces = Vec::with_capacity(TOKENS);
+    let mut pieces = Vec::with_capacity(PIECES);
     let mut len = 0;
     for (index, page) in pages.iter().enumerate() {
         let ahead = pages.get(index + PAGES_AHEAD).map_or(&[][..], |ahead| arena.page(ahead.page));
