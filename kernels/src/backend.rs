@@ -10,6 +10,8 @@ use crate::{
     portable::{self, Portable},
 };
 
+#[cfg(any(feature = "cuda", feature = "cuda-emu"))]
+use crate::cuda;
 #[cfg(target_arch = "x86_64")]
 use crate::x86;
 
@@ -47,6 +49,11 @@ pub trait Backend: Send + Sync {
 
     fn device(&self) -> Device {
         Device::Cpu
+    }
+
+    /// Whether its arenas and tensors lie where the host does not see them.
+    fn has_own_memory(&self) -> bool {
+        false
     }
 
     fn arena(&self, layout: crate::PageLayout, num_pages: usize) -> Result<Arena> {
@@ -134,6 +141,12 @@ const BACKENDS: &[Probe] = &[
     #[cfg(target_arch = "x86_64")]
     || Some(Box::new(x86::Avx2::new()?)),
     || Some(Box::new(Portable)),
+    #[cfg(feature = "cuda-emu")]
+    || Some(Box::new(cuda::Emulator::all()[0]())),
+    #[cfg(feature = "cuda-emu")]
+    || Some(Box::new(cuda::Emulator::all()[1]())),
+    #[cfg(feature = "cuda-emu")]
+    || Some(Box::new(cuda::Emulator::all()[2]())),
 ];
 
 /// The backends this machine can run, fastest first; never empty.

@@ -8,6 +8,8 @@ pub mod arena;
 pub mod backend;
 pub mod basis;
 pub mod codec;
+#[cfg(any(feature = "cuda", feature = "cuda-emu"))]
+pub mod cuda;
 mod error;
 pub mod hadamard;
 pub mod linear;
