@@ -4,7 +4,7 @@
 #include <cuda_fp16.h>
 // All shared memory is dynamic: the launcher says how much, and the emulator can guard its end.
 #define KERNEL(name, Args, threads) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a)
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Args a)
 #define SHARED(name) extern __shared__ __align__(16) uint8_t name[]
 #endif
 #include "args.h"

@@ -24,7 +24,7 @@ mod tensor;
 pub mod x86;
 
 pub use arena::Arena;
-pub use backend::{Attended, Backend, Linear, available};
+pub use backend::{Attended, Backend, Choice, Linear, available, open};
 pub use basis::{HeadBasis, KeyBasis};
 pub use error::{Error, Result};
 pub use matrix::RawMatrix;

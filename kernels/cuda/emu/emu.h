@@ -101,12 +101,13 @@ inline __half __float2half_rn(float x) {
     const uint32_t bits = __float_as_uint(x), sign = bits >> 16 & 0x8000;
     const float size = fabsf(x);
     if (size != size) return {static_cast<uint16_t>(sign | 0x7e00)};
+    if (size == 0.0f) return {static_cast<uint16_t>(sign)};
     if (size >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00)};
     int exponent = 0;
     frexpf(size, &exponent);  // size in [2^(exponent-1), 2^exponent)
     const int unit = exponent - 11 < -24 ? -24 : exponent - 11;
     // Exact up to here; rintf rounds ties to even. A carry into the next exponent comes out right.
     const uint32_t steps = static_cast<uint32_t>(rintf(ldexpf(size, -unit)));
-    const uint32_t half = unit == -24 ? steps : (uint32_t(unit + 25 - 1) << 10) + steps;
+    const uint32_t half = unit == -24 ? steps : (uint32_t(unit + 24) << 10) + steps;
     return {static_cast<uint16_t>(sign | half)};
 }

@@ -29,6 +29,11 @@ pub trait Gpu: Send + Sync + 'static {
 
     fn num_multiprocessors(&self) -> usize;
 
+    /// Bytes that can still be had, if it has memory of its own.
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Memory that holds anything.
     fn alloc(&self, bytes: usize) -> Result<Self::Buffer>;
 
