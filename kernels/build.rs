@@ -74,9 +74,8 @@ mod device {
         for entry in fs::read_dir("cuda").expect("the kernels are there").flatten() {
             if entry.path().extension().is_some_and(|extension| extension == "cu") {
                 let text = fs::read_to_string(entry.path()).expect("kernels are text");
-                let name = |line: &str| {
-                    Some(line.strip_prefix("KERNEL(")?.split(',').next()?.to_owned())
-                };
+                let name =
+                    |line: &str| Some(line.strip_prefix("KERNEL(")?.split(',').next()?.to_owned());
                 names.extend(text.lines().filter_map(name));
             }
         }
@@ -209,14 +208,14 @@ mod emulator {
         (
             "attention_prefill overwrites keys that others still read",
             "attention_prefill.cu",
-            "            __syncthreads(); // the keys were read\n",
+            "        __syncthreads(); // the keys were read\n",
             "",
         ),
         (
             "attention_prefill reads the values before they are there",
             "attention_prefill.cu",
-            "tile);\n            __syncthreads();\n            rows.add_values",
-            "tile);\n            rows.add_values",
+            "tile);\n        __syncthreads();\n        rows.add_values",
+            "tile);\n        rows.add_values",
         ),
         (
             "the rotation overwrites what others still read",

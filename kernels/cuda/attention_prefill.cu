@@ -1,56 +1,90 @@
 // Attention of many queries over the pages of their sequence, one tile of queries to a block: parts
 // as in attention_decode.cu.
 //
-// Tiles of tokens are decoded into shared memory: K for the scores, then V in its place. Sums stay in
-// float: what is lost to half precision here, no later step brings back. A thread of 256 owns 16
-// channels at most of one query's output, and the same query's scores.
+// Tiles of tokens, from as many pages as it takes, are decoded into shared memory: K for the scores,
+// then V in its place. Sums stay in float: what is lost to half precision here, no later step brings
+// back. A thread of 256 owns 16 channels at most of one query's output, and a share of its scores.
 //
-// Reads the pages once per tile: len * bytes(tier) * ceil(queries / TILE), mostly from L2; the floor
-// is one reading. Multiplies 2 * 2 * queries * len * D times, which bounds it: floats, no tensor
-// cores yet.
+// Reads the pages once per tile of queries: len * bytes(tier) * ceil(queries / QUERIES), mostly from
+// L2; the floor is one reading. Tiles that no query sees are not decoded. Multiplies 2 * 2 * queries *
+// len * D times, which bounds it: floats, no tensor cores yet.
 #include "page.cuh"
 
 constexpr uint32_t PREFILL_THREADS = 256;
 constexpr uint32_t OWN_CHANNELS = 16;
-constexpr uint32_t TOKENS = 16; // of a tile
+constexpr uint32_t NONE = 0xffffffffu;
 
-// Shared memory of a block of QUERIES queries. Rows are padded so that neighbours meet different
-// banks.
+// Shared memory of a block of QUERIES queries and as many tokens. Rows are padded so that neighbours
+// meet different banks.
 template <uint32_t QUERIES>
 struct Tile {
-    int8_t* levels;    // (128)
-    float* scores;     // (QUERIES, TOKENS), then the shares
-    uint32_t* tokens;  // (TOKENS): positions
-    float* q;          // (QUERIES, D + 4)
-    float* vectors;    // (TOKENS, D + 4): K, then V
+    static constexpr uint32_t TOKENS = QUERIES;
+    int8_t* levels;      // (128)
+    float* scores;       // (QUERIES, TOKENS): the shares
+    uint32_t* pages;     // (TOKENS): number in the plan, NONE for a token that is not there
+    uint32_t* indices;   // (TOKENS): place in the page
+    uint32_t* positions; // (TOKENS)
+    float* q;            // (QUERIES, D + 4)
+    float* vectors;      // (TOKENS, D + 4): K, then V
     uint32_t stride;
 
     __device__ Tile(uint8_t* memory, uint32_t dim) {
         levels = reinterpret_cast<int8_t*>(memory);
         scores = reinterpret_cast<float*>(memory + NUM_LEVELS);
-        tokens = reinterpret_cast<uint32_t*>(scores + QUERIES * TOKENS);
-        q = reinterpret_cast<float*>(tokens + TOKENS);
+        pages = reinterpret_cast<uint32_t*>(scores + QUERIES * TOKENS);
+        indices = pages + TOKENS;
+        positions = indices + TOKENS;
+        q = reinterpret_cast<float*>(positions + TOKENS);
         stride = dim + 4;
         vectors = q + QUERIES * stride;
     }
+
+    __device__ bool sees(Sight sight, uint32_t token) const {
+        return pages[token] != NONE && sight.sees(positions[token]);
+    }
 };
 
-// Decodes K or V of `count` tokens of a page, from `start` on, into the tile. The rest is zero.
+// A token of a run of pages.
+struct Cursor {
+    uint32_t page, index;
+
+    // Goes on by `count` tokens; at the end, `page` is `end`.
+    __device__ void advance(const Page* pages, uint32_t end, uint32_t count) {
+        index += count;
+        while (page < end && index >= pages[page].len) {
+            index -= pages[page].len;
+            page++;
+        }
+    }
+};
+
+// Finds the tile's tokens from `start` on, one thread each, and their positions.
+template <uint32_t QUERIES>
+__device__ inline void find_tokens(
+    const AttentionArgs& a, const AttentionJob& job, Cursor start, Tile<QUERIES>& tile) {
+    const uint32_t token = threadIdx.x;
+    if (token >= Tile<QUERIES>::TOKENS) return;
+    start.advance(a.pages, job.page_end, token);
+    const bool exists = start.page < job.page_end;
+    tile.pages[token] = exists ? start.page : NONE;
+    tile.indices[token] = start.index;
+    if (!exists) return;
+    const Page page = a.pages[start.page];
+    tile.positions[token] = token_at(a.cache, page.page, page.tier, start.index).position(page.base);
+}
+
+// Decodes K or V of the tile's tokens. What is not there is zero.
 template <uint32_t QUERIES, bool IS_KEY>
-__device__ inline void load_tokens(
-    const Cache& cache, const Page& page, uint32_t start, uint32_t count, Tile<QUERIES>& tile) {
-    const uint32_t lanes = cache.head_dim / 8;
-    for (uint32_t i = threadIdx.x; i < TOKENS * lanes; i += blockDim.x) {
+__device__ inline void load_tokens(const AttentionArgs& a, Tile<QUERIES>& tile) {
+    const uint32_t lanes = a.cache.head_dim / 8;
+    for (uint32_t i = threadIdx.x; i < Tile<QUERIES>::TOKENS * lanes; i += blockDim.x) {
         const uint32_t token = i / lanes, lane = i % lanes;
         float x[8] = {};
-        if (token < count) {
-            const TokenRef ref = token_at(cache, page.page, page.tier, start + token);
-            if (IS_KEY) {
-                ref.key(lane, tile.levels, x);
-                if (lane == 0) tile.tokens[token] = ref.position(page.base);
-            } else {
-                ref.value(lane, tile.levels, x);
-            }
+        if (tile.pages[token] != NONE) {
+            const Page page = a.pages[tile.pages[token]];
+            const TokenRef ref = token_at(a.cache, page.page, page.tier, tile.indices[token]);
+            if (IS_KEY) ref.key(lane, tile.levels, x);
+            else ref.value(lane, tile.levels, x);
         }
         float4* to = reinterpret_cast<float4*>(tile.vectors + token * tile.stride + 8 * lane);
         to[0] = make_float4(x[0], x[1], x[2], x[3]);
@@ -63,17 +97,17 @@ __device__ inline void load_tokens(
 template <uint32_t QUERIES>
 struct Rows {
     static constexpr uint32_t THREADS = PREFILL_THREADS / QUERIES; // of a query
-    static constexpr uint32_t OWN_TOKENS = TOKENS / THREADS == 0 ? 1 : TOKENS / THREADS;
+    static constexpr uint32_t TOKENS = Tile<QUERIES>::TOKENS;
+    static constexpr uint32_t OWN_TOKENS = TOKENS / THREADS;
     float max, sum, out[OWN_CHANNELS];
 
-    __device__ void attend(Tile<QUERIES>& tile, Sight sight, uint32_t count, uint32_t dim) {
+    __device__ void attend(Tile<QUERIES>& tile, Sight sight, uint32_t dim) {
         const uint32_t query = threadIdx.x / THREADS, lane = threadIdx.x % THREADS;
         float scores[OWN_TOKENS], most = max;
 #pragma unroll
         for (uint32_t i = 0; i < OWN_TOKENS; i++) {
             const uint32_t token = lane + i * THREADS;
-            const bool seen = token < count && sight.sees(tile.tokens[token]);
-            scores[i] = seen ? dot(tile, query, token, dim) : -INFINITY;
+            scores[i] = tile.sees(sight, token) ? dot(tile, query, token, dim) : -INFINITY;
             most = fmaxf(most, scores[i]);
         }
         for (uint32_t d = THREADS / 2; d > 0; d /= 2) most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, d));
@@ -83,7 +117,7 @@ struct Rows {
         for (uint32_t i = 0; i < OWN_TOKENS; i++) {
             const uint32_t token = lane + i * THREADS;
             const float share = scores[i] == -INFINITY ? 0.0f : expf(scores[i] - most);
-            if (token < TOKENS) tile.scores[query * TOKENS + token] = share;
+            tile.scores[query * TOKENS + token] = share;
             total += share;
         }
         for (uint32_t d = THREADS / 2; d > 0; d /= 2) total += __shfl_xor_sync(FULL_WARP, total, d);
@@ -140,22 +174,23 @@ __device__ inline void prefill(const AttentionArgs& a, uint8_t* memory) {
     Sight seen = {1, 0};
     if (query < count) seen = sight(a.positions[job.first_row + (job.query_start + query) / a.group], a.window);
     Rows<QUERIES> rows = {-INFINITY, 0.0f, {}};
-    for (uint32_t p = job.page_start; p < job.page_end; p++) {
-        const Page page = a.pages[p];
-        for (uint32_t start = 0; start < page.len; start += TOKENS) {
-            const uint32_t here = min(TOKENS, page.len - start);
-            __syncthreads(); // the levels are there; the values before were read
-            load_tokens<QUERIES, true>(a.cache, page, start, here, tile);
-            __syncthreads();
-            bool any = false;
-            for (uint32_t token = 0; token < here; token++) any = any || seen.sees(tile.tokens[token]);
-            if (!__syncthreads_or(any)) continue;
-            rows.attend(tile, seen, here, dim);
-            __syncthreads(); // the keys were read
-            load_tokens<QUERIES, false>(a.cache, page, start, here, tile);
-            __syncthreads();
-            rows.add_values(tile, dim);
-        }
+    Cursor cursor = {job.page_start, 0};
+    cursor.advance(a.pages, job.page_end, 0);
+    while (cursor.page < job.page_end) {
+        __syncthreads(); // the tile before was read
+        find_tokens(a, job, cursor, tile);
+        cursor.advance(a.pages, job.page_end, Tile<QUERIES>::TOKENS);
+        __syncthreads();
+        bool any = false;
+        for (uint32_t token = 0; token < Tile<QUERIES>::TOKENS; token++) any = any || tile.sees(seen, token);
+        if (!__syncthreads_or(any)) continue;
+        load_tokens<QUERIES, true>(a, tile);
+        __syncthreads();
+        rows.attend(tile, seen, dim);
+        __syncthreads(); // the keys were read
+        load_tokens<QUERIES, false>(a, tile);
+        __syncthreads();
+        rows.add_values(tile, dim);
     }
     if (query >= count) return;
     const uint32_t part = job.part + query, lane = threadIdx.x % Rows<QUERIES>::THREADS;

@@ -10,7 +10,9 @@ use world::{ALL, Case, PLAIN, World, copy_to};
 const HEAD_DIMS: [usize; 8] = [16, 32, 40, 64, 80, 96, 128, 256];
 
 fn bytes(arena: &Arena) -> Vec<u8> {
-    (0..arena.num_pages() as u32).flat_map(|page| arena.read(PageId(page)).unwrap().to_vec()).collect()
+    (0..arena.num_pages() as u32)
+        .flat_map(|page| arena.read(PageId(page)).unwrap().to_vec())
+        .collect()
 }
 
 /// The arena's bytes after the moves.

@@ -35,9 +35,8 @@ fn every_backend_norms_and_gates_as_the_portable_one_does() {
         for (rows, cols) in [(1, 2), (3, 30), (17, 64), (40, 578), (2, 3072)] {
             let (x, weight) = (random(1, rows, cols, 9.0), random(2, 1, cols, 2.0));
             let weight = weight.flatten_all().unwrap();
-            let norm = |b: &dyn Backend| {
-                on_host(&b.rms_norm(&on(b, &x), &on(b, &weight), 1e-5).unwrap())
-            };
+            let norm =
+                |b: &dyn Backend| on_host(&b.rms_norm(&on(b, &x), &on(b, &weight), 1e-5).unwrap());
             assert!(difference(&norm(&*backend), &norm(&Portable)) < 2e-6);
             for range in [0.1, 9.0, 300.0] {
                 let x = random(3, rows, cols, range);

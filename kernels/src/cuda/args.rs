@@ -131,17 +131,18 @@ pub fn levels() -> &'static [i8] {
 
 fn tier(layout: &PageLayout, info: &TierInfo) -> Tier {
     let at = layout.arrays(info.tier);
-    let [keys, values, key_scales, value_scales, positions, attributions, key_bytes, value_bytes] = [
-        at.keys,
-        at.values,
-        at.key_scales,
-        at.value_scales,
-        at.positions,
-        at.attributions,
-        at.key_bytes,
-        at.value_bytes,
-    ]
-    .map(|bytes| bytes as u32);
+    let [keys, values, key_scales, value_scales, positions, attributions, key_bytes, value_bytes] =
+        [
+            at.keys,
+            at.values,
+            at.key_scales,
+            at.value_scales,
+            at.positions,
+            at.attributions,
+            at.key_bytes,
+            at.value_bytes,
+        ]
+        .map(|bytes| bytes as u32);
     Tier {
         keys,
         values,

@@ -73,9 +73,10 @@ impl Variant {
             let teams = 4 * (32 / (dim / 8));
             LEVELS + 8 * self.queries.max(2) + teams * self.queries * (dim + 2) * FLOAT
         } else {
-            const TOKENS: usize = 16;
-            let scores = self.queries * TOKENS + TOKENS;
-            LEVELS + (scores + (self.queries + TOKENS) * (dim + 4)) * FLOAT
+            // Scores, and for as many tokens as queries: page, place, position; then q, and K or V.
+            let tokens = self.queries;
+            let scores = self.queries * tokens + 3 * tokens;
+            LEVELS + (scores + (self.queries + tokens) * (dim + 4)) * FLOAT
         }
     }
 }
@@ -106,11 +107,7 @@ pub fn attention<G: Gpu>(
     let pages = cuda.resident.keep("pages", &pages)?;
     let positions = cuda.resident.keep("positions", &plan.positions)?;
     let floats = |len: usize| gpu.alloc(len * size_of::<f32>());
-    let parts = [
-        floats(jobs.num_parts * dim)?,
-        floats(jobs.num_parts)?,
-        floats(jobs.num_parts)?,
-    ];
+    let parts = [floats(jobs.num_parts * dim)?, floats(jobs.num_parts)?, floats(jobs.num_parts)?];
     let [part_out, part_max, part_sum] = parts.each_ref().map(|part| gpu.address(part));
     gpu.with_addresses(OP, &[q], |from| {
         for (variant, jobs) in &jobs.by_variant {
@@ -212,7 +209,13 @@ impl Jobs {
             let most = max_blocks.div_ceil(num_groups * num_tiles.max(1));
             let splits = tokens.div_ceil(variant.min_tokens).clamp(1, most);
             for tile in 0..num_tiles {
-                jobs.add_tile(heads, variant, (rows.start, rows.len(), kv_head, tile), range, splits);
+                jobs.add_tile(
+                    heads,
+                    variant,
+                    (rows.start, rows.len(), kv_head, tile),
+                    range,
+                    splits,
+                );
             }
         }
         jobs.by_variant.retain(|(_, jobs)| !jobs.is_empty());

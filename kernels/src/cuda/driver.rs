@@ -45,9 +45,10 @@ impl Driver {
     /// # Errors
     /// There is no such device, no driver, or kernels for this device are not in this build.
     pub fn open(ordinal: usize) -> Result<Cuda<Self>> {
-        let Device::Cuda(device) = Device::new_cuda_with_stream(ordinal)? else {
-            return Err(Error::Unsupported("candle has no CUDA".to_owned()));
-        };
+        let missing =
+            |error| Error::Unsupported(format!("no CUDA device {ordinal} is there: {error}"));
+        let device = Device::new_cuda_with_stream(ordinal).map_err(missing)?;
+        let device = device.as_cuda_device()?.clone();
         // SAFETY: all work is on the one stream that this device was made with.
         unsafe { device.disable_event_tracking() };
         let stream = device.cuda_stream();
@@ -251,4 +252,3 @@ impl Linear for Float {
         self.weights.elem_count() * self.weights.dtype().size_in_bytes()
     }
 }
-

@@ -59,9 +59,11 @@ include!(concat!(env!("OUT_DIR"), "/broken.rs"));
 impl Emulator {
     /// Seeds also decide on which side of its memory a device buffer has its guard.
     pub fn all() -> [fn() -> Cuda<Self>; 3] {
-        [|| Self::with("cuda-emu-0", 0), || Self::with("cuda-emu-1", 1), || {
-            Self::with("cuda-emu-2", 2)
-        }]
+        [
+            || Self::with("cuda-emu-0", 0),
+            || Self::with("cuda-emu-1", 1),
+            || Self::with("cuda-emu-2", 2),
+        ]
     }
 
     fn with(name: &'static str, seed: u32) -> Cuda<Self> {

@@ -77,7 +77,8 @@ impl<G: Gpu> Linear for Quantized<G> {
         let num_x = check_input(x, self.cols)?;
         let (gpu, num_blocks) = (&*self.gpu, num_x * self.num_blocks());
         let coded = gpu.alloc(num_blocks * ACTIVATION_BYTES)?;
-        let quantize = QuantizeArgs { out: gpu.address(&coded), x: 0, num_blocks: num_blocks as u64 };
+        let quantize =
+            QuantizeArgs { out: gpu.address(&coded), x: 0, num_blocks: num_blocks as u64 };
         let multiply = LinearArgs {
             y: 0,
             x: gpu.address(&coded),

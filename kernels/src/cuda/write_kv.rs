@@ -30,7 +30,9 @@ pub fn write_kv<G: Gpu>(
     if num_rows != plan.num_rows() || width <= kv_width || !width.is_multiple_of(dim) {
         return Err(Error::shape(OP, format!("qkv {:?} for {num_rows} rows", qkv.shape())));
     }
-    if 2 * rope.half_dim != dim || [&rope.cos, &rope.sin].iter().any(|x| x.len() != num_rows * rope.half_dim) {
+    if 2 * rope.half_dim != dim
+        || [&rope.cos, &rope.sin].iter().any(|x| x.len() != num_rows * rope.half_dim)
+    {
         return Err(Error::shape(OP, format!("a rope table of {} pairs", rope.half_dim)));
     }
     check_basis(plan, layer, dim)?;
