@@ -110,7 +110,8 @@ KERNEL(attribution, AttributionArgs, ATTRIBUTION_THREADS) {
             token.key(team.lane, levels, k);
             token.value(team.lane, levels, v);
             const float sum = signals_of(a, job, team, tile, k, v, token.position(page.base));
-            if (live && team.lane == 0) token.set_attribution(__fadd_rn(__fmul_rn(job.decay, token.attribution()), sum));
+            if (!live || team.lane != 0) continue;
+            token.set_attribution(__fadd_rn(__fmul_rn(job.decay, token.attribution()), sum));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A real device, through candle's CUDA tensors and cudarc.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::collections::HashMap;
 
 use candle_core::{
     CudaDevice, CudaStorage, DType, Device, Storage, Tensor,
@@ -35,8 +35,6 @@ pub struct Driver {
     device: CudaDevice,
     functions: HashMap<&'static str, CudaFunction>,
     num_multiprocessors: usize,
-    /// A launch and its arguments are one.
-    launching: Mutex<()>,
 }
 
 impl Driver {
@@ -64,8 +62,7 @@ impl Driver {
         let functions = KERNELS.iter().map(load).collect::<Result<_>>()?;
         let count = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let num_multiprocessors = context.attribute(count).w()?.max(1) as usize;
-        let launching = Mutex::new(());
-        Ok(Cuda::on(Self { device, functions, num_multiprocessors, launching }))
+        Ok(Cuda::on(Self { device, functions, num_multiprocessors }))
     }
 
     fn pointer(&self, buffer: &CudaSlice<u8>) -> Address {
@@ -184,7 +181,6 @@ impl Gpu for Driver {
             shared_mem_bytes: size(shared_bytes)?,
         };
         let param = Param(*args);
-        let _alone = self.launching.lock();
         let stream = self.device.cuda_stream();
         let mut builder = stream.launch_builder(function);
         builder.arg(&param);
