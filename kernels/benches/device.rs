@@ -26,7 +26,11 @@ fn main() {
             for (name, case) in [("decode", DECODE), ("prefill", PREFILL)] {
                 let title = format!("{:6} {name:8} {:6}", backend.name(), info.name);
                 if is_wanted(&title) {
-                    cache(&*backend, &title, &Case { tiers: &[info.tier], ..case });
+                    cache(
+                        &*backend,
+                        &title,
+                        &Case { tiers: std::slice::from_ref(&info.tier), ..case },
+                    );
                 }
             }
         }

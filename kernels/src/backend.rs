@@ -141,10 +141,14 @@ pub trait Backend: Send + Sync {
 /// A backend, if this machine can run it.
 type Probe = fn() -> Option<Box<dyn Backend>>;
 
-/// Every backend of this build, fastest first.
-const BACKENDS: &[Probe] = &[
+/// Backends of this build with a device of their own, fastest first.
+const DEVICES: &[Probe] = &[
     #[cfg(feature = "cuda")]
     || Some(Box::new(cuda::Driver::open(0).ok()?)),
+];
+
+/// Every other backend of this build, fastest first.
+const BACKENDS: &[Probe] = &[
     #[cfg(target_arch = "x86_64")]
     || Some(Box::new(x86::Avx512::new()?)),
     #[cfg(target_arch = "x86_64")]
@@ -160,7 +164,7 @@ const BACKENDS: &[Probe] = &[
 
 /// The backends this machine can run, fastest first; never empty.
 pub fn available() -> Vec<Box<dyn Backend>> {
-    BACKENDS.iter().filter_map(|new| new()).collect()
+    DEVICES.iter().chain(BACKENDS).filter_map(|new| new()).collect()
 }
 
 /// A device that somebody asks for.
@@ -179,15 +183,13 @@ pub enum Choice {
 /// # Errors
 /// The device is not there, or this build has no kernels for it.
 pub fn open(choice: Choice) -> Result<Box<dyn Backend>> {
-    let is_wanted =
-        |backend: &Box<dyn Backend>| choice == Choice::Auto || !backend.has_own_memory();
-    match choice {
-        Choice::Cuda(ordinal) => open_cuda(ordinal),
-        Choice::Auto | Choice::Cpu => {
-            let found = BACKENDS.iter().filter_map(|new| new()).find(is_wanted);
-            Ok(found.expect("the portable backend runs anywhere"))
-        }
-    }
+    let devices = match choice {
+        Choice::Cuda(ordinal) => return open_cuda(ordinal),
+        Choice::Auto => DEVICES,
+        Choice::Cpu => &[],
+    };
+    let found = devices.iter().chain(BACKENDS).find_map(|new| new());
+    Ok(found.expect("the portable backend runs anywhere"))
 }
 
 #[cfg(feature = "cuda")]

@@ -111,8 +111,8 @@ fn jobs(
             unused: 0,
         };
         let (mut start, mut tokens) = (range[0], 0);
-        for page in range[0]..range[1] {
-            tokens += usize::from(pages[page].len);
+        for (page, entry) in pages.iter().enumerate().take(range[1]).skip(range[0]) {
+            tokens += usize::from(entry.len);
             if tokens >= MIN_TOKENS || page + 1 == range[1] {
                 jobs.push(job(start, page + 1));
                 (start, tokens) = (page + 1, 0);
