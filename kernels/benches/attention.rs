@@ -30,7 +30,7 @@ fn main() {
     // The step runs inside the pool: a call from outside costs a wake-up each time.
     rayon::scope(|_| {
         for backend in available() {
-            if backend.name() != "portable" {
+            if backend.name() != "portable" && !backend.has_own_memory() {
                 STEPS
                     .iter()
                     .for_each(|(name, sequences)| measure(&*backend, name, sequences, read));

@@ -18,7 +18,7 @@ const SCORED: [(&str, usize); 2] = [("score 32 rows", 32), ("score 1 row", 1)];
 
 fn main() {
     rayon::scope(|_| {
-        for backend in available() {
+        for backend in available().into_iter().filter(|backend| !backend.has_own_memory()) {
             for (name, rows) in SCORED {
                 report(&*backend, name, || score(&*backend, rows));
             }
@@ -52,7 +52,7 @@ fn fastest(mut run: impl FnMut()) -> f64 {
 fn score(backend: &dyn Backend, rows: usize) -> f64 {
     let case = Case { num_kv_heads: 3, sequences: &[(TOKENS - 32, 32)], tiers: ALL, ..PLAIN };
     let mut world = World::new(&case);
-    let attended = world.attend(&*available()[0]);
+    let attended = world.attend(&Portable);
     world.plan.spans[0].scoring = Some(Scoring { rows, signal: Signal::Deletion, decay: 0.9 });
     let World { mut arena, plan, q } = world;
     let time = fastest(|| backend.attribute(&mut arena, 0, &q, &attended, &plan).expect("shapes"));

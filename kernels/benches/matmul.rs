@@ -28,7 +28,8 @@ fn main() {
     let read = ceiling::read_bandwidth();
     println!("reading memory: {read:.1} GB/s with {} threads", rayon::current_num_threads());
     // The step runs inside the pool: a call from outside costs a wake-up each time.
-    rayon::scope(|_| available().iter().for_each(|backend| measure(&**backend, read)));
+    let on_host = available().into_iter().filter(|backend| !backend.has_own_memory());
+    rayon::scope(|_| on_host.for_each(|backend| measure(&*backend, read)));
 }
 
 fn measure(backend: &dyn Backend, read: f64) {

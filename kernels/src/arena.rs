@@ -1,5 +1,7 @@
 //! The page memory: one allocation, made once, never exceeded.
 
+use std::{any::Any, borrow::Cow, fmt::Debug};
+
 use memmap2::MmapMut;
 
 use crate::{
@@ -13,7 +15,27 @@ use crate::{
 pub struct Arena {
     layout: PageLayout,
     num_pages: usize,
-    host: MmapMut,
+    memory: Memory,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Host(MmapMut),
+    Device(Box<dyn DeviceMemory>),
+}
+
+/// Memory that only a device's kernels see; the host copies to and from it.
+pub trait DeviceMemory: Debug + Send + Sync {
+    /// # Errors
+    /// The device fails.
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<()>;
+
+    /// # Errors
+    /// The device fails.
+    fn write(&mut self, offset: usize, from: &[u8]) -> Result<()>;
+
+    /// For the backend to find its own.
+    fn as_any(&self) -> &dyn Any;
 }
 
 impl Arena {
@@ -26,7 +48,12 @@ impl Arena {
                 "cannot take {len} bytes of memory for the KV cache: {error}"
             ))
         })?;
-        Ok(Self { layout, num_pages, host })
+        Ok(Self { layout, num_pages, memory: Memory::Host(host) })
+    }
+
+    /// Pages in a device's memory, which has room for all of them.
+    pub fn on_device(layout: PageLayout, num_pages: usize, memory: Box<dyn DeviceMemory>) -> Self {
+        Self { layout, num_pages, memory: Memory::Device(memory) }
     }
 
     pub fn layout(&self) -> &PageLayout {
@@ -37,13 +64,60 @@ impl Arena {
         self.num_pages
     }
 
-    pub fn page(&self, id: PageId) -> &[u8] {
-        let start = id.0 as usize * self.layout.page_bytes;
-        &self.host[start..start + self.layout.page_bytes]
+    /// The device's memory, unless it is the host's.
+    pub fn device(&self) -> Option<&dyn DeviceMemory> {
+        match &self.memory {
+            Memory::Host(_) => None,
+            Memory::Device(memory) => Some(&**memory),
+        }
     }
 
+    /// # Panics
+    /// The memory is a device's; [`Arena::read`] and [`Arena::write`] copy.
+    pub fn page(&self, id: PageId) -> &[u8] {
+        let start = self.start(id);
+        match &self.memory {
+            Memory::Host(host) => &host[start..start + self.layout.page_bytes],
+            Memory::Device(memory) => panic!("a page of {memory:?} on the host"),
+        }
+    }
+
+    /// # Panics
+    /// As [`Arena::page`].
     pub fn page_mut(&mut self, id: PageId) -> &mut [u8] {
-        let start = id.0 as usize * self.layout.page_bytes;
-        &mut self.host[start..start + self.layout.page_bytes]
+        let start = self.start(id);
+        match &mut self.memory {
+            Memory::Host(host) => &mut host[start..start + self.layout.page_bytes],
+            Memory::Device(memory) => panic!("a page of {memory:?} on the host"),
+        }
+    }
+
+    /// A page, copied if it lies on a device.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn read(&self, id: PageId) -> Result<Cow<'_, [u8]>> {
+        let Memory::Device(memory) = &self.memory else { return Ok(Cow::Borrowed(self.page(id))) };
+        let mut page = vec![0; self.layout.page_bytes];
+        memory.read(self.start(id), &mut page)?;
+        Ok(Cow::Owned(page))
+    }
+
+    /// Overwrites a page.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn write(&mut self, id: PageId, page: &[u8]) -> Result<()> {
+        assert!((id.0 as usize) < self.num_pages && page.len() == self.layout.page_bytes);
+        let start = self.start(id);
+        match &mut self.memory {
+            Memory::Host(_) => self.page_mut(id).copy_from_slice(page),
+            Memory::Device(memory) => memory.write(start, page)?,
+        }
+        Ok(())
+    }
+
+    fn start(&self, id: PageId) -> usize {
+        id.0 as usize * self.layout.page_bytes
     }
 }

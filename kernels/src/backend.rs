@@ -5,11 +5,15 @@
 
 use candle_core::{Device, Tensor};
 
+#[cfg(not(feature = "cuda"))]
+use crate::Error;
 use crate::{
     Arena, AttentionPlan, Move, PageRef, RawMatrix, Result, RopeTable,
     portable::{self, Portable},
 };
 
+#[cfg(any(feature = "cuda", feature = "cuda-emu"))]
+use crate::cuda;
 #[cfg(target_arch = "x86_64")]
 use crate::x86;
 
@@ -47,6 +51,16 @@ pub trait Backend: Send + Sync {
 
     fn device(&self) -> Device {
         Device::Cpu
+    }
+
+    /// Whether its arenas and tensors lie where the host does not see them.
+    fn has_own_memory(&self) -> bool {
+        false
+    }
+
+    /// Bytes of that memory that can still be had; `None` where it is the host's.
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(None)
     }
 
     fn arena(&self, layout: crate::PageLayout, num_pages: usize) -> Result<Arena> {
@@ -127,16 +141,75 @@ pub trait Backend: Send + Sync {
 /// A backend, if this machine can run it.
 type Probe = fn() -> Option<Box<dyn Backend>>;
 
-/// Every backend of this build, fastest first.
+/// Backends of this build with a device of their own, fastest first.
+const DEVICES: &[Probe] = &[
+    #[cfg(feature = "cuda")]
+    || Some(Box::new(cuda::Driver::open(0).ok()?)),
+];
+
+/// Every other backend of this build, fastest first.
 const BACKENDS: &[Probe] = &[
     #[cfg(target_arch = "x86_64")]
     || Some(Box::new(x86::Avx512::new()?)),
     #[cfg(target_arch = "x86_64")]
     || Some(Box::new(x86::Avx2::new()?)),
     || Some(Box::new(Portable)),
+    #[cfg(feature = "cuda-emu")]
+    || Some(Box::new(cuda::Emulator::all()[0]())),
+    #[cfg(feature = "cuda-emu")]
+    || Some(Box::new(cuda::Emulator::all()[1]())),
+    #[cfg(feature = "cuda-emu")]
+    || Some(Box::new(cuda::Emulator::all()[2]())),
 ];
 
 /// The backends this machine can run, fastest first; never empty.
 pub fn available() -> Vec<Box<dyn Backend>> {
-    BACKENDS.iter().filter_map(|new| new()).collect()
+    DEVICES.iter().chain(BACKENDS).filter_map(|new| new()).collect()
+}
+
+/// A device that somebody asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The fastest there is.
+    #[default]
+    Auto,
+    Cpu,
+    /// A CUDA device by its number.
+    Cuda(usize),
+}
+
+/// The fastest backend on a device.
+///
+/// # Errors
+/// The device is not there, or this build has no kernels for it.
+pub fn open(choice: Choice) -> Result<Box<dyn Backend>> {
+    let devices = match choice {
+        Choice::Cuda(ordinal) => return open_cuda(ordinal),
+        Choice::Auto => DEVICES,
+        Choice::Cpu => &[],
+    };
+    let found = devices.iter().chain(BACKENDS).find_map(|new| new());
+    Ok(found.expect("the portable backend runs anywhere"))
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(ordinal: usize) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(cuda::Driver::open(ordinal)?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: usize) -> Result<Box<dyn Backend>> {
+    Err(Error::Unsupported("this build has no CUDA: build it with `--features cuda`".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_is_always_there_and_a_device_that_is_not_is_an_error() {
+        assert!(!open(Choice::Cpu).unwrap().has_own_memory());
+        assert!(open(Choice::Cuda(999)).is_err());
+        assert_eq!(open(Choice::Auto).unwrap().name(), available()[0].name());
+    }
 }

@@ -8,6 +8,8 @@ pub mod arena;
 pub mod backend;
 pub mod basis;
 pub mod codec;
+#[cfg(any(feature = "cuda", feature = "cuda-emu"))]
+pub mod cuda;
 mod error;
 pub mod hadamard;
 pub mod linear;
@@ -22,7 +24,7 @@ mod tensor;
 pub mod x86;
 
 pub use arena::Arena;
-pub use backend::{Attended, Backend, Linear, available};
+pub use backend::{Attended, Backend, Choice, Linear, available, open};
 pub use basis::{HeadBasis, KeyBasis};
 pub use error::{Error, Result};
 pub use matrix::RawMatrix;

@@ -2,9 +2,9 @@
 
 mod world;
 
-use keepwell_kernels::{Backend, Scoring, Signal, available, portable::Portable};
+use keepwell_kernels::{Attended, Backend, Scoring, Signal, available, portable::Portable};
 
-use world::{ALL, Case, PLAIN, RAGGED, World};
+use world::{ALL, Case, PLAIN, RAGGED, World, copy_to, on};
 
 const CASES: &[Case] = &[
     PLAIN,
@@ -40,8 +40,10 @@ fn attributions(backend: &dyn Backend, case: &Case, signal: Signal, sharpness: f
         span.scoring = Some(Scoring { rows: 1 + 15 * index, signal, decay: 0.5 });
     }
     let attended = world.attend(&Portable);
-    let World { mut arena, plan, q } = world;
-    backend.attribute(&mut arena, 0, &q, &attended, &plan).unwrap();
+    let World { arena, plan, q } = world;
+    let mut arena = copy_to(&arena, backend);
+    let attended = Attended { out: on(backend, &attended.out), lse: on(backend, &attended.lse) };
+    backend.attribute(&mut arena, 0, &on(backend, &q), &attended, &plan).unwrap();
     let tokens = backend.attributions(&arena, &plan.pages).unwrap();
     tokens.iter().map(|token| token.attribution).collect()
 }
@@ -66,11 +68,14 @@ fn every_backend_attributes_as_the_portable_one_does() {
 #[test]
 fn a_step_without_scoring_changes_no_attribution() {
     let case = Case { sequences: RAGGED, tiers: ALL, ..PLAIN };
-    let mut world = World::new(&case);
-    let attended = world.attend(&Portable);
+    let world = World::new(&case);
+    let Attended { out, lse } = world.attend(&Portable);
     let before = Portable.attributions(&world.arena, &world.plan.pages).unwrap();
     for backend in available() {
-        backend.attribute(&mut world.arena, 0, &world.q, &attended, &world.plan).unwrap();
-        assert_eq!(backend.attributions(&world.arena, &world.plan.pages).unwrap(), before);
+        let mut arena = copy_to(&world.arena, &*backend);
+        let attended = Attended { out: on(&*backend, &out), lse: on(&*backend, &lse) };
+        let q = on(&*backend, &world.q);
+        backend.attribute(&mut arena, 0, &q, &attended, &world.plan).unwrap();
+        assert_eq!(backend.attributions(&arena, &world.plan.pages).unwrap(), before);
     }
 }

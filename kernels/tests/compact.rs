@@ -5,20 +5,19 @@ mod world;
 use keepwell_kernels::{Arena, Backend, Move, PageId, Slot, available, portable::Portable};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-use world::{ALL, Case, PLAIN, World};
+use world::{ALL, Case, PLAIN, World, copy_to};
 
 const HEAD_DIMS: [usize; 8] = [16, 32, 40, 64, 80, 96, 128, 256];
 
 fn bytes(arena: &Arena) -> Vec<u8> {
-    (0..arena.num_pages() as u32).flat_map(|page| arena.page(PageId(page)).to_vec()).collect()
+    (0..arena.num_pages() as u32)
+        .flat_map(|page| arena.read(PageId(page)).unwrap().to_vec())
+        .collect()
 }
 
 /// The arena's bytes after the moves.
 fn moved(backend: &dyn Backend, world: &World, moves: &[Move]) -> Vec<u8> {
-    let mut arena = Arena::host(*world.arena.layout(), world.arena.num_pages()).unwrap();
-    for page in (0..arena.num_pages() as u32).map(PageId) {
-        arena.page_mut(page).copy_from_slice(world.arena.page(page));
-    }
+    let mut arena = copy_to(&world.arena, backend);
     backend.compact(&mut arena, moves).unwrap();
     bytes(&arena)
 }

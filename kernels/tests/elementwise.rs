@@ -1,5 +1,7 @@
 //! Every backend's elementwise operations and cache writes against the portable ones.
 
+mod world;
+
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -8,6 +10,8 @@ use keepwell_kernels::{
     plan::Write, portable::Portable,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use world::{copy_to, on, on_host};
 
 fn random(seed: u64, rows: usize, cols: usize, range: f32) -> Tensor {
     let mut rng = StdRng::seed_from_u64(seed);
@@ -31,13 +35,25 @@ fn every_backend_norms_and_gates_as_the_portable_one_does() {
         for (rows, cols) in [(1, 2), (3, 30), (17, 64), (40, 578), (2, 3072)] {
             let (x, weight) = (random(1, rows, cols, 9.0), random(2, 1, cols, 2.0));
             let weight = weight.flatten_all().unwrap();
-            let norm = |b: &dyn Backend| b.rms_norm(&x, &weight, 1e-5).unwrap();
+            let norm =
+                |b: &dyn Backend| on_host(&b.rms_norm(&on(b, &x), &on(b, &weight), 1e-5).unwrap());
             assert!(difference(&norm(&*backend), &norm(&Portable)) < 2e-6);
             for range in [0.1, 9.0, 300.0] {
                 let x = random(3, rows, cols, range);
-                let gate = |b: &dyn Backend| b.silu_mul(&x).unwrap();
+                let gate = |b: &dyn Backend| on_host(&b.silu_mul(&on(b, &x)).unwrap());
                 assert!(difference(&gate(&*backend), &gate(&Portable)) < 2e-6);
             }
+        }
+    }
+}
+
+#[test]
+fn every_backend_adds_as_the_portable_one_does() {
+    for backend in available() {
+        for (rows, cols) in [(1, 1), (3, 85), (1, 256), (40, 578)] {
+            let (x, y) = (random(1, rows, cols, 9.0), random(2, rows, cols, 9.0));
+            let sum = |b: &dyn Backend| on_host(&b.add(&on(b, &x), &on(b, &y)).unwrap());
+            assert_eq!(difference(&sum(&*backend), &sum(&Portable)), 0.0);
         }
     }
 }
@@ -71,9 +87,10 @@ fn every_backend_writes_keys_and_values_as_the_portable_one_does() {
             // Some values beyond f16 before they are clamped.
             let qkv = random(4, rows, 8 * head_dim, 90_000.0);
             let run = |backend: &dyn Backend| {
-                let mut arena = arena_like(&arena);
+                let mut arena = copy_to(&arena, backend);
+                let qkv = on(backend, &qkv);
                 let q = backend.write_kv(&mut arena, 0, &qkv, &rope, &plan).unwrap();
-                (q, values(&arena, 2 * rows))
+                (on_host(&q), values(&arena, 2 * rows))
             };
             let (q, cached) = run(&Portable);
             for backend in available() {
@@ -103,16 +120,12 @@ fn basis(head_dim: usize, num_heads: usize) -> KeyBasis {
     KeyBasis::new(head_dim, means, numbers(squares, size), numbers(squares, size)).unwrap()
 }
 
-fn arena_like(arena: &Arena) -> Arena {
-    Arena::host(*arena.layout(), arena.num_pages()).unwrap()
-}
-
 /// K and V of the first slots, and their offsets and attributions.
 fn values(arena: &Arena, slots: usize) -> Vec<f32> {
     let at = arena.layout().arrays(Tier::F16);
     let mut values = Vec::new();
     for slot in 0..slots {
-        let page = arena.page(PageId((slot / at.capacity) as u32));
+        let page = arena.read(PageId((slot / at.capacity) as u32)).unwrap();
         let index = slot % at.capacity;
         for (start, bytes) in [(at.keys, at.key_bytes), (at.values, at.value_bytes)] {
             let codes = page[start + index * bytes..][..bytes].as_chunks::<2>().0;

@@ -179,7 +179,7 @@ impl<'a> Trial<'a> {
         let copied = self.seq.table.copy_to(&mut fork.ledger);
         let (table, copies) = copied.context("a fork has as many pages")?;
         for (from, to) in copies {
-            fork.arena.page_mut(to).copy_from_slice(self.arena.page(from));
+            fork.arena.write(to, &self.arena.read(from)?)?;
         }
         fork.seq.tokens.clone_from(&self.seq.tokens);
         fork.seq.prompt_len = self.seq.prompt_len;

@@ -19,11 +19,11 @@ pub use quantized::Kernel;
 use self::{float::Float, packed::GROUPS, packed::Packed, quantized::Quantized};
 use crate::{Error, Linear, RawMatrix, Result};
 
-const OP: &str = "linear";
+pub(crate) const OP: &str = "linear";
 
 /// What decides whether two parts can be packed as one.
 #[derive(Clone, Copy, PartialEq)]
-enum Form {
+pub(crate) enum Form {
     Codes4,
     Codes8,
     Float(GgmlDType),
@@ -31,6 +31,14 @@ enum Form {
 
 /// The rows of `parts`, one after the other, for products by `kernel`.
 pub fn linear<K: Kernel>(kernel: K, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
+    stack(parts, |form, run| pack(kernel, form, run))
+}
+
+/// Checks the parts and packs each run of one form.
+pub(crate) fn stack(
+    parts: Vec<RawMatrix>,
+    pack: impl Fn(Form, Vec<RawMatrix>) -> Result<Box<dyn Linear>>,
+) -> Result<Box<dyn Linear>> {
     check(&parts)?;
     let mut stack = Vec::new();
     let mut parts = parts.into_iter().peekable();
@@ -41,7 +49,7 @@ pub fn linear<K: Kernel>(kernel: K, parts: Vec<RawMatrix>) -> Result<Box<dyn Lin
             run.push(next);
         }
         let num_rows = run.iter().map(|part| part.rows).sum::<usize>();
-        stack.push((num_rows, pack(kernel, form, run)?));
+        stack.push((num_rows, pack(form, run)?));
     }
     Ok(if stack.len() == 1 { stack.remove(0).1 } else { Box::new(Stacked(stack)) })
 }
@@ -75,6 +83,12 @@ fn pack<K: Kernel>(kernel: K, form: Form, run: Vec<RawMatrix>) -> Result<Box<dyn
         Form::Codes8 => Box::new(Quantized { kernel, weights: Packed::<GROUPS>::new(run) }),
         Form::Float(dtype) => Box::new(Float::new(dtype, run)?),
     })
+}
+
+/// Products with checked float parts of one format, on the host.
+#[cfg(feature = "cuda-emu")]
+pub(crate) fn float_linear(parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
+    Ok(Box::new(Float::new(parts[0].dtype, parts)?))
 }
 
 /// Parts of different forms, each with its number of rows: their outputs stand side by side.
@@ -114,7 +128,7 @@ impl Stacked {
 }
 
 /// Hostile token ids end here.
-fn check_ids(ids: &[u32], num_rows: usize) -> Result<()> {
+pub(crate) fn check_ids(ids: &[u32], num_rows: usize) -> Result<()> {
     match ids.iter().find(|&&id| id as usize >= num_rows) {
         Some(id) => Err(Error::shape("rows", format!("row {id} of a matrix of {num_rows} rows"))),
         None => Ok(()),
@@ -122,7 +136,7 @@ fn check_ids(ids: &[u32], num_rows: usize) -> Result<()> {
 }
 
 /// x is (M, in): returns M.
-fn check_input(x: &Tensor, cols: usize) -> Result<usize> {
+pub(crate) fn check_input(x: &Tensor, cols: usize) -> Result<usize> {
     match x.dims() {
         [num_rows, width] if *width == cols => Ok(*num_rows),
         dims => Err(Error::shape(OP, format!("x {dims:?} by a matrix of {cols} columns"))),

@@ -31,7 +31,8 @@ impl Segment {
         let keys = segment.keys.chunks_exact_mut(head_dim);
         let mut vectors = keys.zip(segment.values.chunks_exact_mut(head_dim));
         for page in pages {
-            let bytes = arena.page(page.page);
+            let bytes = arena.read(page.page).expect("a device that answers");
+            let bytes = &*bytes;
             for (index, (key, value)) in (0..usize::from(page.len)).zip(&mut vectors) {
                 decode_token(layout, bytes, page.tier, index, key, value);
                 segment.positions.push(position(layout, bytes, page, index));
@@ -47,8 +48,9 @@ impl Segment {
         let slots =
             pages.iter().flat_map(|page| (0..usize::from(page.len)).map(move |i| (page, i)));
         for (token, (page, index)) in slots.enumerate() {
-            let bytes = arena.page_mut(page.page);
-            encode_token(&layout, bytes, page.tier, index, self.key(token), self.value(token));
+            let mut bytes = arena.read(page.page).expect("a device that answers").into_owned();
+            encode_token(&layout, &mut bytes, page.tier, index, self.key(token), self.value(token));
+            arena.write(page.page, &bytes).expect("a device that answers");
         }
     }
 

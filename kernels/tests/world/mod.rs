@@ -86,9 +86,33 @@ impl World {
         Self { arena, plan, q }
     }
 
+    /// On the host, wherever it was computed.
     pub fn attend(&self, backend: &dyn Backend) -> Attended {
-        backend.attention(&self.arena, 0, &self.q, &self.plan).unwrap()
+        if !backend.has_own_memory() {
+            return backend.attention(&self.arena, 0, &self.q, &self.plan).unwrap();
+        }
+        let (arena, q) = (copy_to(&self.arena, backend), on(backend, &self.q));
+        let Attended { out, lse } = backend.attention(&arena, 0, &q, &self.plan).unwrap();
+        Attended { out: on_host(&out), lse: on_host(&lse) }
     }
+}
+
+/// The same pages in the backend's memory.
+pub fn copy_to(arena: &Arena, backend: &dyn Backend) -> Arena {
+    let mut copy = backend.arena(*arena.layout(), arena.num_pages()).unwrap();
+    for page in (0..arena.num_pages() as u32).map(PageId) {
+        copy.write(page, &arena.read(page).unwrap()).unwrap();
+    }
+    copy
+}
+
+/// The same numbers where the backend computes.
+pub fn on(backend: &dyn Backend, x: &Tensor) -> Tensor {
+    x.to_device(&backend.device()).unwrap()
+}
+
+pub fn on_host(x: &Tensor) -> Tensor {
+    x.to_device(&Device::Cpu).unwrap()
 }
 
 /// Puts random tokens of these positions into new pages.

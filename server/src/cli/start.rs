@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
-use keepwell_kernels::{Backend, PageLayout, Tier};
+use keepwell_kernels::{Backend, Choice, PageLayout, Tier};
 use keepwell_models::{LoadOptions, ModelConfig, WeightFormat};
 
 use super::args::{ModelArgs, Weights};
@@ -33,13 +33,13 @@ pub struct Started {
 pub fn start(args: &ModelArgs, served_name: String) -> Result<Started> {
     // Before the model: a wrong path should not cost a minute to find out.
     let text = args.calibration.read()?;
-    let backend = fastest_backend()?;
+    let backend = backend(args.device)?;
     let options = LoadOptions { weights: args.weights.into(), ..LoadOptions::default() };
     let loaded = keepwell_models::load(&args.model, &options, backend.clone())?;
     let config = loaded.model.config().clone();
     let weight_bytes = loaded.model.bytes();
     let calibration = obtain(text.as_deref(), &loaded, &*backend);
-    let options = engine_options(args, &config, calibration)?;
+    let options = engine_options(args, &config, (calibration, &*backend))?;
     let (engine, info) = Engine::spawn(loaded.model, backend.clone(), options)?;
     let model = ServedModel::new(served_name, config.context_len, loaded.eos_token_ids);
     let summary = [
@@ -58,21 +58,25 @@ pub fn start(args: &ModelArgs, served_name: String) -> Result<Started> {
     })
 }
 
-fn fastest_backend() -> Result<Arc<dyn Backend>> {
-    let fastest = keepwell_kernels::available().into_iter().next();
-    Ok(Arc::from(fastest.context("no kernels for this machine")?))
+fn backend(choice: Choice) -> Result<Arc<dyn Backend>> {
+    let backend = keepwell_kernels::open(choice).context("cannot open the device")?;
+    if cfg!(feature = "cuda") && choice == Choice::Auto && !backend.has_own_memory() {
+        tracing::warn!("no CUDA device is there: serving on the CPU");
+    }
+    Ok(Arc::from(backend))
 }
 
 fn engine_options(
     args: &ModelArgs,
     config: &ModelConfig,
-    calibration: Calibration,
+    (calibration, backend): (Calibration, &dyn Backend),
 ) -> Result<EngineOptions> {
     let kv_memory = match args.kv_memory {
         Some(size) => size.as_u64(),
         None => {
             let full_context = full_context_bytes(config) as u64;
-            default_kv_memory(free_memory()?, full_context, args.max_sequences.into())
+            let free = backend.free_memory()?.map_or_else(free_memory, Ok)?;
+            default_kv_memory(free, full_context, args.max_sequences.into())
         }
     };
     Ok(EngineOptions {

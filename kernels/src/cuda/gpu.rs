@@ -1,0 +1,77 @@
+//! What a device must do for the launchers: memory, tensors, launches.
+
+use candle_core::{Device, Tensor};
+
+use super::args::{Address, Plain, bytes_of};
+use crate::{Linear, RawMatrix, Result};
+
+/// A grid of blocks of threads for one kernel of `kernels/cuda`.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    pub kernel: &'static str,
+    pub grid: [usize; 2],
+    /// Of a block: a multiple of 32.
+    pub threads: usize,
+    /// Of a block: at most 48 KiB.
+    pub shared_bytes: usize,
+}
+
+/// A device that runs the kernels: a real one, or the emulator. Everything happens in order, as on
+/// one stream.
+pub trait Gpu: Send + Sync + 'static {
+    /// Device memory, freed when dropped and all launches before are done.
+    type Buffer: Send + Sync + 'static;
+
+    fn name(&self) -> &'static str;
+
+    /// Where its tensors live.
+    fn device(&self) -> Device;
+
+    fn num_multiprocessors(&self) -> usize;
+
+    /// Bytes that can still be had, if it has memory of its own.
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// Memory that holds anything.
+    fn alloc(&self, bytes: usize) -> Result<Self::Buffer>;
+
+    fn read(&self, from: &Self::Buffer, offset: usize, into: &mut [u8]) -> Result<()>;
+
+    fn write(&self, to: &Self::Buffer, offset: usize, from: &[u8]) -> Result<()>;
+
+    fn address(&self, buffer: &Self::Buffer) -> Address;
+
+    /// Calls `f` with the addresses of contiguous f32 tensors, which stay there meanwhile.
+    fn with_addresses<R>(
+        &self,
+        op: &'static str,
+        tensors: &[&Tensor],
+        f: impl FnOnce(&[Address]) -> Result<R>,
+    ) -> Result<R>;
+
+    /// A new f32 tensor, which `fill` is told the address of.
+    fn output(
+        &self,
+        shape: (usize, usize),
+        fill: impl FnOnce(Address) -> Result<()>,
+    ) -> Result<Tensor>;
+
+    /// Runs a kernel.
+    ///
+    /// # Safety
+    /// `args` is what the kernel takes, and what it reads and writes lies in buffers and tensors
+    /// that live until the launch was made.
+    unsafe fn launch<A: Plain>(&self, launch: Launch, args: &A) -> Result<()>;
+
+    /// Products with float weights: checked parts of one format.
+    fn float_linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>>;
+
+    fn upload<T: Plain>(&self, values: &[T]) -> Result<Self::Buffer> {
+        let bytes = bytes_of(values);
+        let buffer = self.alloc(bytes.len())?;
+        self.write(&buffer, 0, bytes)?;
+        Ok(buffer)
+    }
+}

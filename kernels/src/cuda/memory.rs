@@ -1,0 +1,187 @@
+//! What stays on the device between launches: the arena, the tables, the last plan.
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{
+    args::{self, Address, Cache, MAX_DIM, Plain, bytes_of},
+    gpu::Gpu,
+};
+use crate::{
+    Arena, Error, KeyBasis, PageLayout, PageRef, Result,
+    arena::DeviceMemory,
+    page::{Slot, Tier},
+};
+
+/// The page memory on a device.
+pub struct DevicePages<G: Gpu> {
+    gpu: Arc<G>,
+    buffer: G::Buffer,
+}
+
+impl<G: Gpu> DevicePages<G> {
+    /// `bytes` zeros.
+    pub fn new(gpu: Arc<G>, bytes: usize) -> Result<Self> {
+        const CHUNK: usize = 16 << 20;
+        let buffer = gpu.alloc(bytes)?;
+        let zeros = vec![0; CHUNK.min(bytes)];
+        for start in (0..bytes).step_by(CHUNK) {
+            gpu.write(&buffer, start, &zeros[..CHUNK.min(bytes - start)])?;
+        }
+        Ok(Self { gpu, buffer })
+    }
+}
+
+impl<G: Gpu> fmt::Debug for DevicePages<G> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "DevicePages({})", self.gpu.name())
+    }
+}
+
+impl<G: Gpu> DeviceMemory for DevicePages<G> {
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<()> {
+        self.gpu.read(&self.buffer, offset, into)
+    }
+
+    fn write(&mut self, offset: usize, from: &[u8]) -> Result<()> {
+        self.gpu.write(&self.buffer, offset, from)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// A key basis on the device.
+pub struct DeviceBasis<G: Gpu> {
+    of: Arc<KeyBasis>,
+    means: G::Buffer,
+    keys: G::Buffer,
+    queries: G::Buffer,
+}
+
+/// Addresses of means, columns of F and of F^-T, from one (layer, KV head) on.
+pub type BasisAddresses = [Address; 3];
+
+/// Tables, and what the last launches used: uploaded anew only when it changes.
+pub struct Resident<G: Gpu> {
+    gpu: Arc<G>,
+    tables: Mutex<HashMap<usize, Arc<[G::Buffer; 2]>>>,
+    basis: Mutex<Option<Arc<DeviceBasis<G>>>>,
+    last: Mutex<HashMap<&'static str, Kept<G>>>,
+}
+
+/// Bytes, and the buffer they are in.
+type Kept<G> = (Vec<u8>, Arc<<G as Gpu>::Buffer>);
+
+impl<G: Gpu> Resident<G> {
+    pub fn new(gpu: Arc<G>) -> Self {
+        let (tables, basis, last) = Default::default();
+        Self { gpu, tables, basis, last }
+    }
+
+    /// The arena as the kernels see it.
+    ///
+    /// # Errors
+    /// It belongs to another device, or its head size is one the kernels cannot do.
+    pub fn cache(&self, op: &'static str, arena: &Arena) -> Result<Cache> {
+        let layout = *arena.layout();
+        check_dim(op, layout.head_dim)?;
+        let pages =
+            arena.device().and_then(|memory| memory.as_any().downcast_ref::<DevicePages<G>>());
+        let pages = match pages {
+            Some(pages) if Arc::ptr_eq(&pages.gpu, &self.gpu) => Ok(pages),
+            _ => Err(Error::shape(op, "the arena lies on another device")),
+        }?;
+        let [tiers, levels] = &*self.tables(&layout)?;
+        Ok(Cache {
+            arena: self.gpu.address(&pages.buffer),
+            tiers: self.gpu.address(tiers),
+            levels: self.gpu.address(levels),
+            page_bytes: layout.page_bytes as u32,
+            head_dim: layout.head_dim as u32,
+        })
+    }
+
+    fn tables(&self, layout: &PageLayout) -> Result<Arc<[G::Buffer; 2]>> {
+        let mut tables = lock(&self.tables);
+        if let Some(known) = tables.get(&layout.head_dim) {
+            return Ok(known.clone());
+        }
+        let new = [self.gpu.upload(&args::tiers(layout))?, self.gpu.upload(args::levels())?];
+        Ok(tables.entry(layout.head_dim).or_insert(Arc::new(new)).clone())
+    }
+
+    /// Values under a name; a step's layers share most of them.
+    pub fn keep<T: Plain>(&self, name: &'static str, values: &[T]) -> Result<Arc<G::Buffer>> {
+        let bytes = bytes_of(values);
+        let mut last = lock(&self.last);
+        if let Some((_, buffer)) = last.get(name).filter(|(kept, _)| kept == bytes) {
+            return Ok(buffer.clone());
+        }
+        let buffer = Arc::new(self.gpu.upload(values)?);
+        last.insert(name, (bytes.to_vec(), buffer.clone()));
+        Ok(buffer)
+    }
+
+    /// The basis, from `head` on. It lives until another one is asked for.
+    pub fn basis(&self, basis: &Arc<KeyBasis>, head: usize) -> Result<BasisAddresses> {
+        let mut known = lock(&self.basis);
+        let basis = match &*known {
+            Some(known) if Arc::ptr_eq(&known.of, basis) => known.clone(),
+            _ => Arc::new(DeviceBasis {
+                of: basis.clone(),
+                means: self.gpu.upload(basis.means())?,
+                keys: self.gpu.upload(basis.keys())?,
+                queries: self.gpu.upload(basis.queries())?,
+            }),
+        };
+        *known = Some(basis.clone());
+        let dim = basis.of.head_dim();
+        let at = |buffer: &G::Buffer, len: usize| {
+            self.gpu.address(buffer) + (head * len * size_of::<f32>()) as Address
+        };
+        Ok([at(&basis.means, dim), at(&basis.keys, dim * dim), at(&basis.queries, dim * dim)])
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// # Errors
+/// A head size that is no multiple of 8, or too large.
+fn check_dim(op: &'static str, dim: usize) -> Result<()> {
+    if dim == 0 || !dim.is_multiple_of(8) || dim > MAX_DIM {
+        let reason = format!("head size {dim} is not a multiple of 8 up to {MAX_DIM}");
+        return Err(Error::shape(op, reason));
+    }
+    Ok(())
+}
+
+/// Pages as the kernels see them.
+///
+/// # Errors
+/// A page that is not in the arena, or holds more than it can.
+pub fn pages(op: &'static str, arena: &Arena, pages: &[PageRef]) -> Result<Vec<args::Page>> {
+    let of = |page: &PageRef| {
+        let fits = page.page.0 as usize <= arena.num_pages().wrapping_sub(1)
+            && usize::from(page.len) <= arena.layout().capacity(page.tier);
+        let PageRef { page: id, base, len, tier } = *page;
+        let entry = args::Page { page: id.0, base, len, tier: tier as u8, unused: 0 };
+        fits.then_some(entry).ok_or_else(|| Error::shape(op, format!("{page:?} has no place")))
+    };
+    pages.iter().map(of).collect()
+}
+
+/// # Errors
+/// A slot that is not in the arena.
+pub fn check_slot(op: &'static str, arena: &Arena, slot: Slot, tier: Tier) -> Result<()> {
+    let fits = (slot.page.0 as usize) < arena.num_pages()
+        && usize::from(slot.index) < arena.layout().capacity(tier);
+    if fits { Ok(()) } else { Err(Error::shape(op, format!("{slot:?} has no place"))) }
+}

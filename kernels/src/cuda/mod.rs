@@ -1,0 +1,126 @@
+//! Launchers of `kernels/cuda/*.cu`: every shape is checked here, every index array built here. The
+//! kernels get addresses and sizes.
+//!
+//! [`Cuda`] is written over [`Gpu`], so that a real device and the emulator run the same launchers.
+
+mod activation;
+mod args;
+mod attention;
+mod attribution;
+mod compact;
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "cuda-emu")]
+mod emulator;
+mod gpu;
+mod linear;
+mod memory;
+mod write_kv;
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+#[cfg(feature = "cuda")]
+pub use driver::Driver;
+#[cfg(feature = "cuda-emu")]
+pub use emulator::{Broken, Emulator, broken};
+
+use self::{gpu::Gpu, memory::Resident};
+use crate::{
+    Arena, Attended, AttentionPlan, Backend, Linear, Move, PageLayout, PageRef, RawMatrix, Result,
+    RopeTable, backend::TokenAttribution,
+};
+
+/// The kernels on one device.
+pub struct Cuda<G: Gpu> {
+    gpu: Arc<G>,
+    resident: Resident<G>,
+}
+
+impl<G: Gpu> Cuda<G> {
+    pub fn on(gpu: G) -> Self {
+        let gpu = Arc::new(gpu);
+        Self { resident: Resident::new(gpu.clone()), gpu }
+    }
+}
+
+impl<G: Gpu> Backend for Cuda<G> {
+    fn name(&self) -> &'static str {
+        self.gpu.name()
+    }
+
+    fn device(&self) -> Device {
+        self.gpu.device()
+    }
+
+    fn has_own_memory(&self) -> bool {
+        true
+    }
+
+    fn free_memory(&self) -> Result<Option<u64>> {
+        self.gpu.free_memory()
+    }
+
+    fn arena(&self, layout: PageLayout, num_pages: usize) -> Result<Arena> {
+        let bytes = num_pages.saturating_mul(layout.page_bytes);
+        let pages = memory::DevicePages::new(self.gpu.clone(), bytes)?;
+        Ok(Arena::on_device(layout, num_pages, Box::new(pages)))
+    }
+
+    fn linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
+        linear::linear(&self.gpu, parts)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        activation::rms_norm(&*self.gpu, x, weight, eps)
+    }
+
+    fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        activation::add(&*self.gpu, x, y)
+    }
+
+    fn silu_mul(&self, gate_up: &Tensor) -> Result<Tensor> {
+        activation::silu_mul(&*self.gpu, gate_up)
+    }
+
+    fn write_kv(
+        &self,
+        arena: &mut Arena,
+        layer: usize,
+        qkv: &Tensor,
+        rope: &RopeTable,
+        plan: &AttentionPlan,
+    ) -> Result<Tensor> {
+        write_kv::write_kv(self, arena, layer, qkv, (rope, plan))
+    }
+
+    fn attention(
+        &self,
+        arena: &Arena,
+        layer: usize,
+        q: &Tensor,
+        plan: &AttentionPlan,
+    ) -> Result<Attended> {
+        attention::attention(self, arena, layer, q, plan)
+    }
+
+    fn attribute(
+        &self,
+        arena: &mut Arena,
+        layer: usize,
+        q: &Tensor,
+        attended: &Attended,
+        plan: &AttentionPlan,
+    ) -> Result<()> {
+        attribution::attribute(self, arena, layer, (q, attended), plan)
+    }
+
+    fn attributions(&self, arena: &Arena, pages: &[PageRef]) -> Result<Vec<TokenAttribution>> {
+        attribution::attributions(self, arena, pages)
+    }
+
+    fn compact(&self, arena: &mut Arena, moves: &[Move]) -> Result<()> {
+        compact::compact(self, arena, moves)
+    }
+}
