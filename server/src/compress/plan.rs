@@ -133,13 +133,13 @@ fn candidates(
             fixed: protected.tier(position, tier),
         })
         .collect();
-    refine_undecided(positions, &mut candidates);
+    refine_undecided(positions, &mut candidates, goal.prices.head(head).unforeseen);
     candidates
 }
 
 /// Only tokens that are up for a decision are compared with each other: what sinks draw would make
 /// all others look alike.
-fn refine_undecided(positions: &[u32], candidates: &mut [Candidate]) {
+fn refine_undecided(positions: &[u32], candidates: &mut [Candidate], unforeseen: f32) {
     let undecided = |candidate: &Candidate| candidate.fixed.is_none();
     let (positions, mut scores): (Vec<_>, Vec<_>) = positions
         .iter()
@@ -147,7 +147,7 @@ fn refine_undecided(positions: &[u32], candidates: &mut [Candidate]) {
         .filter(|(_, candidate)| undecided(candidate))
         .map(|(position, candidate)| (*position, candidate.score))
         .unzip();
-    refine(&positions, &mut scores);
+    refine(&positions, &mut scores, unforeseen);
     for (candidate, score) in candidates.iter_mut().filter(|c| undecided(c)).zip(scores) {
         candidate.score = score;
     }
