@@ -1,6 +1,7 @@
 //! One compress event of one sequence, decided: tiers for all its tokens, then moves.
 
 use keepwell_kernels::{Move, PageLayout, Tier};
+use rayon::prelude::*;
 
 use super::{Candidate, MAX_TIERS, Policy, Prices, TokenSignals, assign, refine};
 use crate::cache::{Assignment, Ledger, PageTable, REACH, Repack};
@@ -59,7 +60,7 @@ pub fn decide(
 ) -> Vec<Vec<Assignment>> {
     let protected = Protected::new(table, goal, layout);
     let heads: Vec<_> = tokens
-        .iter()
+        .par_iter()
         .enumerate()
         .map(|(head, tokens)| candidates(table, head, tokens, goal, &protected))
         .collect();
@@ -163,11 +164,12 @@ pub fn repack(
     assignments: &[Vec<Assignment>],
 ) -> Vec<Vec<Move>> {
     let layout = *ledger.layout();
+    let shared = &*table;
     let mut repacks: Vec<_> = tokens
-        .iter()
+        .par_iter()
         .zip(assignments)
         .enumerate()
-        .map(|(head, (tokens, tiers))| Repack::new(table, head, &tokens.positions, tiers, &layout))
+        .map(|(head, (tokens, tiers))| Repack::new(shared, head, &tokens.positions, tiers, &layout))
         .collect();
     repacks.sort_by_key(|repack| repack.page_change);
     let mut batches = vec![Vec::new()];

@@ -50,6 +50,16 @@ impl Prices {
         &self.heads
     }
 
+    /// The same, with eviction only where nothing else makes room.
+    pub fn reluctant(&self) -> Self {
+        const RELUCTANCE: f32 = 100.0;
+        let head = |head: &HeadPrices| HeadPrices {
+            evicted: RELUCTANCE * head.evicted,
+            ..head.clone()
+        };
+        Self::new(self.heads.iter().map(head).collect())
+    }
+
     pub fn head(&self, head: usize) -> &HeadPrices {
         self.heads.get(head).unwrap_or(&self.heads[0])
     }
