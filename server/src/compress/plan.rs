@@ -184,3 +184,6 @@ pub fn repack(
     batches.retain(|batch| !batch.is_empty());
     batches
 }
+
+#[cfg(test)]
+mod tests;
