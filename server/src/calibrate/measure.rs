@@ -52,8 +52,8 @@ pub fn measure(
     progress: &dyn Fn(f32),
 ) -> Result<Calibration> {
     let config = model.config();
-    let tokens = &tokens
-        [..tokens.len().min(NUM_WINDOWS * window::LEN).max(OBSERVED.min(tokens.len()))];
+    let tokens =
+        &tokens[..tokens.len().min(NUM_WINDOWS * window::LEN).max(OBSERVED.min(tokens.len()))];
     ensure!(tokens.len() >= FEWEST, "{} tokens of text are too few to calibrate", tokens.len());
     let protection = Protection { prompt_end: 0, ..Protection::default() };
     let lab = Lab::new(model, backend, MAX_CHUNK, protection);

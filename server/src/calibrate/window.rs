@@ -115,9 +115,8 @@ impl<'a> Window<'a> {
         let scores = &self.scores[head];
         let median = median(&scores[undecided.clone()]);
         let evicts = |token: usize| scores[token] < median;
-        let whole = self.divergence(|other, token| {
-            (other != head || !evicts(token)).then_some(Tier::F16)
-        })?;
+        let whole =
+            self.divergence(|other, token| (other != head || !evicts(token)).then_some(Tier::F16))?;
         let evicted = || undecided.clone().filter(|token| evicts(*token));
         let share = |lost: f32| (lost / undecided.len() as f32).max(f32::MIN_POSITIVE);
         Ok(Divergence {

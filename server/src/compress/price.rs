@@ -53,10 +53,8 @@ impl Prices {
     /// The same, with eviction only where nothing else makes room.
     pub fn reluctant(&self) -> Self {
         const RELUCTANCE: f32 = 100.0;
-        let head = |head: &HeadPrices| HeadPrices {
-            evicted: RELUCTANCE * head.evicted,
-            ..head.clone()
-        };
+        let head =
+            |head: &HeadPrices| HeadPrices { evicted: RELUCTANCE * head.evicted, ..head.clone() };
         Self::new(self.heads.iter().map(head).collect())
     }
 
