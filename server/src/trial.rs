@@ -15,6 +15,8 @@
 mod lab;
 mod logits;
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use keepwell_kernels::{Arena, Scoring, Tier, portable::segment::Segment};
 use keepwell_models::{Batch, Probe};
@@ -50,6 +52,8 @@ pub struct Trial<'a> {
     capacity: usize,
     /// Logits (1, vocab) after the last token.
     next: Option<Logits>,
+    /// Spent in compress events.
+    event_time: Duration,
 }
 
 impl<'a> Trial<'a> {
@@ -234,6 +238,12 @@ impl<'a> Trial<'a> {
         usage(&self.seq, &self.lab.demand)
     }
 
+    /// What compress events took so far: reading scores, pricing, moving. Scoring itself is part of
+    /// the forward pass.
+    pub fn event_time(&self) -> Duration {
+        self.event_time
+    }
+
     /// Books of this trial's memory agree with its table.
     pub fn check(&self) {
         self.seq.table.check(self.ledger.layout());
@@ -282,7 +292,9 @@ impl<'a> Trial<'a> {
             let memory = Memory { arena: &mut self.arena, ledger: &mut self.ledger };
             let uncalibrated = Prices::default();
             let prices = self.lab.calibration.map_or(&uncalibrated, |known| &known.prices);
+            let started = Instant::now();
             compress_event(self.lab.backend, memory, &mut self.seq, &self.lab.demand, prices)?;
+            self.event_time += started.elapsed();
         }
         Ok(())
     }

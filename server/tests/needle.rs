@@ -73,11 +73,12 @@ impl Haystack {
 }
 
 #[test]
-fn the_number_is_found_with_the_full_cache_and_with_28_percent_of_it() {
+fn the_number_is_found_with_the_full_cache_and_with_an_eighth_of_it() {
     let haystack = haystack();
-    for budget in [1.0, 0.28] {
+    for (budget, fewest) in [(1.0, 14), (0.28, 14), (0.2, 14), (0.125, 12)] {
         let found = haystack.found(squeezed(budget));
-        assert!(found >= 14, "{found} of {PLACEMENTS} at budget {budget}");
+        println!("{found} of {PLACEMENTS} at budget {budget}");
+        assert!(found >= fewest, "{found} of {PLACEMENTS} at budget {budget}");
     }
     haystack.engine.shutdown();
 }

@@ -71,6 +71,32 @@ fn forcing_what_would_be_generated_gives_the_logits_that_choose_it() {
 }
 
 #[test]
+fn a_budget_of_one_changes_no_bit_whatever_the_policy() {
+    let world = world();
+    let exact = world.prefilled(Recipe::exact(), 700).generate_logits();
+    for policy in POLICIES {
+        let policy = PolicyId::from_name(policy.name()).unwrap();
+        let whole = world.prefilled(Recipe { budget: 1.0, policy }, 700).generate_logits();
+        assert_eq!(whole, exact, "{policy}");
+        let squeezed = world.prefilled(Recipe { budget: 0.5, policy }, 700).generate_logits();
+        assert_ne!(squeezed, exact, "{policy}");
+    }
+}
+
+trait GenerateLogits {
+    /// After some generated tokens, and with them events, the logits of the next ones.
+    fn generate_logits(self) -> Vec<f32>;
+}
+
+impl GenerateLogits for Trial<'_> {
+    fn generate_logits(mut self) -> Vec<f32> {
+        self.generate(100, &[]).unwrap();
+        let logits = self.force(&prompt(20)).unwrap();
+        logits.rows().flatten().copied().collect()
+    }
+}
+
+#[test]
 fn a_fork_goes_its_own_way() {
     let world = world();
     let mut trial = world.prefilled(Recipe { budget: 0.28, ..Recipe::exact() }, 400);

@@ -5,6 +5,7 @@ mod clock;
 mod compare;
 mod measure;
 mod methods;
+mod overhead;
 mod page;
 mod plots;
 mod prefix;
@@ -31,11 +32,12 @@ use keepwell_server::{
 
 use self::{
     measure::Bench,
+    overhead::Overhead,
     rows::Results,
     snapshot::Snapshot,
     source::Source,
     spy::Spy,
-    tasks::{Plan, Sample, TASKS},
+    tasks::{Mode, Plan, Sample, TASKS},
 };
 
 #[derive(Clone, clap::Args)]
@@ -62,7 +64,7 @@ pub struct Arguments {
         default_value = "auto"
     )]
     calibration: CalibrationText,
-    /// Where `eval.json`, `comparisons.json` and `index.html` go.
+    /// Where `eval.json`, `comparisons.json`, `overhead.json` and `index.html` go.
     #[arg(long)]
     out: PathBuf,
     #[arg(long, default_value_t = 0)]
@@ -79,6 +81,15 @@ pub struct Arguments {
     /// Samples of every other task, in each mode.
     #[arg(long, default_value_t = 32)]
     samples: usize,
+    /// Whether the question is known when the context is compressed.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "agnostic,aware")]
+    modes: Vec<Mode>,
+    /// Tokens of text around a needle.
+    #[arg(long, value_delimiter = ',', default_value = "1000,2000")]
+    lengths: Vec<usize>,
+    /// Lines of a record.
+    #[arg(long, value_delimiter = ',', default_value = "20,50,100,200")]
+    lines: Vec<usize>,
     /// A first impression within three minutes: few and short samples, one budget. Overrides sizes
     /// and budgets.
     #[arg(long)]
@@ -92,14 +103,13 @@ impl Arguments {
     fn plan(&self) -> Plan {
         let seed = self.seed;
         if self.quick {
-            let lengths = &[400];
             return Plan {
                 prefix: 800,
                 forced: 64,
                 windows: 4,
                 samples: 1,
-                lengths,
-                lines: &[20],
+                lengths: vec![400],
+                lines: vec![20],
                 seed,
             };
         }
@@ -108,8 +118,8 @@ impl Arguments {
             forced: self.forced,
             windows: self.windows,
             samples: self.samples,
-            lengths: &[1000, 2000],
-            lines: &[20, 50, 100, 200],
+            lengths: self.lengths.clone(),
+            lines: self.lines.clone(),
             seed,
         }
     }
@@ -137,7 +147,8 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     let text = arguments.calibration.read()?;
     let calibration = obtain(text.as_deref(), &loaded, &*backend);
     let source = Source::new(loaded.tokenizer, loaded.template, &arguments.text)?;
-    let samples = samples(&arguments.tasks, &source, &arguments.plan())?;
+    let mut samples = samples(&arguments.tasks, &source, &arguments.plan())?;
+    samples.retain(|(_, sample)| arguments.modes.contains(&sample.mode));
     let lab = Lab::new(&*loaded.model, &*backend, arguments.chunk, Protection::default());
     let bench = Bench {
         served: lab.calibrated(&calibration),
@@ -148,8 +159,9 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         arms: &arms,
         seed: arguments.seed,
     };
+    let overhead = Overhead::measure(&bench.served, &spy, &source.texts[0], arguments.quick)?;
     let (results, snapshots) = measure(&bench, &samples, loaded.name)?;
-    report(&results, &snapshots, &arguments.out)
+    report(&results, &overhead, &snapshots, &arguments.out)
 }
 
 /// Each with the name of its task.
@@ -201,15 +213,22 @@ fn measure(
     Ok((results, snapshots))
 }
 
-fn report(results: &Results, snapshots: &[Snapshot], folder: &std::path::Path) -> Result<()> {
+fn report(
+    results: &Results,
+    overhead: &Overhead,
+    snapshots: &[Snapshot],
+    folder: &std::path::Path,
+) -> Result<()> {
     let comparisons = compare::comparisons(results);
     table::print(results, &comparisons);
+    overhead.print();
     let write = |name: &str, text: String| {
         let path = folder.join(name);
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     };
     write("eval.json", serde_json::to_string_pretty(&results.rows())?)?;
     write("comparisons.json", serde_json::to_string_pretty(&comparisons)?)?;
+    write("overhead.json", serde_json::to_string_pretty(overhead)?)?;
     write("index.html", page::page(results, &comparisons, snapshots)?)?;
     println!("\n{}", folder.join("index.html").display());
     Ok(())

@@ -1,6 +1,8 @@
-//! A backend that remembers how large queries get: the balancer of MiKV asks for it.
+//! A backend that remembers how large queries get, which the balancer of MiKV asks for, and how long
+//! scoring takes.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use keepwell_kernels::{
@@ -14,11 +16,12 @@ pub struct Spy {
     /// `[layer * G + kv_head][channel]`: largest magnitude over queries and query heads of the group,
     /// in the original channels. `None` while nobody wants to know.
     largest: Mutex<Option<Vec<Vec<f32>>>>,
+    scoring: Mutex<Duration>,
 }
 
 impl Spy {
     pub fn new(inner: Arc<dyn Backend>) -> Self {
-        Self { inner, largest: Mutex::default() }
+        Self { inner, largest: Mutex::default(), scoring: Mutex::default() }
     }
 
     pub fn start(&self) {
@@ -28,6 +31,11 @@ impl Spy {
     /// What was seen since the start, (layers * G, D); empty when nothing was.
     pub fn stop(&self) -> Vec<Vec<f32>> {
         self.largest.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+    }
+
+    /// Time spent scoring since this was asked last.
+    pub fn take_scoring_time(&self) -> Duration {
+        std::mem::take(&mut self.scoring.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn look(&self, layer: usize, q: &Tensor, plan: &AttentionPlan, head_dim: usize) -> Result<()> {
@@ -108,7 +116,10 @@ impl Backend for Spy {
         plan: &AttentionPlan,
     ) -> Result<()> {
         self.look(layer, q, plan, arena.layout().head_dim)?;
-        self.inner.attribute(arena, layer, q, attended, plan)
+        let started = Instant::now();
+        self.inner.attribute(arena, layer, q, attended, plan)?;
+        *self.scoring.lock().unwrap_or_else(PoisonError::into_inner) += started.elapsed();
+        Ok(())
     }
 
     fn attributions(&self, arena: &Arena, pages: &[PageRef]) -> Result<Vec<TokenAttribution>> {

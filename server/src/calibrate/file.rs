@@ -1,8 +1,8 @@
 //! A calibration as bytes: one safetensors file.
 //!
 //! Tensors, all F32, H heads of size D and T tiers: `means` (H, D), `keys` and `queries` (H, D, D),
-//! all three absent without a basis; `key_prices` and `value_prices` (H, T) and `evicted` (H), where
-//! H may be 1. What is not a tensor stands in the header's metadata. A checksum covers all of it: a
+//! all three absent without a basis; `key_prices` and `value_prices` (H, T), `evicted` and
+//! `unforeseen` (H), where H may be 1. What is not a tensor stands in the header's metadata. A checksum covers all of it: a
 //! flipped bit would otherwise be just another number.
 
 use std::collections::{BTreeMap, HashMap};
@@ -17,7 +17,7 @@ use super::{Calibration, key::hex};
 use crate::compress::{HeadPrices, Prices};
 
 /// To be raised when the layout of the file, or what its numbers mean, changes.
-pub const VERSION: &str = "3";
+pub const VERSION: &str = "4";
 
 /// More than names, shapes and sentences take.
 const MAX_HEADER: usize = 1 << 20;
@@ -34,7 +34,7 @@ impl Shape {
     /// No calibration of this model is longer, so that nothing longer needs to be read.
     pub fn max_bytes(self) -> usize {
         let Self { num_heads, head_dim } = self;
-        let numbers = head_dim + 2 * head_dim * head_dim + 2 * TIERS.len() + 1;
+        let numbers = head_dim + 2 * head_dim * head_dim + 2 * TIERS.len() + 2;
         num_heads * numbers * size_of::<f32>() + MAX_HEADER
     }
 }
@@ -96,6 +96,7 @@ fn tensors(calibration: &Calibration) -> BTreeMap<&'static str, (Vec<usize>, Vec
         ("key_prices", (vec![num_heads, num_tiers], by_tier(|head| &head.key))),
         ("value_prices", (vec![num_heads, num_tiers], by_tier(|head| &head.value))),
         ("evicted", (vec![num_heads], heads.iter().map(|head| head.evicted).collect())),
+        ("unforeseen", (vec![num_heads], heads.iter().map(|head| head.unforeseen).collect())),
     ]);
     if let Some(basis) = &calibration.basis {
         let (heads, dim) = (basis.num_heads(), basis.head_dim());
@@ -125,13 +126,16 @@ fn read_prices(tensors: &SafeTensors, shape: Shape) -> Result<Prices> {
     let keys = numbers(tensors, "key_prices", &[num_heads, TIERS.len()])?;
     let values = numbers(tensors, "value_prices", &[num_heads, TIERS.len()])?;
     let evicted = numbers(tensors, "evicted", &[num_heads])?;
-    let rows = keys.chunks_exact(TIERS.len()).zip(values.chunks_exact(TIERS.len()));
-    let head = |((key, value), evicted): ((&[f32], &[f32]), f32)| HeadPrices {
-        key: PerTier::new(|tier: Tier| key[tier as usize]),
-        value: PerTier::new(|tier: Tier| value[tier as usize]),
-        evicted,
+    let unforeseen = numbers(tensors, "unforeseen", &[num_heads])?;
+    let row = |head: usize| head * TIERS.len()..(head + 1) * TIERS.len();
+    let by_tier = |row: &[f32]| PerTier::new(|tier: Tier| row[tier as usize]);
+    let head = |head: usize| HeadPrices {
+        key: by_tier(&keys[row(head)]),
+        value: by_tier(&values[row(head)]),
+        evicted: evicted[head],
+        unforeseen: unforeseen[head],
     };
-    Ok(Prices::new(rows.zip(evicted).map(head).collect()))
+    Ok(Prices::new((0..num_heads).map(head).collect()))
 }
 
 fn numbers(tensors: &SafeTensors, name: &str, shape: &[usize]) -> Result<Vec<f32>> {

@@ -8,6 +8,7 @@ mod observe;
 mod obtain;
 mod store;
 mod text;
+mod window;
 
 use std::sync::Arc;
 

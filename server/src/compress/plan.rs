@@ -134,13 +134,13 @@ fn candidates(
             fixed: protected.tier(position, tier),
         })
         .collect();
-    refine_undecided(positions, &mut candidates);
+    refine_undecided(positions, &mut candidates, goal.prices.head(head).unforeseen);
     candidates
 }
 
 /// Only tokens that are up for a decision are compared with each other: what sinks draw would make
 /// all others look alike.
-fn refine_undecided(positions: &[u32], candidates: &mut [Candidate]) {
+fn refine_undecided(positions: &[u32], candidates: &mut [Candidate], unforeseen: f32) {
     let undecided = |candidate: &Candidate| candidate.fixed.is_none();
     let (positions, mut scores): (Vec<_>, Vec<_>) = positions
         .iter()
@@ -148,7 +148,7 @@ fn refine_undecided(positions: &[u32], candidates: &mut [Candidate]) {
         .filter(|(_, candidate)| undecided(candidate))
         .map(|(position, candidate)| (*position, candidate.score))
         .unzip();
-    refine(&positions, &mut scores);
+    refine(&positions, &mut scores, unforeseen);
     for (candidate, score) in candidates.iter_mut().filter(|c| undecided(c)).zip(scores) {
         candidate.score = score;
     }
@@ -164,11 +164,12 @@ pub fn repack(
     assignments: &[Vec<Assignment>],
 ) -> Vec<Vec<Move>> {
     let layout = *ledger.layout();
+    let shared = &*table;
     let mut repacks: Vec<_> = tokens
         .par_iter()
         .zip(assignments)
         .enumerate()
-        .map(|(head, (tokens, tiers))| Repack::new(table, head, &tokens.positions, tiers, &layout))
+        .map(|(head, (tokens, tiers))| Repack::new(shared, head, &tokens.positions, tiers, &layout))
         .collect();
     repacks.sort_by_key(|repack| repack.page_change);
     let mut batches = vec![Vec::new()];
@@ -183,3 +184,6 @@ pub fn repack(
     batches.retain(|batch| !batch.is_empty());
     batches
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,9 @@ pub struct HeadPrices {
     /// By the tier's value format.
     pub value: PerTier<f32>,
     pub evicted: f32,
+    /// Share of the price, from 0 to 1, that all tokens owe alike, whatever their score: what a later
+    /// question asks for cannot be told from the queries so far.
+    pub unforeseen: f32,
 }
 
 /// What each head's tiers cost.
@@ -47,6 +50,14 @@ impl Prices {
         &self.heads
     }
 
+    /// The same, with eviction only where nothing else makes room.
+    pub fn reluctant(&self) -> Self {
+        const RELUCTANCE: f32 = 100.0;
+        let head =
+            |head: &HeadPrices| HeadPrices { evicted: RELUCTANCE * head.evicted, ..head.clone() };
+        Self::new(self.heads.iter().map(head).collect())
+    }
+
     pub fn head(&self, head: usize) -> &HeadPrices {
         self.heads.get(head).unwrap_or(&self.heads[0])
     }
@@ -57,9 +68,10 @@ impl Default for Prices {
     fn default() -> Self {
         const LOGIT_NOISE: f32 = 5.0;
         const EVICTED: f32 = 30.0;
+        const UNFORESEEN: f32 = 0.5;
         let key = PerTier::new(|tier| LOGIT_NOISE * normal_error(tier.info().key));
         let value = PerTier::new(|tier| normal_error(tier.info().value));
-        Self::new(vec![HeadPrices { key, value, evicted: EVICTED }])
+        Self::new(vec![HeadPrices { key, value, evicted: EVICTED, unforeseen: UNFORESEEN }])
     }
 }
 

@@ -7,17 +7,21 @@ const POOL_RADIUS: u32 = 2;
 /// they ignored may matter to the next one (DefensiveKV clamps at the mean).
 const SHRINKAGE: f32 = 0.1;
 
-/// Pools, shrinks and scales the scores of one head so that their mean is 1: heads of all layers
-/// then stand on one price. `positions` need not be sorted.
-pub fn refine(positions: &[u32], scores: &mut [f32]) {
+/// Pools, evens out, shrinks and scales the scores of one head so that their mean is 1: heads of all
+/// layers then stand on one price. The root, because the few queries seen exaggerate: what the next
+/// ones look at differs less from token to token than what these did. `unforeseen`: the share that all
+/// tokens get alike (see [`super::HeadPrices`]). `positions` need not be sorted.
+pub fn refine(positions: &[u32], scores: &mut [f32], unforeseen: f32) {
     pool(positions, scores);
+    scores.iter_mut().for_each(|score| *score = score.max(0.0).sqrt());
     let mean = scores.iter().sum::<f32>() / scores.len().max(1) as f32;
     if mean <= 0.0 || !mean.is_finite() {
         scores.fill(1.0);
         return;
     }
+    let alike = 1.0 - (1.0 - SHRINKAGE) * (1.0 - unforeseen);
     for score in scores {
-        *score = (1.0 - SHRINKAGE) * *score / mean + SHRINKAGE;
+        *score = (1.0 - alike) * *score / mean + alike;
     }
 }
 
@@ -52,15 +56,26 @@ mod tests {
         let positions: Vec<u32> = (0..100).map(|p| p * 10).collect();
         let mut scores = vec![0f32; 100];
         scores[7] = 1e20;
-        refine(&positions, &mut scores);
+        refine(&positions, &mut scores, 0.0);
         assert!((scores.iter().sum::<f32>() / 100.0 - 1.0).abs() < 1e-3);
         assert!(scores.iter().all(|s| *s >= SHRINKAGE));
     }
 
     #[test]
+    fn what_cannot_be_foreseen_evens_scores_out() {
+        let refined = |unforeseen: f32| {
+            let mut scores = [0.0, 16.0];
+            refine(&[0, 100], &mut scores, unforeseen);
+            scores[1] / scores[0]
+        };
+        assert!(refined(0.0) > 2.0 * refined(0.5));
+        assert_eq!(refined(1.0), 1.0);
+    }
+
+    #[test]
     fn scores_that_are_all_zero_become_equal() {
         let mut scores = [0.0; 3];
-        refine(&[0, 1, 2], &mut scores);
+        refine(&[0, 1, 2], &mut scores, 0.5);
         assert_eq!(scores, [1.0; 3]);
     }
 }

@@ -31,9 +31,12 @@ pub fn compress_event(
         return Ok(None);
     }
     let tokens = read_tokens(backend, memory.arena, &seq.table)?;
+    // While a prompt comes in, what reads it next may still ask for anything: demoted tokens can tell
+    // it, evicted ones cannot.
+    let reluctant = (seq.num_pending() > 1).then(|| prices.reluctant());
     let goal = Goal {
         policy: seq.policy.policy(),
-        prices,
+        prices: reluctant.as_ref().unwrap_or(prices),
         protection: demand.protection,
         prompt_len: seq.prompt_len,
         max_pages,
@@ -64,14 +67,12 @@ pub fn read_tokens(
     arena: &Arena,
     table: &PageTable,
 ) -> Result<Vec<HeadTokens>> {
-    (0..table.num_heads())
-        .into_par_iter()
-        .map(|head| {
-            let tokens = backend.attributions(arena, &table.head(head).pages)?;
-            let (positions, signals) = tokens.iter().map(|t| (t.position, t.attribution)).unzip();
-            Ok(HeadTokens { positions, signals })
-        })
-        .collect()
+    let read = |head: usize| {
+        let tokens = backend.attributions(arena, &table.head(head).pages)?;
+        let (positions, signals) = tokens.iter().map(|t| (t.position, t.attribution)).unzip();
+        Ok(HeadTokens { positions, signals })
+    };
+    (0..table.num_heads()).into_par_iter().map(read).collect()
 }
 
 /// What the sequence holds, by the ledger.

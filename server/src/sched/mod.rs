@@ -6,4 +6,4 @@ mod sequence;
 
 pub use demand::{Demand, MAX_TIERS_HELD};
 pub use scheduler::{Entry, Scheduler, SchedulerLimits, Step};
-pub use sequence::{SeqId, Sequence};
+pub use sequence::{EVENT_INTERVAL, SeqId, Sequence};

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use anyhow::Result;
 use keepwell_kernels::{Backend, PageLayout, Tier};
 use keepwell_models::{Model, ModelConfig};
@@ -87,6 +89,7 @@ impl<'a> Lab<'a> {
         let num_pages = self.demand.num_heads * pages;
         let arena = self.backend.arena(self.demand.layout, num_pages)?;
         let ledger = Ledger::new(self.demand.layout, num_pages);
-        Ok(Trial { lab: *self, arena, ledger, seq, capacity, next: None })
+        let event_time = Duration::ZERO;
+        Ok(Trial { lab: *self, arena, ledger, seq, capacity, next: None, event_time })
     }
 }

@@ -18,7 +18,7 @@ pub static TASKS: &[&dyn Task] =
     &[&kl::Kl, &needle::Needle, &lines::Lines, &passkey::Passkey, &multiturn::Multiturn];
 
 /// Whether the question is known when the context is compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     Agnostic,
@@ -35,7 +35,7 @@ impl fmt::Display for Mode {
 }
 
 /// How many samples of which size.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     pub prefix: usize,
     pub forced: usize,
@@ -43,9 +43,9 @@ pub struct Plan {
     /// Of each task that asks questions, in each mode.
     pub samples: usize,
     /// Tokens of text around what is to be found.
-    pub lengths: &'static [usize],
+    pub lengths: Vec<usize>,
     /// Lines of a record.
-    pub lines: &'static [usize],
+    pub lines: Vec<usize>,
     pub seed: u64,
 }
 

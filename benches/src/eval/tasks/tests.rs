@@ -15,8 +15,8 @@ fn plan(seed: u64) -> Plan {
         forced: 32,
         windows: 3,
         samples: 4,
-        lengths: &[150, 300],
-        lines: &[5, 20],
+        lengths: vec![150, 300],
+        lines: vec![5, 20],
         seed,
     }
 }

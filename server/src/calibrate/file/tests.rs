@@ -7,6 +7,7 @@ fn prices(num_heads: usize) -> Arc<Prices> {
         key: PerTier::new(|tier| (head * 100 + tier as usize) as f32),
         value: PerTier::new(|tier| 0.5 / (head * 100 + tier as usize + 1) as f32),
         evicted: 30.0 + head as f32,
+        unforeseen: 0.25 * head as f32,
     };
     Arc::new(Prices::new((0..num_heads).map(head).collect()))
 }
@@ -113,7 +114,7 @@ fn numbers_that_are_not_finite_are_neither_written_nor_read() {
         prices[0].2[1] = x;
         assert!(decode(&file(&[], &prices), SHAPE).is_err());
         let key = PerTier::new(|_| x);
-        let head = HeadPrices { key, value: PerTier::default(), evicted: 1.0 };
+        let head = HeadPrices { key, value: PerTier::default(), evicted: 1.0, unforeseen: 0.5 };
         let prices = Arc::new(Prices::new(vec![head]));
         assert!(encode(&Calibration { prices, ..Calibration::default() }, "tiny").is_err());
     }

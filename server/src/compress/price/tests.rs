@@ -115,6 +115,7 @@ fn a_head_whose_keys_matter_more_than_its_values_gets_finer_keys() {
         key: PerTier::new(|tier| key * normal_error(tier.info().key)),
         value: PerTier::new(|tier| value * normal_error(tier.info().value)),
         evicted: 1e6,
+        unforeseen: 0.0,
     };
     let prices = Prices::new(vec![price(100.0, 1.0), price(1.0, 100.0)]);
     let heads = vec![candidates([1.0; 600]), candidates([1.0; 600])];

@@ -1,0 +1,148 @@
+use std::collections::HashMap;
+
+use keepwell_kernels::Slot;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use super::*;
+use crate::{
+    compress::{POLICIES, PolicyId},
+    sched::{Demand, EVENT_INTERVAL, SeqId, Sequence},
+};
+
+const NUM_HEADS: usize = 2;
+const NUM_STEPS: usize = 10_000;
+const BUDGETS: [f32; 7] = [1.0, 0.6, 0.28, 0.2, 0.125, 0.06, 0.01];
+
+/// Sequences that share an arena; slots carry their token's position, and kernels are dice.
+struct World {
+    rng: StdRng,
+    demand: Demand,
+    ledger: Ledger,
+    running: Vec<Sequence>,
+    stored: HashMap<Slot, u32>,
+    prices: Prices,
+    num_events: usize,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let layout = PageLayout::new(64);
+        let protection = Protection::default();
+        let demand = Demand { layout, num_heads: NUM_HEADS, max_chunk: 256, protection };
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            demand,
+            ledger: Ledger::new(layout, 1500),
+            running: Vec::new(),
+            stored: HashMap::new(),
+            prices: Prices::default(),
+            num_events: 0,
+        }
+    }
+
+    fn start(&mut self) {
+        let prompt_len = (2f64.powf(self.rng.random_range(0.0..11.5))) as usize;
+        let policy = POLICIES[self.rng.random_range(0..POLICIES.len())].name();
+        self.running.push(Sequence {
+            id: SeqId(0),
+            tokens: vec![0; prompt_len],
+            prompt_len,
+            max_len: usize::MAX,
+            budget: BUDGETS[self.rng.random_range(0..BUDGETS.len())],
+            policy: PolicyId::from_name(policy).unwrap(),
+            table: PageTable::new(NUM_HEADS),
+            since_event: 0,
+            num_preemptions: 0,
+        });
+    }
+
+    fn stop(&mut self) {
+        let index = self.rng.random_range(0..self.running.len());
+        self.running.swap_remove(index).table.release(&mut self.ledger);
+    }
+
+    /// A chunk of a prompt, or a stretch of decoded tokens up to the next event.
+    fn advance(&mut self) {
+        let index = self.rng.random_range(0..self.running.len());
+        let seq = &self.running[index];
+        let chunk = match seq.num_pending() {
+            0 => self.rng.random_range(1..=EVENT_INTERVAL - seq.since_event % EVENT_INTERVAL),
+            pending => pending.min(self.rng.random_range(1..=self.demand.max_chunk)),
+        };
+        let needed = seq.table.pages_to_append(chunk, &self.demand.layout);
+        if needed > self.ledger.num_free() {
+            return self.stop();
+        }
+        let seq = &mut self.running[index];
+        let is_prompt = seq.num_pending() > 0;
+        if !is_prompt {
+            seq.tokens.extend(vec![0; chunk]);
+        }
+        let start = seq.table.len() as u32;
+        for head in seq.table.append(chunk, &mut self.ledger) {
+            let slots = head.iter().map(|write| write.slot);
+            self.stored.extend(slots.zip(start..));
+        }
+        seq.since_event += chunk;
+        let is_due = is_prompt || seq.since_event >= EVENT_INTERVAL;
+        if seq.is_compressed() && is_due {
+            self.compress(index);
+        }
+    }
+
+    fn compress(&mut self, index: usize) {
+        let Self { rng, demand, ledger, stored, prices, .. } = self;
+        let seq = &mut self.running[index];
+        seq.since_event = 0;
+        let limit = demand.limit(seq.budget, seq.budgeted_len());
+        if seq.table.num_pages() > limit {
+            self.num_events += 1;
+            let tokens: Vec<_> = (0..NUM_HEADS)
+                .map(|head| {
+                    let pages = &seq.table.head(head).pages;
+                    let slots = pages
+                        .iter()
+                        .flat_map(|p| (0..p.len).map(|index| Slot { page: p.page, index }));
+                    let positions: Vec<u32> = slots.map(|slot| stored[&slot]).collect();
+                    let signal = |_: &u32| rng.random_range(-20f32..20.0).exp2();
+                    let signals = positions.iter().map(signal).collect();
+                    HeadTokens { positions, signals }
+                })
+                .collect();
+            let goal = Goal {
+                policy: seq.policy.policy(),
+                prices,
+                protection: demand.protection,
+                prompt_len: seq.prompt_len,
+                max_pages: limit,
+            };
+            let assignments = decide(&seq.table, &tokens, &goal, &demand.layout);
+            for moves in repack(&mut seq.table, ledger, &tokens, &assignments) {
+                let lifted: Vec<_> = moves.iter().map(|m| stored[&m.from]).collect();
+                stored.extend(moves.iter().map(|m| m.to).zip(lifted));
+            }
+        }
+        let (held, len) = (seq.table.num_pages(), seq.table.len());
+        assert!(held <= limit, "{held} of {limit} pages for {len} tokens at {}", seq.budget);
+        assert!(seq.table.peak_pages() <= demand.peak(seq.budget, seq.tokens.len()));
+        seq.table.check(&demand.layout);
+    }
+}
+
+#[test]
+fn no_event_of_ten_thousand_steps_leaves_a_sequence_above_its_budget() {
+    let mut world = World::new(1);
+    for step in 0..NUM_STEPS {
+        match world.rng.random_range(0..100) {
+            _ if world.running.is_empty() => world.start(),
+            0..8 if world.running.len() < 12 => world.start(),
+            8..12 => world.stop(),
+            _ => world.advance(),
+        }
+        if step % 16 == 0 {
+            let holdings: Vec<_> = world.running.iter().map(|seq| seq.table.holdings()).collect();
+            world.ledger.check(holdings.iter());
+        }
+    }
+    assert!(world.num_events > 1000, "{} events say little", world.num_events);
+}
