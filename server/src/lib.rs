@@ -6,5 +6,6 @@ pub mod cli;
 pub mod compress;
 pub mod engine;
 pub mod http;
+pub mod metrics;
 pub mod sched;
 pub mod trial;

@@ -5,6 +5,7 @@ mod args;
 mod chat;
 mod command;
 mod drain;
+mod logs;
 mod memory;
 mod prompt;
 mod serve;
@@ -13,13 +14,11 @@ mod start;
 mod text;
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::builder::Resettable;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
-use tracing_subscriber::EnvFilter;
 
 use self::args::ModelArgs;
 use self::chat::ChatArgs;
@@ -76,10 +75,7 @@ fn prepare(args: &ModelArgs) -> Result<()> {
     if let Err(message) = args.check() {
         Cli::command().error(ErrorKind::ValueValidation, message).exit();
     }
-    let filter = EnvFilter::try_new(&args.log).map_err(|error| anyhow!("--log: {error}"))?;
-    let colours = io::stderr().is_terminal();
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
-    logs.with_writer(io::stderr).init();
+    logs::init(args)?;
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global()?;
     }

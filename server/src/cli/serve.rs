@@ -17,6 +17,7 @@ use super::args::{ModelArgs, duration, memory};
 use super::drain::{Ended, serve_until, signals};
 use super::start::{Started, start};
 use crate::http::{self, App};
+use crate::metrics;
 
 /// HTTP needs little: the work is done by the engine's threads.
 const HTTP_THREADS: usize = 2;
@@ -55,8 +56,8 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
     // Before the model: a port in use should not cost a minute to find out.
     let listener = runtime.block_on(bind(&args.host, args.port))?;
     let name = args.served_model_name.clone().unwrap_or_else(|| served_name(&args.model.model));
-    let metrics = http::recorder(&name)?.install_recorder()?;
-    http::describe();
+    let metrics = metrics::recorder(&name)?.install_recorder()?;
+    metrics::describe();
     let started = start(&args.model, name)?;
     let ended = runtime.block_on(serve(args, listener, started, metrics))?;
     // Tokenizing of a request that nobody waits for may still run.

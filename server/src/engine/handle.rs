@@ -1,8 +1,11 @@
 //! The engine as others see it: a channel that takes requests and one that gives events back.
 
-use keepwell_kernels::PerTier;
-use tokio::sync::mpsc;
+use std::sync::Arc;
 
+use keepwell_kernels::PerTier;
+use tokio::sync::{mpsc, watch};
+
+use super::snapshot::Snapshot;
 use crate::compress::PolicyId;
 
 /// One sequence to generate. Text never enters the engine: token ids in, token ids out.
@@ -140,6 +143,17 @@ pub enum EngineError {
     Internal(String),
 }
 
+impl FinishReason {
+    /// As vLLM's metrics and OpenAI's answers call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Abort => "abort",
+        }
+    }
+}
+
 pub(super) enum Command {
     Generate {
         request: GenerateRequest,
@@ -157,12 +171,25 @@ pub(super) enum Command {
 #[derive(Clone)]
 pub struct EngineHandle {
     commands: mpsc::UnboundedSender<Command>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// The engine's ends of the channels.
+pub(super) struct Inbox {
+    pub commands: mpsc::UnboundedReceiver<Command>,
+    pub snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
 impl EngineHandle {
-    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Command>) {
+    pub(super) fn new() -> (Self, Inbox) {
         let (commands, receiver) = mpsc::unbounded_channel();
-        (Self { commands }, receiver)
+        let (publisher, snapshots) = watch::channel(Arc::default());
+        (Self { commands, snapshots }, Inbox { commands: receiver, snapshots: publisher })
+    }
+
+    /// What the engine held a moment ago.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshots.borrow().clone()
     }
 
     /// Hands a request over. Its fate arrives as events; dropping the generation cancels it.

@@ -8,12 +8,12 @@ use super::App;
 use super::choice::{Choice, Delta, TextToken, Update};
 use super::context::TokenLimit;
 use super::error::ApiError;
-use super::latency::Stopwatch;
 use super::params::Params;
 use super::sse;
 use super::stop::StopStrings;
 use super::usage::Usage;
 use crate::engine::{FinishReason, GenerateRequest, SamplingParams};
+use crate::metrics::{latency::Stopwatch, table::REQUEST_PARAMS_N};
 
 /// What to generate: `params.n` choices of each prompt.
 pub struct Job {
@@ -58,6 +58,7 @@ pub async fn answer(
     let usage = Usage::new(num_prompt_tokens, job.params.kv_cache.budget);
     let num_choices = job.prompts.len() * job.params.n;
     check_num_choices(num_choices, app.max_waiting)?;
+    REQUEST_PARAMS_N.histogram(vec![]).record(job.params.n as f64);
     let stream = job.params.stream;
     let updates = submit(app, job, stopwatch)?;
     match stream {
@@ -97,7 +98,13 @@ fn submit(app: &App, job: Job, stopwatch: Stopwatch) -> Result<Updates, ApiError
             })?;
             let stop = StopStrings::new(params.stop.clone());
             let detokenizer = app.text.detokenizer(continues);
-            choices.push(Choice::new(choices.len(), generation, detokenizer, stop, stopwatch));
+            choices.push(Choice::new(
+                choices.len(),
+                generation,
+                detokenizer,
+                stop,
+                stopwatch.clone(),
+            ));
         }
     }
     Ok(stream::select_all(choices.into_iter().map(|choice| updates(choice).boxed())).boxed())

@@ -17,13 +17,13 @@ use super::context::{self, MaxTokens};
 use super::envelope::{Identity, finish_reason};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::latency::Stopwatch;
 use super::logprobs::ChatLogprobs;
 use super::messages;
 use super::params::{MAX_LOGPROBS, Params};
 use super::text::{Chat, Text};
 use super::usage::Usage;
 use crate::engine::FinishReason;
+use crate::metrics::latency::Stopwatch;
 
 const CHUNK: &str = "chat.completion.chunk";
 

@@ -67,9 +67,5 @@ pub fn unix_seconds() -> u64 {
 
 /// The reason's name.
 pub fn finish_reason(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-        FinishReason::Abort => "abort",
-    }
+    reason.name()
 }

@@ -15,14 +15,12 @@ mod error;
 pub(crate) mod fake;
 mod fields;
 mod health;
-mod latency;
 mod logprobs;
 mod messages;
 mod metrics;
 mod models;
 mod params;
 mod prompts;
-mod recorder;
 mod sse;
 mod stop;
 #[cfg(test)]
@@ -43,7 +41,6 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use self::params::KvDefaults;
-pub use self::recorder::{describe, recorder};
 pub use self::text::{Chat, Detokenizer, Text};
 
 use self::error::ApiError;

@@ -86,6 +86,11 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
+    /// Whether one more may run, if memory allows.
+    pub fn has_place(&self) -> bool {
+        self.running.len() < self.limits.max_running
+    }
+
     pub fn can_queue(&self) -> bool {
         self.waiting.len() < self.limits.max_waiting
     }
@@ -170,7 +175,7 @@ impl Scheduler {
     }
 
     fn admit(&mut self, step: &mut Step, tokens_left: &mut usize, ledger: &mut Ledger) {
-        while *tokens_left > 0 && self.running.len() < self.limits.max_running {
+        while *tokens_left > 0 && self.has_place() {
             let Some(seq) = self.waiting.front() else { return };
             let needed = self.demand.peak(seq.budget, seq.tokens.len());
             let fits = needed + self.promised_pages() <= ledger.num_free();

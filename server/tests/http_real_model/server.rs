@@ -222,6 +222,10 @@ impl Metrics {
         self.0.lines().filter(is_gauge).collect()
     }
 
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
     /// The sum of the series whose name is `name` and whose labels contain `label`.
     pub fn sum(&self, name: &str, label: &str) -> f64 {
         let series = self.0.lines().filter_map(|line| line.rsplit_once(' '));
