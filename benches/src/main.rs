@@ -25,7 +25,7 @@ enum Command {
     /// What compression costs in quality at equal bytes, against published methods.
     Eval(eval::Arguments),
     /// What users of an OpenAI-compatible server get as load rises.
-    Load(load::Arguments),
+    Load(Box<load::Arguments>),
 }
 
 fn main() -> anyhow::Result<()> {

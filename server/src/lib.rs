@@ -4,6 +4,7 @@ pub mod cache;
 pub mod calibrate;
 pub mod cli;
 pub mod compress;
+pub mod dashboard;
 pub mod engine;
 pub mod http;
 pub mod metrics;

@@ -50,8 +50,10 @@ impl Report {
     }
 }
 
+type Column = (&'static str, fn(&Summary) -> String);
+
 /// The columns of the table, here and in the HTML: a heading and what a stage has to say.
-pub const COLUMNS: &[(&str, fn(&Summary) -> String)] = &[
+pub const COLUMNS: &[Column] = &[
     ("load", |s| s.load.name()),
     ("ok", |s| s.num_ok.to_string()),
     ("failed", |s| (s.num_errors() + s.num_timeouts).to_string()),

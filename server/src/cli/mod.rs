@@ -1,10 +1,11 @@
-//! The command line: `keepwell serve`, which is also what `keepwell` alone does, and
-//! `keepwell chat`.
+//! The command line: `keepwell serve`, which is also what `keepwell` alone does,
+//! `keepwell chat` and `keepwell health`.
 
 mod args;
 mod chat;
 mod command;
 mod drain;
+mod health;
 mod logs;
 mod memory;
 mod prompt;
@@ -22,6 +23,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind}
 
 use self::args::ModelArgs;
 use self::chat::ChatArgs;
+use self::health::HealthArgs;
 use self::serve::ServeArgs;
 
 /// An LLM inference server that keeps what matters in its KV cache.
@@ -40,6 +42,8 @@ enum Command {
     Serve(ServeArgs),
     /// Talk to a model in the terminal
     Chat(ChatArgs),
+    /// Ask a running server how it is: exit code 0 when it is well
+    Health(HealthArgs),
 }
 
 /// Runs what the command line asks for.
@@ -57,6 +61,7 @@ pub fn run() -> Result<ExitCode> {
             prepare(&args.model)?;
             chat::run(&args)
         }
+        Command::Health(args) => health::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }
 

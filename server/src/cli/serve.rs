@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -46,6 +47,11 @@ pub struct ServeArgs {
     #[arg(long, env = "KEEPWELL_SHUTDOWN_TIMEOUT", default_value = "30s", value_parser = duration)]
     pub shutdown_timeout: Duration,
 
+    /// Keep what the last requests left in the cache, their text included, for the dashboard and
+    /// anyone who asks /debug/kv
+    #[arg(long, env = "KEEPWELL_DEBUG_KV")]
+    pub debug_kv: bool,
+
     #[command(flatten)]
     pub model: ModelArgs,
 }
@@ -80,8 +86,12 @@ async fn serve(
     metrics: PrometheusHandle,
 ) -> Result<Ended> {
     let mut signals = signals()?;
+    let mut summary = started.summary.clone();
+    if args.debug_kv {
+        summary += "\ndebug     prompts are kept and shown to whoever asks /debug/kv";
+    }
     tokio::spawn(upkeep(metrics.clone()));
-    announce(&started.summary, listener.local_addr()?);
+    announce(&summary, listener.local_addr()?);
     let engine = started.engine.clone();
     let app = App {
         engine: started.engine,
@@ -89,6 +99,7 @@ async fn serve(
         model: started.model,
         kv_cache: args.model.kv_defaults(),
         metrics,
+        views: args.debug_kv.then(Arc::default),
         max_waiting: args.model.max_waiting as usize,
         max_body_bytes: usize::try_from(args.max_body_size.as_u64()).unwrap_or(usize::MAX),
     };
@@ -99,7 +110,10 @@ async fn serve(
 
 fn announce(summary: &str, address: SocketAddr) {
     // A closed stdout is no reason not to serve.
-    let _ = writeln!(std::io::stdout(), "{summary}\naddress   http://{address}/v1");
+    let _ = writeln!(
+        std::io::stdout(),
+        "{summary}\ndashboard http://{address}/dashboard\naddress   http://{address}/v1"
+    );
 }
 
 async fn upkeep(metrics: PrometheusHandle) {

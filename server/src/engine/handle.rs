@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use keepwell_kernels::PerTier;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::snapshot::Snapshot;
+use super::{snapshot::Snapshot, view::KvView};
 use crate::compress::PolicyId;
 
 /// One sequence to generate. Text never enters the engine: token ids in, token ids out.
@@ -158,11 +158,11 @@ pub(super) enum Command {
     Generate {
         request: GenerateRequest,
         events: mpsc::UnboundedSender<Event>,
+        /// Where the cache is described once the generation has ended.
+        view: Option<oneshot::Sender<KvView>>,
     },
     /// Finish the generation whose events go to this channel.
-    Stop {
-        events: mpsc::UnboundedSender<Event>,
-    },
+    Stop { events: mpsc::UnboundedSender<Event> },
     /// Abort what runs and end the thread.
     Shutdown,
 }
@@ -197,9 +197,29 @@ impl EngineHandle {
     /// # Errors
     /// [`EngineError::Stopped`] when the engine is gone.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
+        self.hand_over(request, None)
+    }
+
+    /// As [`EngineHandle::generate`], and in the end what the cache kept of every token.
+    ///
+    /// # Errors
+    /// [`EngineError::Stopped`] when the engine is gone.
+    pub fn generate_viewed(
+        &self,
+        request: GenerateRequest,
+    ) -> Result<(Generation, oneshot::Receiver<KvView>), EngineError> {
+        let (sender, view) = oneshot::channel();
+        Ok((self.hand_over(request, Some(sender))?, view))
+    }
+
+    fn hand_over(
+        &self,
+        request: GenerateRequest,
+        view: Option<oneshot::Sender<KvView>>,
+    ) -> Result<Generation, EngineError> {
         let (sender, events) = mpsc::unbounded_channel();
         self.commands
-            .send(Command::Generate { request, events: sender.clone() })
+            .send(Command::Generate { request, events: sender.clone(), view })
             .map_err(|_| EngineError::Stopped)?;
         Ok(Generation { events, sender: sender.downgrade(), commands: self.commands.clone() })
     }

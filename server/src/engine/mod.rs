@@ -8,6 +8,7 @@ mod handle;
 mod run;
 mod sampler;
 pub(crate) mod snapshot;
+pub(crate) mod view;
 
 pub use handle::{
     EngineError, EngineHandle, Event, FinishReason, GenerateRequest, Generation, KvCacheParams,
@@ -15,3 +16,4 @@ pub use handle::{
 };
 pub use run::{Engine, EngineInfo, EngineOptions};
 pub use snapshot::Snapshot;
+pub use view::KvView;

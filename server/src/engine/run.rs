@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 use anyhow::Context;
 use keepwell_kernels::{Arena, Backend, PageLayout};
 use keepwell_models::{Batch, Model};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     EngineError, EngineHandle, Event, FinishReason, GenerateRequest, KvCacheParams, KvUsage,
@@ -15,6 +15,7 @@ use super::{
     handle::{Command, Inbox},
     sampler::Sampler,
     snapshot::Snapshot,
+    view::KvView,
 };
 use crate::{
     cache::{Ledger, PageTable},
@@ -52,6 +53,7 @@ struct Stream {
     sampler: Sampler,
     stop_token_ids: Vec<u32>,
     life: Lifecycle,
+    view: Option<oneshot::Sender<KvView>>,
 }
 
 /// Owns all mutable state; lives on one thread.
@@ -138,20 +140,26 @@ impl Engine {
 
     fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         loop {
-            if self.metrics.is_due(self.scheduler.is_idle()) {
-                self.publish();
-            }
             let command = if self.scheduler.is_idle() {
+                self.publish();
                 commands.blocking_recv().ok_or(mpsc::error::TryRecvError::Disconnected)
             } else {
                 commands.try_recv()
             };
             match command {
-                Ok(Command::Generate { request, events }) => self.accept(request, events),
+                Ok(Command::Generate { request, events, view }) => {
+                    self.accept(request, events, view)
+                }
                 Ok(Command::Stop { events }) => self.stop(&events),
                 Ok(Command::Shutdown) | Err(mpsc::error::TryRecvError::Disconnected) => break,
                 // Inside the pool: from outside each parallel operation would wake it anew.
-                Err(mpsc::error::TryRecvError::Empty) => rayon::scope(|_| self.step()),
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    rayon::scope(|_| self.step());
+                    // After a step, so that what waits then waits for a reason.
+                    if self.metrics.is_due() {
+                        self.publish();
+                    }
+                }
             }
         }
         let ids: Vec<_> = self.streams.keys().copied().collect();
@@ -168,13 +176,18 @@ impl Engine {
         self.snapshots.send_replace(Arc::new(snapshot));
     }
 
-    fn accept(&mut self, request: GenerateRequest, events: mpsc::UnboundedSender<Event>) {
+    fn accept(
+        &mut self,
+        request: GenerateRequest,
+        events: mpsc::UnboundedSender<Event>,
+        view: Option<oneshot::Sender<KvView>>,
+    ) {
         match self.sequence(&request) {
             Ok(seq) => {
                 let sampler = Sampler::new(request.sampling, &request.prompt);
                 let stop_token_ids = request.stop_token_ids;
                 let life = Lifecycle::queued(request.kv_cache.budget);
-                self.streams.insert(seq.id, Stream { events, sampler, stop_token_ids, life });
+                self.streams.insert(seq.id, Stream { events, sampler, stop_token_ids, life, view });
                 self.scheduler.queue(seq);
             }
             Err(error) => {
@@ -350,6 +363,7 @@ impl Engine {
     }
 
     fn finish(&mut self, id: SeqId, reason: FinishReason) {
+        self.describe(id);
         if let Some((seq, stream, kv_cache)) = self.retire(id) {
             let ended_by_stop_token = reason == FinishReason::Stop
                 && seq.tokens.last().is_some_and(|t| stream.stop_token_ids.contains(t));
@@ -363,6 +377,19 @@ impl Engine {
                 kv_cache,
             };
             let _ = stream.events.send(Event::Finished(outcome));
+        }
+    }
+
+    /// Tells what the sequence's cache keeps, if somebody asked for it: its pages go back next.
+    fn describe(&mut self, id: SeqId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some((view, seq)) = stream.view.take().zip(self.scheduler.running(id)) else { return };
+        let num_layers = self.model.config().num_layers;
+        let demand = self.scheduler.demand();
+        match KvView::new(seq, demand, &self.arena, &*self.backend, num_layers) {
+            // Who asked may have left.
+            Ok(kept) => _ = view.send(kept),
+            Err(error) => tracing::error!("a cache could not be described: {error:#}"),
         }
     }
 

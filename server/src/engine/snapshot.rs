@@ -59,6 +59,8 @@ pub enum Reason {
     /// A place among those that run.
     Sequences,
     Memory,
+    /// The next step: this one has its tokens.
+    Step,
     /// Memory, after it had to give its own back.
     Preempted,
 }
@@ -75,12 +77,13 @@ impl Stage {
 }
 
 impl Reason {
-    pub const ALL: [Self; 3] = [Self::Sequences, Self::Memory, Self::Preempted];
+    pub const ALL: [Self; 4] = [Self::Sequences, Self::Memory, Self::Step, Self::Preempted];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Sequences => "sequences",
             Self::Memory => "memory",
+            Self::Step => "step",
             Self::Preempted => "preempted",
         }
     }
@@ -95,7 +98,11 @@ impl Snapshot {
     ) -> Self {
         let state = |(nth, seq): (usize, &Sequence)| SequenceState {
             id: seq.id,
-            stage: stage(seq, nth < scheduler.num_running(), scheduler.has_place()),
+            stage: match nth < scheduler.num_running() {
+                true if seq.is_decoding() => Stage::Decode,
+                true => Stage::Prefill,
+                false => Stage::Waiting(reason(seq, scheduler, ledger)),
+            },
             prompt_len: seq.prompt_len,
             num_computed: seq.table.len(),
             num_generated: seq.num_generated(),
@@ -132,12 +139,14 @@ impl Snapshot {
     }
 }
 
-fn stage(seq: &Sequence, is_running: bool, has_place: bool) -> Stage {
-    match (is_running, seq.num_preemptions) {
-        (true, _) if seq.is_decoding() => Stage::Decode,
-        (true, _) => Stage::Prefill,
-        (false, 1..) => Stage::Waiting(Reason::Preempted),
-        (false, 0) if has_place => Stage::Waiting(Reason::Memory),
-        (false, 0) => Stage::Waiting(Reason::Sequences),
+fn reason(seq: &Sequence, scheduler: &Scheduler, ledger: &Ledger) -> Reason {
+    if seq.num_preemptions > 0 {
+        Reason::Preempted
+    } else if !scheduler.has_place() {
+        Reason::Sequences
+    } else if !scheduler.has_memory(seq, ledger) {
+        Reason::Memory
+    } else {
+        Reason::Step
     }
 }

@@ -123,6 +123,10 @@ struct MessageDelta<'a> {
 }
 
 impl Shape for ChatShape {
+    fn id(&self) -> &str {
+        self.identity.id()
+    }
+
     fn opening(&self, index: usize) -> Option<String> {
         let delta = MessageDelta { role: Some("assistant"), content: Some("") };
         Some(self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason: None }))

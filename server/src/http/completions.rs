@@ -103,6 +103,10 @@ struct Choice<'a> {
 }
 
 impl Shape for CompletionShape {
+    fn id(&self) -> &str {
+        self.identity.id()
+    }
+
     fn opening(&self, index: usize) -> Option<String> {
         let text = self.echo(index)?;
         Some(self.chunk(Choice { index, text, logprobs: None, finish_reason: None }))

@@ -9,7 +9,6 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 
 use super::App;
-use crate::metrics::{resident_bytes, table::PROCESS_MEMORY};
 
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -18,8 +17,5 @@ pub fn routes() -> Router<Arc<App>> {
 }
 
 async fn render(State(app): State<Arc<App>>) -> impl IntoResponse {
-    if let Some(bytes) = resident_bytes() {
-        PROCESS_MEMORY.gauge(vec![]).set(bytes as f64);
-    }
-    ([(header::CONTENT_TYPE, TEXT_FORMAT)], app.metrics.render())
+    ([(header::CONTENT_TYPE, TEXT_FORMAT)], app.render_metrics())
 }

@@ -53,17 +53,14 @@ impl EngineMetrics {
         }
     }
 
-    /// Whether it is time for new gauges: at idle always, else at intervals.
-    pub fn is_due(&mut self, is_idle: bool) -> bool {
-        let is_recent = self.published.is_some_and(|at| at.elapsed() < PUBLISH_INTERVAL);
-        if !is_recent || is_idle {
-            self.published = Some(Instant::now());
-        }
-        !is_recent || is_idle
+    /// Whether it is time for new gauges.
+    pub fn is_due(&self) -> bool {
+        self.published.is_none_or(|at| at.elapsed() >= PUBLISH_INTERVAL)
     }
 
     /// Gauges of one moment.
     pub fn publish(&mut self, snapshot: &Snapshot) {
+        self.published = Some(Instant::now());
         pages(&snapshot.pages);
         let waiting = Reason::ALL.map(|reason| (reason.name(), snapshot.num_waiting(reason)));
         for (reason, num) in waiting {
@@ -71,9 +68,10 @@ impl EngineMetrics {
         }
         let num_waiting = waiting.iter().map(|(_, num)| num).sum::<usize>() as f64;
         WAITING.gauge(vec![]).set(num_waiting);
-        WAITING_BY_REASON.gauge(labels([("reason", "capacity")])).set(num_waiting);
-        // Nothing here waits for anything but capacity.
-        WAITING_BY_REASON.gauge(labels([("reason", "deferred")])).set(0.0);
+        let num_deferred = snapshot.num_waiting(Reason::Step) as f64;
+        let num_short = num_waiting - num_deferred;
+        WAITING_BY_REASON.gauge(labels([("reason", "capacity")])).set(num_short);
+        WAITING_BY_REASON.gauge(labels([("reason", "deferred")])).set(num_deferred);
         RUNNING.gauge(vec![]).set(snapshot.num_running() as f64);
         BELOW_BUDGET.gauge(vec![]).set(snapshot.num_below_budget() as f64);
         let new = snapshot.num_preemptions - self.num_preemptions;

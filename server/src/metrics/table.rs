@@ -85,7 +85,7 @@ families! {
     RETAINED_ATTRIBUTION: H(buckets::SHARE), "keepwell_kv_retained_attribution", "Share of the attribution that is still held after a compress event, mean over heads";
     REQUEST_KV_PEAK: H(buckets::BYTES), "keepwell_request_kv_peak_bytes", "The most KV bytes that a sequence held";
     BELOW_BUDGET: G, "keepwell_requests_below_budget", "Sequences that memory pressure granted less than they asked for";
-    QUEUE: G, "keepwell_queue", "Waiting sequences by what they wait for: `sequences` (a place), `memory`, `preempted` (memory, again)";
+    QUEUE: G, "keepwell_queue", "Waiting sequences by what they wait for: `sequences` (a place), `memory`, `step` (the next one), `preempted` (memory, again)";
 }
 
 #[cfg(test)]

@@ -84,6 +84,13 @@ impl Server {
         self.raw(path, body.to_string().as_bytes())
     }
 
+    /// A page in JSON that must be there.
+    pub fn get(&self, path: &str) -> Value {
+        let mut response = self.agent.get(self.url(path)).call().unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+        response.body_mut().read_json().unwrap()
+    }
+
     /// The answer to a request that must succeed.
     pub fn ok(&self, path: &str, body: &Value) -> Value {
         let (status, answer) = self.post(path, body);
