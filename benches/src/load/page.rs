@@ -3,14 +3,19 @@
 use std::fmt::Write;
 
 use anyhow::Result;
+use keepwell_kernels::{PageLayout, TIERS};
 
 use super::arrivals::Load;
-use super::plots::{Axes, Line, colour, lines, stacked};
+use super::plots::{Axes, Line, bits_colour, colour, lines, stacked};
 use super::report::{COLUMNS, Report, bytes};
 use super::stats::{Latency, Summary};
 use crate::eval::page::escape;
 
 const STYLE: &str = include_str!("../eval/page.css");
+
+/// Two charts side by side where there is room.
+const CHARTS: &str = ".charts{display:grid;gap:.5rem;\
+     grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr))}";
 
 /// # Errors
 /// None that depends on the data.
@@ -22,7 +27,7 @@ pub fn page(reports: &[Report]) -> Result<String> {
         html,
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <title>Load: {title}</title><style>{STYLE}</style></head><body><h1>Load: {title}</h1>"
+         <title>Load: {title}</title><style>{STYLE}{CHARTS}</style></head><body><h1>Load: {title}</h1>"
     )?;
     for report in reports {
         run(&mut html, report)?;
@@ -120,18 +125,21 @@ fn legend<'a>(html: &mut String, names: impl Iterator<Item = &'a str>) -> Result
 /// One point for each stage.
 fn curves(html: &mut String, reports: &[Report]) -> Result<()> {
     let chart = |x: fn(&Summary) -> f64, y: fn(&Summary) -> Option<f64>, axes: &Axes| {
-        let line = |(index, report): (usize, &Report)| {
-            let stages = report.stages.iter().filter_map(|stage| Some((x(stage), y(stage)?)));
-            let mut points: Vec<_> = stages.collect();
+        // Open and closed loops are no points of one curve.
+        let line = |(index, report): (usize, &Report), is_closed: bool| {
+            let of_kind = |s: &&Summary| matches!(s.load, Load::Concurrency(_)) == is_closed;
+            let stages = report.stages.iter().filter(of_kind);
+            let mut points: Vec<_> = stages.filter_map(|s| Some((x(s), y(s)?))).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             Line { name: report.name.clone(), colour: colour(index), points }
         };
-        lines(axes, &reports.iter().enumerate().map(line).collect::<Vec<_>>())
+        let both = reports.iter().enumerate().flat_map(|run| [line(run, true), line(run, false)]);
+        lines(axes, &both.collect::<Vec<_>>())
     };
     let throughput = |stage: &Summary| stage.output_tokens_per_s;
     let (x, x_label, y_label) =
         ("output tokens/s", whole as fn(&f64) -> String, ms as fn(&f64) -> String);
-    html.push_str("<h2>Throughput and latency</h2><p>A point for each stage.</p>");
+    html.push_str("<h2>Throughput and latency</h2><p>A point for each stage; closed and open loops are joined apart.</p><div class=\"charts\">");
     for (y, of) in [
         ("TTFT p50, ms", (|s| Some(s.ttft.p50)) as fn(&Summary) -> Option<f64>),
         ("TPOT p50, ms", |s| Some(s.tpot.p50)),
@@ -141,6 +149,7 @@ fn curves(html: &mut String, reports: &[Report]) -> Result<()> {
     }
     let axes = Axes { x, y: "peak KV bytes", x_label, y_label: bytes_label };
     html.push_str(&chart(throughput, |stage| stage.peak_kv_bytes, &axes)?);
+    html.push_str("</div>");
     Ok(())
 }
 
@@ -155,6 +164,7 @@ fn percentiles(html: &mut String, reports: &[Report]) -> Result<()> {
         .map(|(report, stage)| format!("{}: {}", escape(&report.name), stage.load.name()))
         .collect();
     legend(html, names.iter().map(String::as_str))?;
+    html.push_str("<div class=\"charts\">");
     for (y, of) in [
         ("TTFT, ms", (|s| &s.ttft) as fn(&Summary) -> &Latency),
         ("ITL, ms", |s| &s.itl),
@@ -168,6 +178,7 @@ fn percentiles(html: &mut String, reports: &[Report]) -> Result<()> {
         let axes = Axes { x: "percentile", y, x_label: whole, y_label: ms };
         html.push_str(&lines(&axes, &stages.iter().enumerate().map(line).collect::<Vec<_>>())?);
     }
+    html.push_str("</div>");
     Ok(())
 }
 
@@ -177,15 +188,15 @@ fn series(html: &mut String, report: &Report) -> Result<()> {
         write!(html, "<h2>{}, {}: the server</h2>", escape(&report.name), stage.load.name())?;
         let series = &stage.series;
         let mut tiers: Vec<&String> = series.iter().flat_map(|s| s.kv_bytes.keys()).collect();
-        tiers.sort();
+        tiers.sort_by(|a, b| tier_bits(a).total_cmp(&tier_bits(b)).then(a.cmp(b)));
         tiers.dedup();
         tiers.retain(|tier| series.iter().any(|s| s.kv_bytes.get(*tier).is_some_and(|b| *b > 0.0)));
-        let area = |(index, tier): (usize, &&String)| {
+        let area = |tier: &&String| {
             let bytes = |s: &super::scrape::Scrape| s.kv_bytes.get(*tier).copied().unwrap_or(0.0);
             let points = series.iter().map(|s| (s.at, bytes(s))).collect();
-            Line { name: (*tier).clone(), colour: colour(index), points }
+            Line { name: (*tier).clone(), colour: tier_colour(tier), points }
         };
-        let areas: Vec<_> = tiers.iter().enumerate().map(area).collect();
+        let areas: Vec<_> = tiers.iter().map(area).collect();
         if !areas.is_empty() {
             legend(html, areas.iter().map(|area| area.name.as_str()))?;
         }
@@ -202,6 +213,18 @@ fn series(html: &mut String, report: &Report) -> Result<()> {
         html.push_str(&lines(&axes, &[line(0, |s| s.running), line(1, |s| s.waiting)])?);
     }
     Ok(())
+}
+
+/// Bits of a value in a tier of this name, metadata included; what is no name of ours counts as uncompressed.
+fn tier_bits(name: &str) -> f64 {
+    const CHANNELS: usize = 64;
+    let info = TIERS.iter().find(|info| info.name == name);
+    let bytes = |tier| PageLayout::new(CHANNELS).token_bytes(tier);
+    info.map_or(16.0, |info| (bytes(info.tier) * 8) as f64 / (2 * CHANNELS) as f64)
+}
+
+fn tier_colour(name: &str) -> plotters::style::RGBColor {
+    bits_colour(tier_bits(name))
 }
 
 fn definitions(html: &mut String, report: &Report) -> Result<()> {

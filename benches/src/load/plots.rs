@@ -4,7 +4,7 @@ use anyhow::Result;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-pub use crate::eval::plots::colour;
+pub use crate::eval::plots::{bits_colour, colour};
 
 const SIZE: (u32, u32) = (720, 320);
 

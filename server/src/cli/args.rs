@@ -84,6 +84,11 @@ pub struct ModelArgs {
     #[arg(long, env = "KEEPWELL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]
     pub log_format: LogFormat,
 
+    /// An OpenTelemetry collector that gets the spans of requests, such as http://localhost:4318
+    #[cfg(feature = "otlp")]
+    #[arg(long, env = "KEEPWELL_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+
     /// What is logged, to stderr: error, warn, info, debug, or directives of tracing-subscriber
     #[arg(long, env = "KEEPWELL_LOG", default_value = "warn,keepwell_server=info")]
     pub log: String,

@@ -8,6 +8,8 @@ mod drain;
 mod health;
 mod logs;
 mod memory;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod prompt;
 mod serve;
 mod session;
@@ -24,6 +26,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind}
 use self::args::ModelArgs;
 use self::chat::ChatArgs;
 use self::health::HealthArgs;
+use self::logs::Logs;
 use self::serve::ServeArgs;
 
 /// An LLM inference server that keeps what matters in its KV cache.
@@ -54,11 +57,11 @@ pub fn run() -> Result<ExitCode> {
     let cli = parse(std::env::args_os().collect()).unwrap_or_else(|error| error.exit());
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(args) => {
-            prepare(&args.model)?;
+            let _logs = prepare(&args.model)?;
             serve::run(&args)
         }
         Command::Chat(args) => {
-            prepare(&args.model)?;
+            let _logs = prepare(&args.model)?;
             chat::run(&args)
         }
         Command::Health(args) => health::run(&args).map(|()| ExitCode::SUCCESS),
@@ -76,15 +79,15 @@ fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
 }
 
 /// What comes before any model: settings that contradict each other, logs, threads.
-fn prepare(args: &ModelArgs) -> Result<()> {
+fn prepare(args: &ModelArgs) -> Result<Logs> {
     if let Err(message) = args.check() {
         Cli::command().error(ErrorKind::ValueValidation, message).exit();
     }
-    logs::init(args)?;
+    let logs = logs::init(args)?;
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global()?;
     }
-    Ok(())
+    Ok(logs)
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ async fn run(
         vec![];
     while let Some(command) = commands.recv().await {
         match command {
-            Command::Generate { request, events, view: _ } => {
+            Command::Generate { request, events, .. } => {
                 let nth = requests.lock().unwrap().len().min(scripts.len() - 1);
                 requests.lock().unwrap().push(request.clone());
                 let (end, ends) = mpsc::unbounded_channel();

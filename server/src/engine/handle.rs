@@ -160,6 +160,8 @@ pub(super) enum Command {
         events: mpsc::UnboundedSender<Event>,
         /// Where the cache is described once the generation has ended.
         view: Option<oneshot::Sender<KvView>>,
+        /// Who asks, for traces.
+        span: tracing::Span,
     },
     /// Finish the generation whose events go to this channel.
     Stop { events: mpsc::UnboundedSender<Event> },
@@ -218,8 +220,9 @@ impl EngineHandle {
         view: Option<oneshot::Sender<KvView>>,
     ) -> Result<Generation, EngineError> {
         let (sender, events) = mpsc::unbounded_channel();
+        let span = tracing::Span::current();
         self.commands
-            .send(Command::Generate { request, events: sender.clone(), view })
+            .send(Command::Generate { request, events: sender.clone(), view, span })
             .map_err(|_| EngineError::Stopped)?;
         Ok(Generation { events, sender: sender.downgrade(), commands: self.commands.clone() })
     }

@@ -147,8 +147,9 @@ impl Engine {
                 commands.try_recv()
             };
             match command {
-                Ok(Command::Generate { request, events, view }) => {
-                    self.accept(request, events, view)
+                Ok(Command::Generate { request, events, view, span }) => {
+                    let life = Lifecycle::queued(request.kv_cache.budget, &span);
+                    self.accept(request, events, view, life)
                 }
                 Ok(Command::Stop { events }) => self.stop(&events),
                 Ok(Command::Shutdown) | Err(mpsc::error::TryRecvError::Disconnected) => break,
@@ -181,12 +182,12 @@ impl Engine {
         request: GenerateRequest,
         events: mpsc::UnboundedSender<Event>,
         view: Option<oneshot::Sender<KvView>>,
+        life: Lifecycle,
     ) {
         match self.sequence(&request) {
             Ok(seq) => {
                 let sampler = Sampler::new(request.sampling, &request.prompt);
                 let stop_token_ids = request.stop_token_ids;
-                let life = Lifecycle::queued(request.kv_cache.budget);
                 self.streams.insert(seq.id, Stream { events, sampler, stop_token_ids, life, view });
                 self.scheduler.queue(seq);
             }

@@ -15,7 +15,8 @@ use crate::dashboard::assets::{ASSETS, PAGE};
 use crate::dashboard::state::state;
 
 /// Scripts and styles from this server only; and nobody else's page may frame this one.
-const POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'";
+const POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+                      frame-ancestors 'none'";
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new()

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use tracing::{Span, debug, field::Empty, info_span};
+
 use super::table::{
     DECODE_TIME, INFERENCE_TIME, PREFILL_TIME, QUEUE_TIME, REQUEST_GENERATION_TOKENS,
     REQUEST_MAX_GENERATION_TOKENS, REQUEST_PARAMS_MAX_TOKENS, REQUEST_PREEMPTIONS,
@@ -18,11 +20,25 @@ pub struct Lifecycle {
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     num_prompt_counted: usize,
+    /// From here to the end; the names are those of OpenTelemetry's conventions for models.
+    span: Span,
 }
 
 impl Lifecycle {
-    pub fn queued(asked_budget: f32) -> Self {
+    /// `request` is the span of the request that asked.
+    pub fn queued(asked_budget: f32, request: &Span) -> Self {
+        let span = info_span!(
+            parent: request,
+            "sequence",
+            gen_ai.usage.input_tokens = Empty,
+            gen_ai.usage.output_tokens = Empty,
+            gen_ai.latency.time_in_queue = Empty,
+            gen_ai.latency.time_in_model_prefill = Empty,
+            gen_ai.latency.time_in_model_decode = Empty,
+            keepwell.kv.budget = Empty,
+        );
         Self {
+            span,
             asked_budget,
             queued: Instant::now(),
             scheduled: None,
@@ -50,12 +66,13 @@ impl Lifecycle {
     /// Records what is known of a sequence once it ended.
     pub fn record(&self, seq: &Sequence) {
         let num_generated = seq.num_generated();
-        tracing::debug!(
+        self.span.record("gen_ai.usage.input_tokens", seq.prompt_len);
+        self.span.record("gen_ai.usage.output_tokens", num_generated);
+        self.span.record("keepwell.kv.budget", f64::from(seq.budget));
+        debug!(
+            parent: &self.span,
             sequence = seq.id.0,
-            prompt_tokens = seq.prompt_len,
-            generated_tokens = num_generated,
             preemptions = seq.num_preemptions,
-            budget = seq.budget,
             seconds = self.queued.elapsed().as_secs_f64(),
             "sequence ended"
         );
@@ -70,13 +87,18 @@ impl Lifecycle {
             family.histogram(vec![]).record(tokens as f64);
         }
         let Some(scheduled) = self.scheduled else { return };
-        QUEUE_TIME.histogram(vec![]).record(scheduled - self.queued);
+        let in_queue = scheduled - self.queued;
+        QUEUE_TIME.histogram(vec![]).record(in_queue);
+        self.span.record("gen_ai.latency.time_in_queue", in_queue.as_secs_f64());
         let (Some(first), Some(last)) = (self.first_token, self.last_token) else { return };
-        PREFILL_TIME.histogram(vec![]).record(first - scheduled);
-        DECODE_TIME.histogram(vec![]).record(last - first);
+        let (prefill, decode) = (first - scheduled, last - first);
+        PREFILL_TIME.histogram(vec![]).record(prefill);
+        DECODE_TIME.histogram(vec![]).record(decode);
+        self.span.record("gen_ai.latency.time_in_model_prefill", prefill.as_secs_f64());
+        self.span.record("gen_ai.latency.time_in_model_decode", decode.as_secs_f64());
         INFERENCE_TIME.histogram(vec![]).record(last - scheduled);
         if let Some(others) = num_generated.checked_sub(1).filter(|n| *n > 0) {
-            let mean = (last - first).as_secs_f64() / others as f64;
+            let mean = decode.as_secs_f64() / others as f64;
             TIME_PER_OUTPUT_TOKEN.histogram(vec![]).record(mean);
         }
     }
@@ -94,7 +116,7 @@ mod tests {
 
     #[test]
     fn prompt_tokens_count_once_however_often_they_are_computed() {
-        let mut life = Lifecycle::queued(1.0);
+        let mut life = Lifecycle::queued(1.0, &Span::none());
         let now = Instant::now();
         let counts: Vec<_> = [(0, 6), (6, 4), (10, 1), (0, 8), (8, 3), (11, 1)]
             .map(|(start, num)| life.computed(&entry(start, num), 10, now))
