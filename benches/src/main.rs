@@ -4,6 +4,7 @@ mod bandwidth;
 mod baseline;
 mod engine;
 mod eval;
+mod load;
 mod report;
 mod watch;
 
@@ -23,6 +24,8 @@ enum Command {
     Engine(engine::Arguments),
     /// What compression costs in quality at equal bytes, against published methods.
     Eval(eval::Arguments),
+    /// What users of an OpenAI-compatible server get as load rises.
+    Load(Box<load::Arguments>),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -32,5 +35,6 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Engine(arguments) => engine::run(&arguments),
         Command::Eval(arguments) => eval::run(arguments),
+        Command::Load(arguments) => load::run(&arguments),
     }
 }

@@ -52,9 +52,14 @@ impl Ledger {
         self.pool.num_live()
     }
 
-    /// Bytes of the pages booked under a tier.
-    pub fn tier_bytes(&self, tier: Tier) -> usize {
-        self.pages[tier] * self.layout.page_bytes
+    /// Pages that were ever live.
+    pub fn num_touched(&self) -> usize {
+        self.pool.num_touched()
+    }
+
+    /// Live pages by the tier they are booked under.
+    pub fn pages(&self) -> &PerTier<usize> {
+        &self.pages
     }
 
     pub fn allocate(&mut self, tier: Tier) -> Option<PageId> {

@@ -31,6 +31,11 @@ impl PagePool {
         self.num_touched as usize - self.recycled.len()
     }
 
+    /// Pages that were ever live.
+    pub fn num_touched(&self) -> usize {
+        self.num_touched as usize
+    }
+
     pub fn allocate(&mut self) -> Option<PageId> {
         let page = self.recycled.pop().or_else(|| self.touch())?;
         self.is_live[page.0 as usize] = true;

@@ -92,6 +92,15 @@ pub struct ModelArgs {
     #[arg(long, env = "KEEPWELL_THREADS", value_parser = value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
 
+    /// How log lines look: for people, or one JSON object each
+    #[arg(long, env = "KEEPWELL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]
+    pub log_format: LogFormat,
+
+    /// An OpenTelemetry collector that gets the spans of requests, such as http://localhost:4318
+    #[cfg(feature = "otlp")]
+    #[arg(long, env = "KEEPWELL_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+
     /// What is logged, to stderr: error, warn, info, debug, or directives of tracing-subscriber
     #[arg(long, env = "KEEPWELL_LOG", default_value = "warn,keepwell_server=info")]
     pub log: String,
@@ -103,6 +112,12 @@ pub enum Weights {
     AsFile,
     /// Dequantized to 32 bits, to compare with other implementations
     F32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Human,
+    Json,
 }
 
 impl ModelArgs {

@@ -1,11 +1,15 @@
-//! The command line: `keepwell serve`, which is also what `keepwell` alone does, and
-//! `keepwell chat`.
+//! The command line: `keepwell serve`, which is also what `keepwell` alone does,
+//! `keepwell chat` and `keepwell health`.
 
 mod args;
 mod chat;
 mod command;
 mod drain;
+mod health;
+mod logs;
 mod memory;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod prompt;
 mod serve;
 mod session;
@@ -13,16 +17,16 @@ mod start;
 mod text;
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::builder::Resettable;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
-use tracing_subscriber::EnvFilter;
 
 use self::args::ModelArgs;
 use self::chat::ChatArgs;
+use self::health::HealthArgs;
+use self::logs::Logs;
 use self::serve::ServeArgs;
 
 /// An LLM inference server that keeps what matters in its KV cache.
@@ -41,6 +45,8 @@ enum Command {
     Serve(ServeArgs),
     /// Talk to a model in the terminal
     Chat(ChatArgs),
+    /// Ask a running server how it is: exit code 0 when it is well
+    Health(HealthArgs),
 }
 
 /// Runs what the command line asks for.
@@ -51,13 +57,14 @@ pub fn run() -> Result<ExitCode> {
     let cli = parse(std::env::args_os().collect()).unwrap_or_else(|error| error.exit());
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(args) => {
-            prepare(&args.model)?;
+            let _logs = prepare(&args.model)?;
             serve::run(&args)
         }
         Command::Chat(args) => {
-            prepare(&args.model)?;
+            let _logs = prepare(&args.model)?;
             chat::run(&args)
         }
+        Command::Health(args) => health::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }
 
@@ -72,18 +79,15 @@ fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
 }
 
 /// What comes before any model: settings that contradict each other, logs, threads.
-fn prepare(args: &ModelArgs) -> Result<()> {
+fn prepare(args: &ModelArgs) -> Result<Logs> {
     if let Err(message) = args.check() {
         Cli::command().error(ErrorKind::ValueValidation, message).exit();
     }
-    let filter = EnvFilter::try_new(&args.log).map_err(|error| anyhow!("--log: {error}"))?;
-    let colours = io::stderr().is_terminal();
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
-    logs.with_writer(io::stderr).init();
+    let logs = logs::init(args)?;
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global()?;
     }
-    Ok(())
+    Ok(logs)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,6 +18,7 @@ use super::args::{ModelArgs, duration, memory};
 use super::drain::{Ended, serve_until, signals};
 use super::start::{Started, start};
 use crate::http::{self, App};
+use crate::metrics;
 
 /// HTTP needs little: the work is done by the engine's threads.
 const HTTP_THREADS: usize = 2;
@@ -45,6 +47,11 @@ pub struct ServeArgs {
     #[arg(long, env = "KEEPWELL_SHUTDOWN_TIMEOUT", default_value = "30s", value_parser = duration)]
     pub shutdown_timeout: Duration,
 
+    /// Keep what the last requests left in the cache, their text included, for the dashboard and
+    /// anyone who asks /debug/kv
+    #[arg(long, env = "KEEPWELL_DEBUG_KV")]
+    pub debug_kv: bool,
+
     #[command(flatten)]
     pub model: ModelArgs,
 }
@@ -55,8 +62,8 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
     // Before the model: a port in use should not cost a minute to find out.
     let listener = runtime.block_on(bind(&args.host, args.port))?;
     let name = args.served_model_name.clone().unwrap_or_else(|| served_name(&args.model.model));
-    let metrics = http::recorder(&name)?.install_recorder()?;
-    http::describe();
+    let metrics = metrics::recorder(&name)?.install_recorder()?;
+    metrics::describe();
     let started = start(&args.model, name)?;
     let ended = runtime.block_on(serve(args, listener, started, metrics))?;
     // Tokenizing of a request that nobody waits for may still run.
@@ -79,8 +86,12 @@ async fn serve(
     metrics: PrometheusHandle,
 ) -> Result<Ended> {
     let mut signals = signals()?;
+    let mut summary = started.summary.clone();
+    if args.debug_kv {
+        summary += "\ndebug     prompts are kept and shown to whoever asks /debug/kv";
+    }
     tokio::spawn(upkeep(metrics.clone()));
-    announce(&started.summary, listener.local_addr()?);
+    announce(&summary, listener.local_addr()?);
     let engine = started.engine.clone();
     let app = App {
         engine: started.engine,
@@ -88,6 +99,7 @@ async fn serve(
         model: started.model,
         kv_cache: args.model.kv_defaults(),
         metrics,
+        views: args.debug_kv.then(Arc::default),
         max_waiting: args.model.max_waiting as usize,
         max_body_bytes: usize::try_from(args.max_body_size.as_u64()).unwrap_or(usize::MAX),
     };
@@ -98,7 +110,10 @@ async fn serve(
 
 fn announce(summary: &str, address: SocketAddr) {
     // A closed stdout is no reason not to serve.
-    let _ = writeln!(std::io::stdout(), "{summary}\naddress   http://{address}/v1");
+    let _ = writeln!(
+        std::io::stdout(),
+        "{summary}\ndashboard http://{address}/dashboard\naddress   http://{address}/v1"
+    );
 }
 
 async fn upkeep(metrics: PrometheusHandle) {

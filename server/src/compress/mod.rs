@@ -9,7 +9,7 @@ mod policy;
 mod price;
 mod score;
 
-pub use plan::{COARSEST_PROTECTED, Goal, HeadTokens, Protection, decide, repack};
+pub use plan::{COARSEST_PROTECTED, Decision, Goal, HeadTokens, Protection, decide, repack};
 pub use policy::{POLICIES, Policy, PolicyId, Queries, TokenSignals};
-pub use price::{Candidate, HeadPrices, MAX_TIERS, Prices, assign, normal_error};
+pub use price::{Candidate, HeadPrices, MAX_TIERS, Prices, assign, assign_at_price, normal_error};
 pub use score::refine;

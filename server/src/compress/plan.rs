@@ -3,7 +3,7 @@
 use keepwell_kernels::{Move, PageLayout, Tier};
 use rayon::prelude::*;
 
-use super::{Candidate, MAX_TIERS, Policy, Prices, TokenSignals, assign, refine};
+use super::{Candidate, MAX_TIERS, Policy, Prices, TokenSignals, assign_at_price, refine};
 use crate::cache::{Assignment, Ledger, PageTable, REACH, Repack};
 
 /// Moves that one kernel call stages at most, unless a single head needs more.
@@ -51,13 +51,22 @@ pub struct Goal<'a> {
     pub max_pages: usize,
 }
 
-/// Tiers for every token of the sequence, per head in page order.
+/// What an event decided.
+#[derive(Debug)]
+pub struct Decision {
+    /// A tier for every token of the sequence, per head in page order.
+    pub assignments: Vec<Vec<Assignment>>,
+    /// The price of a byte, if pages were short.
+    pub price: Option<f32>,
+}
+
+/// Tiers for every token of the sequence.
 pub fn decide(
     table: &PageTable,
     tokens: &[HeadTokens],
     goal: &Goal,
     layout: &PageLayout,
-) -> Vec<Vec<Assignment>> {
+) -> Decision {
     let protected = Protected::new(table, goal, layout);
     let heads: Vec<_> = tokens
         .par_iter()
@@ -66,7 +75,9 @@ pub fn decide(
         .collect();
     // Pages that end early because the next position is out of their reach.
     let early_ends = table.num_heads() * MAX_TIERS * (table.len() / REACH);
-    assign(&heads, goal.max_pages.saturating_sub(early_ends), goal.prices, layout)
+    let max_pages = goal.max_pages.saturating_sub(early_ends);
+    let (assignments, price) = assign_at_price(&heads, max_pages, goal.prices, layout);
+    Decision { assignments, price }
 }
 
 /// What protected tokens are kept in, the finest that takes no more than an eighth of the pages.

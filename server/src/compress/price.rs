@@ -103,9 +103,20 @@ pub fn assign(
     prices: &Prices,
     layout: &PageLayout,
 ) -> Vec<Vec<Assignment>> {
+    assign_at_price(heads, max_pages, prices, layout).0
+}
+
+/// As [`assign`], and the price that fits, if pages were short.
+pub fn assign_at_price(
+    heads: &[Vec<Candidate>],
+    max_pages: usize,
+    prices: &Prices,
+    layout: &PageLayout,
+) -> (Vec<Vec<Assignment>>, Option<f32>) {
     let held: usize = heads.iter().map(|head| pages(&held(head), layout)).sum();
     if held <= max_pages {
-        return heads.iter().map(|head| head.iter().map(|c| Some(settled(c))).collect()).collect();
+        let settle = |head: &Vec<Candidate>| head.iter().map(|c| Some(settled(c))).collect();
+        return (heads.iter().map(settle).collect(), None);
     }
     let new = |(index, head): (usize, &Vec<Candidate>)| Head::new(head, prices.head(index), layout);
     let mut market: Vec<_> = heads.par_iter().enumerate().map(new).collect();
@@ -117,7 +128,8 @@ pub fn assign(
         let price = if upgraded { finer } else { fits };
         candidates.iter().map(|c| c.fixed.or_else(|| head.choose(c, price))).collect()
     };
-    market.par_iter().zip(upgraded).zip(heads).map(|(head, c)| decide(head, c)).collect()
+    let tiers = market.par_iter().zip(upgraded).zip(heads).map(|(head, c)| decide(head, c)).collect();
+    (tiers, Some(fits))
 }
 
 /// Where a token is when nothing is squeezed.

@@ -1,6 +1,8 @@
 //! A compress event of one sequence: score -> price -> compact.
 
-use keepwell_kernels::{Arena, Backend, Result};
+use std::time::{Duration, Instant};
+
+use keepwell_kernels::{Arena, Backend, PerTier, Result};
 use rayon::prelude::*;
 
 use crate::{
@@ -17,20 +19,43 @@ pub struct Memory<'a> {
     pub ledger: &'a mut Ledger,
 }
 
-/// Brings the sequence down to what its budget allows. Returns the pages freed, or `None` when it
-/// was within its limit.
+/// What an event did and took.
+#[derive(Debug)]
+pub struct Report {
+    pub reclaimed_bytes: usize,
+    /// (token, layer, KV head) entries by the smaller tier they moved to.
+    pub demoted: PerTier<usize>,
+    pub num_evicted: usize,
+    /// Share of the attribution still held, mean over heads; `None` when nothing was accumulated.
+    pub retained: Option<f64>,
+    /// Of a byte, if pages were short.
+    pub price: Option<f32>,
+    score: Duration,
+    decide: Duration,
+    compact: Duration,
+}
+
+impl Report {
+    pub fn stages(&self) -> [(&'static str, Duration); 3] {
+        [("score", self.score), ("price", self.decide), ("compact", self.compact)]
+    }
+}
+
+/// Brings the sequence down to what its budget allows. `None` when it was within its limit.
 pub fn compress_event(
     backend: &dyn Backend,
     memory: Memory,
     seq: &mut Sequence,
     demand: &Demand,
     prices: &Prices,
-) -> Result<Option<usize>> {
+) -> Result<Option<Report>> {
     let max_pages = demand.limit(seq.budget, seq.budgeted_len());
     if seq.table.num_pages() <= max_pages {
         return Ok(None);
     }
+    let started = Instant::now();
     let tokens = read_tokens(backend, memory.arena, &seq.table)?;
+    let scored = Instant::now();
     // While a prompt comes in, what reads it next may still ask for anything: demoted tokens can tell
     // it, evicted ones cannot.
     let reluctant = (seq.num_pending() > 1).then(|| prices.reluctant());
@@ -41,24 +66,53 @@ pub fn compress_event(
         prompt_len: seq.prompt_len,
         max_pages,
     };
-    let before = seq.table.num_pages();
-    let assignments = decide(&seq.table, &tokens, &goal, memory.ledger.layout());
-    execute(backend, memory, &mut seq.table, &tokens, &assignments)?;
-    Ok(Some(before.saturating_sub(seq.table.num_pages())))
+    let (pages_before, evicted_before) = (seq.table.num_pages(), seq.table.num_evicted());
+    let layout = *memory.ledger.layout();
+    let decision = decide(&seq.table, &tokens, &goal, &layout);
+    let decided = Instant::now();
+    let demoted = execute(backend, memory, &mut seq.table, &tokens, &decision.assignments)?;
+    let freed = pages_before.saturating_sub(seq.table.num_pages());
+    Ok(Some(Report {
+        reclaimed_bytes: freed * layout.page_bytes,
+        demoted,
+        num_evicted: seq.table.num_evicted() - evicted_before,
+        retained: retained(&tokens, &decision.assignments),
+        price: decision.price,
+        score: scored - started,
+        decide: decided - scored,
+        compact: decided.elapsed(),
+    }))
 }
 
-/// Carries out what was decided for every token.
+/// Share of the signals whose tokens are kept, mean over the heads that have any.
+fn retained(tokens: &[HeadTokens], assignments: &[Vec<Assignment>]) -> Option<f64> {
+    let share = |(head, tiers): (&HeadTokens, &Vec<Assignment>)| {
+        let signals = head.signals.iter().map(|signal| f64::from(*signal));
+        let kept = signals.clone().zip(tiers).filter(|(_, tier)| tier.is_some());
+        let (kept, all): (f64, f64) = (kept.map(|(signal, _)| signal).sum(), signals.sum());
+        (all > 0.0).then_some(kept / all)
+    };
+    let shares: Vec<f64> = tokens.iter().zip(assignments).filter_map(share).collect();
+    (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
+}
+
+/// Carries out what was decided for every token. Returns the entries that changed their tier, by
+/// the new one.
 pub fn execute(
     backend: &dyn Backend,
     memory: Memory,
     table: &mut PageTable,
     tokens: &[HeadTokens],
     assignments: &[Vec<Assignment>],
-) -> Result<()> {
+) -> Result<PerTier<usize>> {
+    let mut demoted = PerTier::default();
     for moves in &repack(table, memory.ledger, tokens, assignments) {
         backend.compact(memory.arena, moves)?;
+        for to in moves.iter().filter(|m| m.from_tier != m.to_tier).map(|m| m.to_tier) {
+            demoted[to] += 1;
+        }
     }
-    Ok(())
+    Ok(demoted)
 }
 
 /// Positions and signals of all heads, in page order.

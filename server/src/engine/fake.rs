@@ -40,10 +40,10 @@ pub const KV_BYTES: usize = 1000;
 impl FakeEngine {
     /// The nth request gets the nth script, those after the last script the last one.
     pub fn new(scripts: Vec<Script>) -> Self {
-        let (handle, commands) = EngineHandle::new();
+        let (handle, inbox) = EngineHandle::new();
         let requests = Arc::new(Mutex::new(vec![]));
         let cancelled = Arc::new(Notify::new());
-        tokio::spawn(run(commands, scripts, requests.clone(), cancelled.clone()));
+        tokio::spawn(run(inbox.commands, scripts, requests.clone(), cancelled.clone()));
         Self { handle, requests, cancelled }
     }
 
@@ -63,7 +63,7 @@ async fn run(
         vec![];
     while let Some(command) = commands.recv().await {
         match command {
-            Command::Generate { request, events } => {
+            Command::Generate { request, events, .. } => {
                 let nth = requests.lock().unwrap().len().min(scripts.len() - 1);
                 requests.lock().unwrap().push(request.clone());
                 let (end, ends) = mpsc::unbounded_channel();

@@ -1,8 +1,11 @@
 //! The engine as others see it: a channel that takes requests and one that gives events back.
 
-use keepwell_kernels::PerTier;
-use tokio::sync::mpsc;
+use std::sync::Arc;
 
+use keepwell_kernels::PerTier;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{snapshot::Snapshot, view::KvView};
 use crate::compress::PolicyId;
 
 /// One sequence to generate. Text never enters the engine: token ids in, token ids out.
@@ -140,15 +143,28 @@ pub enum EngineError {
     Internal(String),
 }
 
+impl FinishReason {
+    /// As vLLM's metrics and OpenAI's answers call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Abort => "abort",
+        }
+    }
+}
+
 pub(super) enum Command {
     Generate {
         request: GenerateRequest,
         events: mpsc::UnboundedSender<Event>,
+        /// Where the cache is described once the generation has ended.
+        view: Option<oneshot::Sender<KvView>>,
+        /// Who asks, for traces.
+        span: tracing::Span,
     },
     /// Finish the generation whose events go to this channel.
-    Stop {
-        events: mpsc::UnboundedSender<Event>,
-    },
+    Stop { events: mpsc::UnboundedSender<Event> },
     /// Abort what runs and end the thread.
     Shutdown,
 }
@@ -157,12 +173,25 @@ pub(super) enum Command {
 #[derive(Clone)]
 pub struct EngineHandle {
     commands: mpsc::UnboundedSender<Command>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// The engine's ends of the channels.
+pub(super) struct Inbox {
+    pub commands: mpsc::UnboundedReceiver<Command>,
+    pub snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
 impl EngineHandle {
-    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Command>) {
+    pub(super) fn new() -> (Self, Inbox) {
         let (commands, receiver) = mpsc::unbounded_channel();
-        (Self { commands }, receiver)
+        let (publisher, snapshots) = watch::channel(Arc::default());
+        (Self { commands, snapshots }, Inbox { commands: receiver, snapshots: publisher })
+    }
+
+    /// What the engine held a moment ago.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshots.borrow().clone()
     }
 
     /// Hands a request over. Its fate arrives as events; dropping the generation cancels it.
@@ -170,9 +199,30 @@ impl EngineHandle {
     /// # Errors
     /// [`EngineError::Stopped`] when the engine is gone.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
+        self.hand_over(request, None)
+    }
+
+    /// As [`EngineHandle::generate`], and in the end what the cache kept of every token.
+    ///
+    /// # Errors
+    /// [`EngineError::Stopped`] when the engine is gone.
+    pub fn generate_viewed(
+        &self,
+        request: GenerateRequest,
+    ) -> Result<(Generation, oneshot::Receiver<KvView>), EngineError> {
+        let (sender, view) = oneshot::channel();
+        Ok((self.hand_over(request, Some(sender))?, view))
+    }
+
+    fn hand_over(
+        &self,
+        request: GenerateRequest,
+        view: Option<oneshot::Sender<KvView>>,
+    ) -> Result<Generation, EngineError> {
         let (sender, events) = mpsc::unbounded_channel();
+        let span = tracing::Span::current();
         self.commands
-            .send(Command::Generate { request, events: sender.clone() })
+            .send(Command::Generate { request, events: sender.clone(), view, span })
             .map_err(|_| EngineError::Stopped)?;
         Ok(Generation { events, sender: sender.downgrade(), commands: self.commands.clone() })
     }

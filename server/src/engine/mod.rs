@@ -5,12 +5,15 @@ pub(crate) mod event;
 pub(crate) mod fake;
 pub(crate) mod gather;
 mod handle;
-mod metrics;
 mod run;
 mod sampler;
+pub(crate) mod snapshot;
+pub(crate) mod view;
 
 pub use handle::{
     EngineError, EngineHandle, Event, FinishReason, GenerateRequest, Generation, KvCacheParams,
     KvUsage, Outcome, SampledToken, SamplingParams, TokenLogprobs,
 };
 pub use run::{Engine, EngineInfo, EngineOptions};
+pub use snapshot::Snapshot;
+pub use view::KvView;

@@ -1,25 +1,27 @@
 //! The engine thread.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use keepwell_kernels::{Arena, Backend, PageLayout};
 use keepwell_models::{Batch, Model};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     EngineError, EngineHandle, Event, FinishReason, GenerateRequest, KvCacheParams, KvUsage,
     Outcome,
     event::{Memory, compress_event, usage},
     gather::gather,
-    handle::Command,
-    metrics,
+    handle::{Command, Inbox},
     sampler::Sampler,
+    snapshot::Snapshot,
+    view::KvView,
 };
 use crate::{
     cache::{Ledger, PageTable},
     calibrate::Calibration,
     compress::Protection,
+    metrics::{engine::EngineMetrics, lifecycle::Lifecycle},
     sched::{Demand, Entry, Scheduler, SchedulerLimits, SeqId, Sequence, Step},
 };
 
@@ -50,6 +52,8 @@ struct Stream {
     events: mpsc::UnboundedSender<Event>,
     sampler: Sampler,
     stop_token_ids: Vec<u32>,
+    life: Lifecycle,
+    view: Option<oneshot::Sender<KvView>>,
 }
 
 /// Owns all mutable state; lives on one thread.
@@ -62,7 +66,8 @@ pub struct Engine {
     streams: HashMap<SeqId, Stream>,
     calibration: Calibration,
     next_id: u64,
-    metrics: metrics::EngineMetrics,
+    metrics: EngineMetrics,
+    snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
 impl Engine {
@@ -75,9 +80,10 @@ impl Engine {
         backend: Arc<dyn Backend>,
         options: EngineOptions,
     ) -> anyhow::Result<(EngineHandle, EngineInfo)> {
-        let engine = Self::new(model, backend, options)?;
+        let (handle, Inbox { commands, snapshots }) = EngineHandle::new();
+        let mut engine = Self::new(model, backend, options, snapshots)?;
+        engine.publish();
         let info = engine.info();
-        let (handle, commands) = EngineHandle::new();
         std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || engine.run(commands))
@@ -89,6 +95,7 @@ impl Engine {
         model: Box<dyn Model>,
         backend: Arc<dyn Backend>,
         options: EngineOptions,
+        snapshots: watch::Sender<Arc<Snapshot>>,
     ) -> anyhow::Result<Self> {
         let config = model.config();
         let layout = PageLayout::new(config.head_dim);
@@ -107,14 +114,17 @@ impl Engine {
             max_chunk: options.limits.max_step_tokens,
             protection: options.protection,
         };
+        let f16_token_bytes = demand.f16_bytes(1);
+        let info = EngineInfo { layout, num_pages, f16_token_bytes };
         Ok(Self {
+            metrics: EngineMetrics::new(&info, model.bytes(), config.context_len),
+            snapshots,
             arena: backend.arena(layout, num_pages)?,
             ledger: Ledger::new(layout, num_pages),
             scheduler: Scheduler::new(options.limits, demand),
             streams: HashMap::new(),
             calibration: options.calibration,
             next_id: 0,
-            metrics: metrics::EngineMetrics::new(),
             model,
             backend,
         })
@@ -130,37 +140,62 @@ impl Engine {
 
     fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         loop {
-            self.metrics.publish(&self.scheduler, &self.ledger);
             let command = if self.scheduler.is_idle() {
+                self.publish();
                 commands.blocking_recv().ok_or(mpsc::error::TryRecvError::Disconnected)
             } else {
                 commands.try_recv()
             };
             match command {
-                Ok(Command::Generate { request, events }) => self.accept(request, events),
+                Ok(Command::Generate { request, events, view, span }) => {
+                    let life = Lifecycle::queued(request.kv_cache.budget, &span);
+                    self.accept(request, events, view, life)
+                }
                 Ok(Command::Stop { events }) => self.stop(&events),
                 Ok(Command::Shutdown) | Err(mpsc::error::TryRecvError::Disconnected) => break,
                 // Inside the pool: from outside each parallel operation would wake it anew.
-                Err(mpsc::error::TryRecvError::Empty) => rayon::scope(|_| self.step()),
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    rayon::scope(|_| self.step());
+                    // After a step, so that what waits then waits for a reason.
+                    if self.metrics.is_due() {
+                        self.publish();
+                    }
+                }
             }
         }
         let ids: Vec<_> = self.streams.keys().copied().collect();
         for id in ids {
             self.finish(id, FinishReason::Abort);
         }
-        self.metrics.publish(&self.scheduler, &self.ledger);
+        self.publish();
     }
 
-    fn accept(&mut self, request: GenerateRequest, events: mpsc::UnboundedSender<Event>) {
+    fn publish(&mut self) {
+        let life = |id| self.streams.get(&id).map(|stream| &stream.life);
+        let snapshot = Snapshot::new(&self.scheduler, &self.ledger, life);
+        self.metrics.publish(&snapshot);
+        self.snapshots.send_replace(Arc::new(snapshot));
+    }
+
+    fn accept(
+        &mut self,
+        request: GenerateRequest,
+        events: mpsc::UnboundedSender<Event>,
+        view: Option<oneshot::Sender<KvView>>,
+        life: Lifecycle,
+    ) {
         match self.sequence(&request) {
             Ok(seq) => {
                 let sampler = Sampler::new(request.sampling, &request.prompt);
                 let stop_token_ids = request.stop_token_ids;
-                self.streams.insert(seq.id, Stream { events, sampler, stop_token_ids });
+                self.streams.insert(seq.id, Stream { events, sampler, stop_token_ids, life, view });
                 self.scheduler.queue(seq);
             }
-            // Nobody is left to tell if the receiver is gone.
-            Err(error) => _ = events.send(Event::Failed(error)),
+            Err(error) => {
+                self.metrics.refused(&error);
+                // Nobody is left to tell if the receiver is gone.
+                let _ = events.send(Event::Failed(error));
+            }
         }
     }
 
@@ -227,7 +262,7 @@ impl Engine {
         if step.entries.is_empty() {
             return;
         }
-        self.metrics.step(&step);
+        self.count(&step);
         match self.forward(&step) {
             Ok(logits) => {
                 let finished = self.commit(&step, logits);
@@ -243,6 +278,18 @@ impl Engine {
                 }
             }
         }
+    }
+
+    fn count(&mut self, step: &Step) {
+        let now = Instant::now();
+        let mut num_prompt = 0;
+        for entry in &step.entries {
+            let Some(seq) = self.scheduler.running(entry.id) else { continue };
+            let Some(stream) = self.streams.get_mut(&entry.id) else { continue };
+            num_prompt += stream.life.computed(entry, seq.prompt_len, now);
+        }
+        let num_sampled = step.entries.iter().filter(|entry| entry.samples).count();
+        self.metrics.step(num_prompt, num_sampled);
     }
 
     /// A dropped receiver is the cancellation.
@@ -274,12 +321,14 @@ impl Engine {
     /// Samples and appends tokens, streams them, and tells who is finished.
     fn commit(&mut self, step: &Step, logits: Vec<Vec<f32>>) -> Vec<(SeqId, FinishReason)> {
         let mut finished = Vec::new();
+        let now = Instant::now();
         let sampling = step.entries.iter().filter(|entry| entry.samples);
         for (entry, mut logits) in sampling.zip(logits) {
             let Some(stream) = self.streams.get_mut(&entry.id) else { continue };
             let Some(seq) = self.scheduler.running_mut(entry.id) else { continue };
             let token = stream.sampler.sample(&mut logits);
             seq.tokens.push(token.id);
+            stream.life.token(now);
             if stream.stop_token_ids.contains(&token.id) {
                 finished.push((entry.id, FinishReason::Stop));
                 continue;
@@ -306,20 +355,21 @@ impl Engine {
     fn compress_sequence(&mut self, entry: &Entry) -> anyhow::Result<()> {
         let demand = *self.scheduler.demand();
         let Some(seq) = self.scheduler.running_mut(entry.id) else { return Ok(()) };
-        let started = std::time::Instant::now();
         let memory = Memory { arena: &mut self.arena, ledger: &mut self.ledger };
         let prices = &self.calibration.prices;
-        if let Some(freed) = compress_event(&*self.backend, memory, seq, &demand, prices)? {
-            self.metrics.compressed(freed, started.elapsed());
+        if let Some(report) = compress_event(&*self.backend, memory, seq, &demand, prices)? {
+            self.metrics.compressed(&report);
         }
         Ok(())
     }
 
     fn finish(&mut self, id: SeqId, reason: FinishReason) {
+        self.describe(id);
         if let Some((seq, stream, kv_cache)) = self.retire(id) {
             let ended_by_stop_token = reason == FinishReason::Stop
                 && seq.tokens.last().is_some_and(|t| stream.stop_token_ids.contains(t));
-            self.metrics.finished(reason);
+            self.metrics.finished(reason, &kv_cache);
+            stream.life.record(&seq);
             let outcome = Outcome {
                 reason,
                 num_prompt_tokens: seq.prompt_len,
@@ -328,6 +378,19 @@ impl Engine {
                 kv_cache,
             };
             let _ = stream.events.send(Event::Finished(outcome));
+        }
+    }
+
+    /// Tells what the sequence's cache keeps, if somebody asked for it: its pages go back next.
+    fn describe(&mut self, id: SeqId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some((view, seq)) = stream.view.take().zip(self.scheduler.running(id)) else { return };
+        let num_layers = self.model.config().num_layers;
+        let demand = self.scheduler.demand();
+        match KvView::new(seq, demand, &self.arena, &*self.backend, num_layers) {
+            // Who asked may have left.
+            Ok(kept) => _ = view.send(kept),
+            Err(error) => tracing::error!("a cache could not be described: {error:#}"),
         }
     }
 

@@ -1,5 +1,7 @@
 //! From a prepared job to an HTTP answer, streamed or whole. The endpoints differ in their shapes.
 
+use std::sync::Arc;
+
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, BoxStream, StreamExt};
@@ -8,12 +10,13 @@ use super::App;
 use super::choice::{Choice, Delta, TextToken, Update};
 use super::context::TokenLimit;
 use super::error::ApiError;
-use super::latency::Stopwatch;
 use super::params::Params;
 use super::sse;
 use super::stop::StopStrings;
 use super::usage::Usage;
-use crate::engine::{FinishReason, GenerateRequest, SamplingParams};
+use crate::dashboard::views::Views;
+use crate::engine::{EngineError, FinishReason, GenerateRequest, Generation, SamplingParams};
+use crate::metrics::{latency::Stopwatch, table::REQUEST_PARAMS_N};
 
 /// What to generate: `params.n` choices of each prompt.
 pub struct Job {
@@ -27,6 +30,8 @@ pub struct Job {
 
 /// How an endpoint writes its answer: JSON texts.
 pub trait Shape: Send + 'static {
+    /// The answer's id, the same in all chunks.
+    fn id(&self) -> &str;
     /// The chunk before the first text of a choice.
     fn opening(&self, index: usize) -> Option<String>;
     fn delta(&self, delta: &Delta) -> String;
@@ -58,8 +63,9 @@ pub async fn answer(
     let usage = Usage::new(num_prompt_tokens, job.params.kv_cache.budget);
     let num_choices = job.prompts.len() * job.params.n;
     check_num_choices(num_choices, app.max_waiting)?;
+    REQUEST_PARAMS_N.histogram(vec![]).record(job.params.n as f64);
     let stream = job.params.stream;
-    let updates = submit(app, job, stopwatch)?;
+    let updates = submit(app, job, shape.id(), stopwatch)?;
     match stream {
         Some(options) => {
             let opening = (0..num_choices).filter_map(|index| shape.opening(index)).collect();
@@ -82,25 +88,54 @@ fn check_num_choices(num_choices: usize, max_waiting: usize) -> Result<(), ApiEr
 }
 
 /// Hands every choice to the engine.
-fn submit(app: &App, job: Job, stopwatch: Stopwatch) -> Result<Updates, ApiError> {
+fn submit(app: &App, job: Job, id: &str, stopwatch: Stopwatch) -> Result<Updates, ApiError> {
     let Job { prompts, limits, continues, params } = job;
     let mut choices = Vec::new();
     for (prompt, limit) in prompts.into_iter().zip(limits) {
         for nth in 0..params.n {
-            let generation = app.engine.generate(GenerateRequest {
+            let request = GenerateRequest {
                 prompt: prompt.clone(),
                 max_tokens: limit.max_tokens,
                 may_shorten: limit.may_shorten,
                 stop_token_ids: params.stop_token_ids.clone(),
                 sampling: with_nth_seed(&params.sampling, nth),
                 kv_cache: params.kv_cache,
-            })?;
+            };
+            let is_first = choices.is_empty();
+            let generation = match app.views.as_ref().filter(|_| is_first) {
+                Some(views) => viewed(app, views.clone(), id.to_owned(), request)?,
+                None => app.engine.generate(request)?,
+            };
             let stop = StopStrings::new(params.stop.clone());
             let detokenizer = app.text.detokenizer(continues);
-            choices.push(Choice::new(choices.len(), generation, detokenizer, stop, stopwatch));
+            choices.push(Choice::new(
+                choices.len(),
+                generation,
+                detokenizer,
+                stop,
+                stopwatch.clone(),
+            ));
         }
     }
     Ok(stream::select_all(choices.into_iter().map(|choice| updates(choice).boxed())).boxed())
+}
+
+/// Runs the request and keeps what its cache looks like in the end.
+fn viewed(
+    app: &App,
+    views: Arc<Views>,
+    id: String,
+    request: GenerateRequest,
+) -> Result<Generation, EngineError> {
+    let policy = request.kv_cache.policy;
+    let (generation, view) = app.engine.generate_viewed(request)?;
+    tokio::spawn(async move {
+        // None comes of a request that was never computed.
+        if let Ok(view) = view.await {
+            views.add(id, policy, view);
+        }
+    });
+    Ok(generation)
 }
 
 /// The choices of one prompt draw from different seeds, else they would be equal.

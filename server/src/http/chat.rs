@@ -17,13 +17,13 @@ use super::context::{self, MaxTokens};
 use super::envelope::{Identity, finish_reason};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::latency::Stopwatch;
 use super::logprobs::ChatLogprobs;
 use super::messages;
 use super::params::{MAX_LOGPROBS, Params};
 use super::text::{Chat, Text};
 use super::usage::Usage;
 use crate::engine::FinishReason;
+use crate::metrics::latency::Stopwatch;
 
 const CHUNK: &str = "chat.completion.chunk";
 
@@ -123,6 +123,10 @@ struct MessageDelta<'a> {
 }
 
 impl Shape for ChatShape {
+    fn id(&self) -> &str {
+        self.identity.id()
+    }
+
     fn opening(&self, index: usize) -> Option<String> {
         let delta = MessageDelta { role: Some("assistant"), content: Some("") };
         Some(self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason: None }))

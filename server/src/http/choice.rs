@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 
 use super::error::ApiError;
-use super::latency::Stopwatch;
 use super::stop::StopStrings;
 use super::text::Detokenizer;
 use crate::engine::{
     EngineError, Event, FinishReason, Generation, KvUsage, Outcome, SampledToken, TokenLogprobs,
 };
+use crate::metrics::latency::Stopwatch;
 
 /// What happened to one choice.
 #[derive(Debug)]

@@ -17,13 +17,13 @@ use super::context::MaxTokens;
 use super::envelope::{Identity, finish_reason};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::latency::Stopwatch;
 use super::logprobs::CompletionLogprobs;
 use super::params::{MAX_LOGPROBS, Params};
 use super::prompts::{self, Prompt};
 use super::text::Text;
 use super::usage::Usage;
 use crate::engine::FinishReason;
+use crate::metrics::latency::Stopwatch;
 
 const OBJECT: &str = "text_completion";
 /// OpenAI's, and vLLM's.
@@ -103,6 +103,10 @@ struct Choice<'a> {
 }
 
 impl Shape for CompletionShape {
+    fn id(&self) -> &str {
+        self.identity.id()
+    }
+
     fn opening(&self, index: usize) -> Option<String> {
         let text = self.echo(index)?;
         Some(self.chunk(Choice { index, text, logprobs: None, finish_reason: None }))

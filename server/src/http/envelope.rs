@@ -33,6 +33,10 @@ impl Identity {
         Self { id, created: unix_seconds(), model: model.to_owned(), null_usage }
     }
 
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// An answer or its last chunk, with the usage.
     pub fn with_usage<C: Serialize>(
         &self,
@@ -67,9 +71,5 @@ pub fn unix_seconds() -> u64 {
 
 /// The reason's name.
 pub fn finish_reason(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-        FinishReason::Abort => "abort",
-    }
+    reason.name()
 }

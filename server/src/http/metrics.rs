@@ -17,5 +17,5 @@ pub fn routes() -> Router<Arc<App>> {
 }
 
 async fn render(State(app): State<Arc<App>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, TEXT_FORMAT)], app.metrics.render())
+    ([(header::CONTENT_TYPE, TEXT_FORMAT)], app.render_metrics())
 }

@@ -9,20 +9,20 @@ mod chat;
 mod choice;
 mod completions;
 mod context;
+mod dashboard;
+mod debug_kv;
 mod envelope;
 mod error;
 #[cfg(test)]
 pub(crate) mod fake;
 mod fields;
 mod health;
-mod latency;
 mod logprobs;
 mod messages;
 mod metrics;
 mod models;
 mod params;
 mod prompts;
-mod recorder;
 mod sse;
 mod stop;
 #[cfg(test)]
@@ -43,11 +43,12 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use self::params::KvDefaults;
-pub use self::recorder::{describe, recorder};
 pub use self::text::{Chat, Detokenizer, Text};
 
 use self::error::ApiError;
+use crate::dashboard::views::Views;
 use crate::engine::EngineHandle;
+use crate::metrics::{resident_bytes, table::PROCESS_MEMORY};
 
 /// What the endpoints share.
 pub struct App {
@@ -56,6 +57,8 @@ pub struct App {
     pub model: ServedModel,
     pub kv_cache: KvDefaults,
     pub metrics: PrometheusHandle,
+    /// What requests leave behind, if it is kept to be looked at.
+    pub views: Option<Arc<Views>>,
     pub max_body_bytes: usize,
     /// Sequences that the engine's queue holds.
     pub max_waiting: usize,
@@ -80,6 +83,14 @@ impl ServedModel {
 }
 
 impl App {
+    /// Everything that was recorded, in Prometheus' text format.
+    fn render_metrics(&self) -> String {
+        if let Some(bytes) = resident_bytes() {
+            PROCESS_MEMORY.gauge(vec![]).set(bytes as f64);
+        }
+        self.metrics.render()
+    }
+
     /// A request may leave the model out; there is only one.
     fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
         match name {
@@ -104,6 +115,8 @@ pub fn router(app: App) -> Router {
         .merge(health::routes())
         .merge(metrics::routes())
         .merge(version::routes())
+        .merge(dashboard::routes())
+        .merge(debug_kv::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(max_body_bytes))

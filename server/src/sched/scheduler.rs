@@ -86,6 +86,17 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
+    /// Whether one more may run, if memory allows.
+    pub fn has_place(&self) -> bool {
+        self.running.len() < self.limits.max_running
+    }
+
+    /// Whether the sequence fits beside what running ones will still take.
+    pub fn has_memory(&self, seq: &Sequence, ledger: &Ledger) -> bool {
+        let needed = self.demand.peak(seq.budget, seq.tokens.len());
+        needed + self.promised_pages() <= ledger.num_free()
+    }
+
     pub fn can_queue(&self) -> bool {
         self.waiting.len() < self.limits.max_waiting
     }
@@ -170,11 +181,9 @@ impl Scheduler {
     }
 
     fn admit(&mut self, step: &mut Step, tokens_left: &mut usize, ledger: &mut Ledger) {
-        while *tokens_left > 0 && self.running.len() < self.limits.max_running {
+        while *tokens_left > 0 && self.has_place() {
             let Some(seq) = self.waiting.front() else { return };
-            let needed = self.demand.peak(seq.budget, seq.tokens.len());
-            let fits = needed + self.promised_pages() <= ledger.num_free();
-            if !fits && !self.running.is_empty() {
+            if !self.has_memory(seq, ledger) && !self.running.is_empty() {
                 return;
             }
             let Some(mut seq) = self.waiting.pop_front() else { return };

@@ -2,6 +2,7 @@
 
 mod chat;
 mod compression;
+mod debug_kv;
 mod limits;
 mod memory;
 mod metrics;

@@ -1,10 +1,11 @@
-use std::{thread, time::Duration};
+use std::{collections::BTreeSet, thread, time::Duration};
 
 use keepwell_kernels::PageLayout;
-use serde_json::json;
+use keepwell_server::metrics::{FAMILIES, Kind, parse::parse};
+use serde_json::{Value, json};
 
 use super::{
-    completion,
+    alice, completion, number,
     server::{COMPLETIONS, Metrics, SOON, Server},
 };
 
@@ -16,8 +17,10 @@ const LONG: usize = 7000;
 fn bytes_agree(metrics: &Metrics) -> bool {
     let page_bytes = PageLayout::new(64).page_bytes as f64;
     let live = metrics.live_pages() * page_bytes;
+    let arena = metrics.num_pages() * page_bytes;
     let share = metrics.sum("vllm:kv_cache_usage_perc", "");
     metrics.sum("keepwell_kv_bytes", "state=\"live\"") == live
+        && metrics.sum("keepwell_kv_bytes", "") == arena
         && (share * metrics.num_pages() * page_bytes - live).abs() < 1.0
 }
 
@@ -39,7 +42,7 @@ fn gauges_agree_while_streams_run_and_are_zero_when_they_have_ended() {
         }
     });
     let empty = |metrics: &Metrics| {
-        metrics.live_pages() == 0.0 && metrics.sum("keepwell_kv_bytes", "") == 0.0
+        metrics.live_pages() == 0.0 && metrics.sum("keepwell_kv_bytes", "state=\"live\"") == 0.0
     };
     let after = server.await_metrics(SOON, |metrics| empty(metrics) && bytes_agree(metrics));
     assert_eq!(after.sum("vllm:request_success_total", "length"), 2.0);
@@ -64,4 +67,111 @@ fn a_client_that_leaves_takes_its_pages_with_it() {
     drop(connection);
     let after = server.await_metrics(SOON, freed);
     assert_eq!(after.sum("vllm:request_success_total", "abort"), 2.0);
+}
+
+#[test]
+fn after_one_compressed_request_every_family_of_the_table_is_there_and_no_other() {
+    let server = Server::with_memory("64MiB");
+    server.ok(COMPLETIONS, &completion(alice(700), 3, json!({"kv_cache": {"budget": 0.2}})));
+    let metrics = server.metrics();
+    let name = |sample: &str| {
+        let is_histogram = |name: &str| {
+            let family = FAMILIES.iter().find(|family| family.name == name);
+            family.is_some_and(|family| matches!(family.kind, Kind::Histogram(_)))
+        };
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|s| sample.strip_suffix(s));
+        base.filter(|base| is_histogram(base)).unwrap_or(sample).to_owned()
+    };
+    let seen: BTreeSet<String> = parse(metrics.text()).iter().map(|s| name(&s.name)).collect();
+    let known: BTreeSet<String> = FAMILIES.iter().map(|f| f.name.to_owned()).collect();
+    assert_eq!(known.difference(&seen).next(), None);
+    assert_eq!(seen.difference(&known).next(), None);
+    for family in FAMILIES {
+        assert!(metrics.text().contains(&format!("# HELP {} ", family.name)), "{}", family.name);
+    }
+}
+
+#[test]
+fn counters_and_histograms_tell_what_the_answers_said() {
+    let server = Server::with_memory("64MiB");
+    let body = completion(alice(700), 70, json!({"kv_cache": {"budget": 0.12}}));
+    let (first, second) = (server.ok(COMPLETIONS, &body), server.ok(COMPLETIONS, &body));
+    let usages = [&first["usage"], &second["usage"]];
+    let sum = |of: fn(&Value) -> usize| usages.iter().map(|u| of(u)).sum::<usize>() as f64;
+    let metrics = server.metrics();
+    let total = |name: &str| metrics.sum(name, "");
+    let prompt = sum(|usage| number(&usage["prompt_tokens"]));
+    assert_eq!(total("vllm:prompt_tokens_total"), prompt);
+    assert_eq!(total("vllm:request_prompt_tokens_sum"), prompt);
+    assert_eq!(total("vllm:request_prefill_kv_computed_tokens_sum"), prompt);
+    assert_eq!(total("vllm:generation_tokens_total"), 140.0);
+    assert_eq!(total("vllm:iteration_tokens_total_sum"), prompt + 140.0);
+    assert_eq!(total("vllm:inter_token_latency_seconds_count"), 138.0);
+    assert_eq!(total("vllm:request_params_max_tokens_sum"), 140.0);
+    let evicted = sum(|usage| number(&usage["kv_cache"]["tokens"]["evicted"]));
+    assert!(evicted > 0.0);
+    assert_eq!(total("keepwell_kv_entries_evicted_total"), evicted);
+    let peak = sum(|usage| number(&usage["kv_cache"]["peak_bytes"]));
+    assert_eq!(total("keepwell_request_kv_peak_bytes_sum"), peak);
+    assert!(total("keepwell_kv_entries_demoted_total") > 0.0);
+    assert!(total("keepwell_kv_reclaimed_bytes_total") > 0.0);
+    assert!(total("keepwell_price") > 0.0);
+    let retained = total("keepwell_kv_retained_attribution_sum");
+    let num_events = total("keepwell_kv_retained_attribution_count");
+    assert!(num_events >= 4.0 && retained / num_events > 0.5 && retained < num_events);
+    let stages: Vec<_> = ["score", "price", "compact"]
+        .map(|stage| metrics.sum("keepwell_compress_seconds_count", stage))
+        .into();
+    assert_eq!(stages, [num_events; 3]);
+    for (whole, parts) in [
+        ("vllm:request_inference_time_seconds_sum", ["prefill", "decode"]),
+        ("vllm:e2e_request_latency_seconds_sum", ["queue", "inference"]),
+    ] {
+        let parts: f64 =
+            parts.iter().map(|part| total(&format!("vllm:request_{part}_time_seconds_sum"))).sum();
+        assert!(parts <= total(whole) + 1e-6, "{whole}");
+    }
+}
+
+#[test]
+fn components_are_parts_of_the_process() {
+    let server = Server::with_memory("64MiB");
+    server.ok(COMPLETIONS, &completion(alice(700), 3, json!({})));
+    let metrics = server.metrics();
+    let component = |name: &str| metrics.sum("keepwell_memory_bytes", name);
+    assert!(component("weights") > 90e6);
+    assert!(component("kv_cache") > 700.0 * 23_040.0 && component("kv_cache") <= (64 << 20) as f64);
+    let process = metrics.sum("process_resident_memory_bytes", "");
+    assert!(component("weights") + component("kv_cache") <= process, "{process}");
+}
+
+#[test]
+fn refusals_are_counted_by_what_was_short() {
+    let server = Server::start(&["--kv-memory", "4MiB"]);
+    server.refusal(COMPLETIONS, &completion(alice(600), 8, json!({})));
+    let metrics = server.metrics();
+    assert_eq!(metrics.sum("keepwell_kv_budget_rejections_total", ""), 1.0);
+    assert_eq!(metrics.sum("vllm:admission_rejections_total", "max_num_queued_reqs"), 0.0);
+}
+
+#[test]
+fn the_queue_tells_what_is_waited_for_and_who_got_less_than_asked() {
+    let server = Server::start(&[
+        "--kv-memory",
+        "24MiB",
+        "--max-batch-tokens",
+        "64",
+        "--max-sequences",
+        "1",
+    ]);
+    let squeezed = json!({"kv_cache": {"budget": 1.0, "min_budget": 0.25}});
+    let long = server.stream(COMPLETIONS, &completion(alice(1200), 60, squeezed));
+    server.await_metrics(SOON, |metrics| metrics.sum("keepwell_requests_below_budget", "") == 1.0);
+    let second = server.send_only(COMPLETIONS, &completion("Hello", 4, json!({})));
+    server.await_metrics(SOON, |metrics| {
+        metrics.sum("keepwell_queue", "sequences") == 1.0
+            && metrics.sum("vllm:num_requests_waiting", "") == 1.0
+            && metrics.sum("vllm:num_requests_waiting_by_reason", "capacity") == 1.0
+    });
+    drop((long, second));
 }

@@ -84,6 +84,13 @@ impl Server {
         self.raw(path, body.to_string().as_bytes())
     }
 
+    /// A page in JSON that must be there.
+    pub fn get(&self, path: &str) -> Value {
+        let mut response = self.agent.get(self.url(path)).call().unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+        response.body_mut().read_json().unwrap()
+    }
+
     /// The answer to a request that must succeed.
     pub fn ok(&self, path: &str, body: &Value) -> Value {
         let (status, answer) = self.post(path, body);
@@ -220,6 +227,10 @@ impl Metrics {
             ["keepwell_kv_bytes{", "keepwell_kv_pages{", "vllm:kv_cache", "vllm:num_requests"];
         let is_gauge = |line: &&str| names.iter().any(|name| line.starts_with(name));
         self.0.lines().filter(is_gauge).collect()
+    }
+
+    pub fn text(&self) -> &str {
+        &self.0
     }
 
     /// The sum of the series whose name is `name` and whose labels contain `label`.

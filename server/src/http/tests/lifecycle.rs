@@ -10,7 +10,8 @@ use super::{
     text_body,
 };
 use crate::engine::fake::{FakeEngine, Script};
-use crate::http::{describe, recorder, router};
+use crate::http::router;
+use crate::metrics::{describe, recorder};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -93,7 +94,7 @@ async fn latencies_are_recorded_under_the_names_of_vllm() {
     let response = server.get("/metrics").await;
     assert!(response.headers()["content-type"].to_str().unwrap().starts_with("text/plain"));
     let text = text_body(response).await;
-    let model = format!("{{model_name=\"{MODEL}\"");
+    let model = format!("{{model_name=\"{MODEL}\",engine=\"0\"");
     for line in [
         format!("vllm:time_to_first_token_seconds_count{model}}} 1"),
         format!("vllm:inter_token_latency_seconds_count{model}}} 2"),

@@ -2,6 +2,7 @@
 
 mod chat;
 mod completions;
+mod dashboard;
 mod errors;
 mod lifecycle;
 mod params;

@@ -1,0 +1,273 @@
+//! `report.html`: one or more runs in one page that asks for nothing else.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use keepwell_kernels::{PageLayout, TIERS};
+
+use super::arrivals::Load;
+use super::plots::{Axes, Line, bits_colour, colour, lines, stacked};
+use super::report::{COLUMNS, Report, bytes};
+use super::stats::{Latency, Summary};
+use crate::eval::page::escape;
+
+const STYLE: &str = include_str!("../eval/page.css");
+
+/// Two charts side by side where there is room.
+const CHARTS: &str = ".charts{display:grid;gap:.5rem;\
+     grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr))}";
+
+/// # Errors
+/// None that depends on the data.
+pub fn page(reports: &[Report]) -> Result<String> {
+    let mut html = String::new();
+    let names: Vec<_> = reports.iter().map(|report| escape(&report.name)).collect();
+    let title = names.join(" and ");
+    write!(
+        html,
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+         <title>Load: {title}</title><style>{STYLE}{CHARTS}</style></head><body><h1>Load: {title}</h1>"
+    )?;
+    for report in reports {
+        run(&mut html, report)?;
+    }
+    legend(&mut html, names.iter().map(String::as_str))?;
+    curves(&mut html, reports)?;
+    percentiles(&mut html, reports)?;
+    for report in reports {
+        series(&mut html, report)?;
+    }
+    definitions(&mut html, &reports[0])?;
+    html.push_str("</body></html>\n");
+    Ok(html)
+}
+
+fn run(html: &mut String, report: &Report) -> Result<()> {
+    let Report { name, url, model, endpoint, workload, slos, seed, .. } = report;
+    let slos = if slos.is_empty() { "none".into() } else { slos.join(", ") };
+    write!(
+        html,
+        "<h2>{}</h2><p>{} on {}{}. {}. Seed {seed}. SLOs: {}.<br>{}.</p><table><tr>",
+        escape(name),
+        escape(model),
+        escape(url),
+        escape(endpoint),
+        escape(workload),
+        escape(&slos),
+        escape(&report.overhead_line())
+    )?;
+    for (heading, _) in COLUMNS {
+        write!(html, "<th>{heading}")?;
+    }
+    for stage in &report.stages {
+        html.push_str("<tr>");
+        for (_, cell) in COLUMNS {
+            write!(html, "<td>{}", escape(&cell(stage)))?;
+        }
+    }
+    html.push_str("</table>");
+    for stage in &report.stages {
+        notes(html, stage)?;
+    }
+    Ok(())
+}
+
+/// What a reader has to know about a stage besides its row.
+fn notes(html: &mut String, stage: &Summary) -> Result<()> {
+    let mut notes = Vec::new();
+    if let (Some(held), Some(f16)) = (stage.kv_bytes, stage.kv_f16_bytes) {
+        let share = 100.0 * held / f16.max(1.0);
+        notes.push(format!(
+            "KV cache of a request at its end: {} on average, {share:.0} % of F16",
+            bytes(held)
+        ));
+    }
+    if stage.cached_share > 0.0 {
+        notes.push(format!(
+            "{:.0} % of prompt tokens came from a cache",
+            stage.cached_share * 100.0
+        ));
+    }
+    if stage.is_estimate {
+        notes.push("some answers had no usage: their tokens are chunks".into());
+    }
+    if !matches!(stage.load, Load::Concurrency(_)) {
+        notes.push(format!("sent late by {:.2} ms (p99)", stage.late.p99));
+    }
+    if let Some(preemptions) = stage.num_preemptions.filter(|num| *num > 0.0) {
+        notes.push(format!("{preemptions} preemptions"));
+    }
+    if stage.num_timeouts > 0 {
+        notes.push(format!("{} beyond the deadline", stage.num_timeouts));
+    }
+    notes.extend(stage.errors.iter().map(|(reason, count)| format!("{count} failed: {reason}")));
+    if !notes.is_empty() {
+        write!(html, "<p>{}: {}.</p>", stage.load.name(), escape(&notes.join("; ")))?;
+    }
+    Ok(())
+}
+
+fn legend<'a>(html: &mut String, names: impl Iterator<Item = &'a str>) -> Result<()> {
+    html.push_str("<p class=\"legend\">");
+    for (index, name) in names.enumerate() {
+        let c = colour(index);
+        write!(
+            html,
+            "<span><i style=\"background:rgb({},{},{})\"></i>{name}</span> ",
+            c.0, c.1, c.2
+        )?;
+    }
+    html.push_str("</p>");
+    Ok(())
+}
+
+/// One point for each stage.
+fn curves(html: &mut String, reports: &[Report]) -> Result<()> {
+    let chart = |x: fn(&Summary) -> f64, y: fn(&Summary) -> Option<f64>, axes: &Axes| {
+        // Open and closed loops are no points of one curve.
+        let line = |(index, report): (usize, &Report), is_closed: bool| {
+            let of_kind = |s: &&Summary| matches!(s.load, Load::Concurrency(_)) == is_closed;
+            let stages = report.stages.iter().filter(of_kind);
+            let mut points: Vec<_> = stages.filter_map(|s| Some((x(s), y(s)?))).collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            Line { name: report.name.clone(), colour: colour(index), points }
+        };
+        let both = reports.iter().enumerate().flat_map(|run| [line(run, true), line(run, false)]);
+        lines(axes, &both.collect::<Vec<_>>())
+    };
+    let throughput = |stage: &Summary| stage.output_tokens_per_s;
+    let (x, x_label, y_label) =
+        ("output tokens/s", whole as fn(&f64) -> String, ms as fn(&f64) -> String);
+    html.push_str("<h2>Throughput and latency</h2><p>A point for each stage; closed and open loops are joined apart.</p><div class=\"charts\">");
+    for (y, of) in [
+        ("TTFT p50, ms", (|s| Some(s.ttft.p50)) as fn(&Summary) -> Option<f64>),
+        ("TPOT p50, ms", |s| Some(s.tpot.p50)),
+        ("E2E p99, ms", |s| Some(s.e2e.p99)),
+    ] {
+        html.push_str(&chart(throughput, of, &Axes { x, y, x_label, y_label })?);
+    }
+    let axes = Axes { x, y: "peak KV bytes", x_label, y_label: bytes_label };
+    html.push_str(&chart(throughput, |stage| stage.peak_kv_bytes, &axes)?);
+    html.push_str("</div>");
+    Ok(())
+}
+
+fn percentiles(html: &mut String, reports: &[Report]) -> Result<()> {
+    html.push_str("<h2>Latency by percentile</h2>");
+    let stages: Vec<_> = reports
+        .iter()
+        .flat_map(|report| report.stages.iter().map(move |stage| (report, stage)))
+        .collect();
+    let names: Vec<_> = stages
+        .iter()
+        .map(|(report, stage)| format!("{}: {}", escape(&report.name), stage.load.name()))
+        .collect();
+    legend(html, names.iter().map(String::as_str))?;
+    html.push_str("<div class=\"charts\">");
+    for (y, of) in [
+        ("TTFT, ms", (|s| &s.ttft) as fn(&Summary) -> &Latency),
+        ("ITL, ms", |s| &s.itl),
+        ("E2E, ms", |s| &s.e2e),
+    ] {
+        let line = |(index, (_, stage)): (usize, &(&Report, &Summary))| Line {
+            name: stage.load.name(),
+            colour: colour(index),
+            points: of(stage).curve.clone(),
+        };
+        let axes = Axes { x: "percentile", y, x_label: whole, y_label: ms };
+        html.push_str(&lines(&axes, &stages.iter().enumerate().map(line).collect::<Vec<_>>())?);
+    }
+    html.push_str("</div>");
+    Ok(())
+}
+
+/// What the server said of itself, stage by stage.
+fn series(html: &mut String, report: &Report) -> Result<()> {
+    for stage in report.stages.iter().filter(|stage| stage.series.len() > 1) {
+        write!(html, "<h2>{}, {}: the server</h2>", escape(&report.name), stage.load.name())?;
+        let series = &stage.series;
+        let mut tiers: Vec<&String> = series.iter().flat_map(|s| s.kv_bytes.keys()).collect();
+        tiers.sort_by(|a, b| tier_bits(a).total_cmp(&tier_bits(b)).then(a.cmp(b)));
+        tiers.dedup();
+        tiers.retain(|tier| series.iter().any(|s| s.kv_bytes.get(*tier).is_some_and(|b| *b > 0.0)));
+        let area = |tier: &&String| {
+            let bytes = |s: &super::scrape::Scrape| s.kv_bytes.get(*tier).copied().unwrap_or(0.0);
+            let points = series.iter().map(|s| (s.at, bytes(s))).collect();
+            Line { name: (*tier).clone(), colour: tier_colour(tier), points }
+        };
+        let areas: Vec<_> = tiers.iter().map(area).collect();
+        if !areas.is_empty() {
+            legend(html, areas.iter().map(|area| area.name.as_str()))?;
+        }
+        let axes =
+            Axes { x: "seconds", y: "KV bytes by tier", x_label: tenths, y_label: bytes_label };
+        html.push_str(&stacked(&axes, &areas)?);
+        legend(html, ["running", "waiting"].into_iter())?;
+        let line = |index: usize, of: fn(&super::scrape::Scrape) -> f64| Line {
+            name: String::new(),
+            colour: colour(index),
+            points: series.iter().map(|s| (s.at, of(s))).collect(),
+        };
+        let axes = Axes { x: "seconds", y: "sequences", x_label: tenths, y_label: whole };
+        html.push_str(&lines(&axes, &[line(0, |s| s.running), line(1, |s| s.waiting)])?);
+    }
+    Ok(())
+}
+
+/// Bits of a value in a tier of this name, metadata included; what is no name of ours counts as uncompressed.
+fn tier_bits(name: &str) -> f64 {
+    const CHANNELS: usize = 64;
+    let info = TIERS.iter().find(|info| info.name == name);
+    let bytes = |tier| PageLayout::new(CHANNELS).token_bytes(tier);
+    info.map_or(16.0, |info| (bytes(info.tier) * 8) as f64 / (2 * CHANNELS) as f64)
+}
+
+fn tier_colour(name: &str) -> plotters::style::RGBColor {
+    bits_colour(tier_bits(name))
+}
+
+fn definitions(html: &mut String, report: &Report) -> Result<()> {
+    html.push_str("<h2>Definitions</h2><dl>");
+    for (term, text) in &report.definitions {
+        write!(html, "<dt>{}<dd>{}", escape(term), escape(text))?;
+    }
+    html.push_str("</dl>");
+    Ok(())
+}
+
+fn whole(value: &f64) -> String {
+    format!("{value:.0}")
+}
+
+fn tenths(value: &f64) -> String {
+    format!("{value:.1}")
+}
+
+fn ms(value: &f64) -> String {
+    if *value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") }
+}
+
+fn bytes_label(value: &f64) -> String {
+    bytes(*value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::tests::report;
+    use super::*;
+
+    #[test]
+    fn the_page_has_every_part_of_both_runs_and_asks_for_nothing() {
+        let html = page(&[report("one"), report("<script>two")]).unwrap();
+        for part in ["peak KV", "goodput", "TTFT", "&lt;m&gt;", "Definitions", "KV bytes by tier"] {
+            assert!(html.contains(part), "{part}");
+        }
+        // Per run: two stages with two charts; together: four curves and three percentile charts.
+        assert_eq!(html.matches("<svg").count(), 2 * 4 + 4 + 3);
+        let own = html.replace("http://www.w3.org/2000/svg", "").replace("http://127.0.0.1:1", "");
+        for foreign in ["http://", "https://", "<script", "<link", "<m>", "NaN"] {
+            assert!(!own.contains(foreign), "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Whole runs against the stub.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::arrivals::Load;
+use super::client::{Client, Endpoint};
+use super::drive::{self, Stage};
+use super::lengths::Lengths;
+use super::record::{Outcome, Record};
+use super::stub::{Pace, start};
+use super::workload::{Session, Turn, Workload, message};
+
+const PACE: Pace =
+    Pace { before_first: Duration::from_millis(40), between: Duration::from_millis(10) };
+
+fn client(endpoint: Endpoint, pace: Pace) -> Client {
+    let address = start(pace).unwrap();
+    let mut client = Client::new(&format!("http://{address}/v1/"), endpoint, None).unwrap();
+    client.deadline = Duration::from_secs(5);
+    client
+}
+
+fn workload() -> Workload {
+    Workload {
+        seed: 1,
+        prompt_tokens: Lengths::Fixed(20),
+        output_tokens: Lengths::Fixed(5),
+        prefix_tokens: 0,
+        prefix_groups: 1,
+        turns: 1,
+        dataset: vec![],
+    }
+}
+
+async fn run(client: Client, workload: Workload, load: Load, num_sessions: usize) -> Vec<Record> {
+    let stage = Stage { load, num_sessions, time: None, first_session: 0 };
+    let (done, mut ended) = mpsc::unbounded_channel();
+    drive::run(Arc::new(client), Arc::new(workload), &stage, done).await;
+    let mut records = vec![];
+    while let Ok(record) = ended.try_recv() {
+        records.push(record);
+    }
+    records
+}
+
+/// The machine may be slow, never fast.
+fn at_least(found: f64, expected: f64) {
+    assert!(found >= expected && found < expected + 0.5, "{found} s for {expected} s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn times_and_tokens_of_both_endpoints_are_what_the_server_gave() {
+    for endpoint in [Endpoint::Chat, Endpoint::Completions] {
+        let records = run(client(endpoint, PACE), workload(), Load::Concurrency(1), 2).await;
+        assert_eq!(records.len(), 2);
+        for record in records {
+            assert!(record.is_ok() && !record.is_estimate, "{record:?}");
+            assert_eq!((record.prompt_tokens, record.output_tokens), (20, 5));
+            assert_eq!(record.gaps.len(), 4);
+            at_least(record.ttft.unwrap(), 0.04);
+            at_least(record.e2e, 0.08);
+            at_least(record.tpot().unwrap(), 0.01);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_loop_has_no_more_requests_at_a_time_than_asked() {
+    let records = run(client(Endpoint::Chat, PACE), workload(), Load::Concurrency(3), 9).await;
+    assert_eq!(records.len(), 9);
+    let at = |time: f64| records.iter().filter(|r| r.sent <= time && time < r.sent + r.e2e).count();
+    let most = records.iter().map(|record| at(record.sent)).max().unwrap();
+    assert!((2..=3).contains(&most), "{most}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_loop_sends_on_time_however_slow_the_server_is() {
+    let pace = Pace { before_first: Duration::from_millis(400), ..Pace::default() };
+    let records = run(client(Endpoint::Chat, pace), workload(), Load::Rate(100.0), 30).await;
+    assert_eq!(records.len(), 30);
+    let sent = records.iter().map(|record| record.sent).fold(0.0, f64::max);
+    assert!(sent < 1.5, "the last of 30 was sent after {sent} s");
+    assert!(records.iter().all(|record| record.late < 0.3), "{records:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn later_turns_carry_the_answers_before_them() {
+    let workload = Workload { turns: 3, ..workload() };
+    let records =
+        run(client(Endpoint::Completions, Pace::default()), workload, Load::Concurrency(1), 1)
+            .await;
+    let prompts: Vec<_> = records.iter().map(|record| record.prompt_tokens).collect();
+    // 20 words, 5 of an answer, 20 more, and so on.
+    assert_eq!(prompts, [20, 45, 70]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_wrong_is_told_apart() {
+    let mut client = client(Endpoint::Chat, Pace::default());
+    client.deadline = Duration::from_millis(300);
+    let start = std::time::Instant::now();
+    for (prompt, expected) in [
+        ("refuse", Outcome::Error("429".into())),
+        ("hang", Outcome::Timeout),
+        ("cut", Outcome::Error("the answer ended without [DONE]".into())),
+        ("fail", Outcome::Error("the answer ended with an error".into())),
+        ("silent", Outcome::Error("the answer has neither text nor usage".into())),
+        ("fine", Outcome::Ok),
+    ] {
+        let record = client.ask(&[message("user", prompt)], 4, start).await;
+        assert_eq!(record.outcome, expected, "{prompt}");
+        assert_eq!(record.ttft.is_some(), ["cut", "fine"].contains(&prompt), "{prompt}");
+    }
+    client.base = "http://127.0.0.1:1".into();
+    let record = client.ask(&[message("user", "x")], 4, start).await;
+    assert!(matches!(record.outcome, Outcome::Error(reason) if reason.contains("refused")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trace_is_played_at_its_own_times() {
+    let session = |ms: u32| Session {
+        at: Some(f64::from(ms) / 1e3),
+        history: vec![],
+        turns: vec![Turn { text: "hello".into(), max_tokens: 2 }],
+    };
+    let dataset = vec![session(1000), session(1200), session(1500)];
+    let workload = Workload { dataset, ..workload() };
+    let records = run(client(Endpoint::Chat, Pace::default()), workload, Load::Trace, 10).await;
+    assert_eq!(records.len(), 3);
+    for (record, at) in records.iter().zip([0.0, 0.2, 0.5]) {
+        at_least(record.sent, at);
+    }
+}

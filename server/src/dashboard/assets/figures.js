@@ -1,0 +1,44 @@
+// From the server's JSON to figures: rates and percentiles between two polls.
+
+export function bytes(value) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let at = 0;
+  while (value >= 1024 && at < units.length - 1) { value /= 1024; at += 1; }
+  return `${value >= 100 || at === 0 ? Math.round(value) : value.toFixed(1)} ${units[at]}`;
+}
+
+export function number(value) {
+  if (value >= 1e6) return `${(value / 1e6).toFixed(1)}M`;
+  if (value >= 1e4) return `${(value / 1e3).toFixed(0)}k`;
+  return value >= 100 || Number.isInteger(value) ? String(Math.round(value)) : value.toFixed(1);
+}
+
+export function ms(value) {
+  if (value === null) return "-";
+  return value >= 100 ? String(Math.round(value)) : value.toFixed(value < 10 ? 2 : 1);
+}
+
+/// Events per second of a counter between two polls; a server that began anew counts from 0.
+export function rate(now, before, seconds) {
+  if (before === undefined || seconds <= 0) return 0;
+  return (now >= before ? now - before : now) / seconds;
+}
+
+/// A percentile (0 to 1) in milliseconds of what a histogram gained since `before`, as Prometheus'
+/// histogram_quantile does it; `null` when nothing was.
+export function percentile(now, before, share) {
+  const began = before && before.count <= now.count ? before : null;
+  const earlier = new Map(began ? began.buckets : []);
+  const count = now.count - (began ? began.count : 0);
+  if (!(count > 0)) return null;
+  let [low, below] = [0, 0];
+  for (const [bound, cumulative] of now.buckets) {
+    const reached = cumulative - (earlier.get(bound) ?? 0);
+    if (reached >= share * count) {
+      const inside = reached - below;
+      return 1e3 * (inside > 0 ? low + (bound - low) * (share * count - below) / inside : bound);
+    }
+    [low, below] = [bound, reached];
+  }
+  return 1e3 * low;
+}

@@ -1,0 +1,92 @@
+// One question at a time to the model, with a budget, and what it cost.
+
+import { bytes } from "./figures.js";
+
+const id = (name) => document.getElementById(name);
+
+/// Lines of a stream of server-sent events, without their `data: `.
+async function* events(body) {
+  const decoder = new TextDecoder();
+  let rest = "";
+  for await (const part of body) {
+    rest += decoder.decode(part, { stream: true });
+    const lines = rest.split("\n");
+    rest = lines.pop();
+    for (const line of lines) if (line.startsWith("data: ")) yield line.slice(6);
+  }
+}
+
+async function* readable(body) {
+  const reader = body.getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    yield value;
+  }
+}
+
+function cost(usage, seconds) {
+  const kv = usage.kv_cache;
+  const speed = usage.completion_tokens / seconds;
+  const line = `${usage.prompt_tokens} + ${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s (${speed.toFixed(0)}/s)`;
+  if (!kv) return line;
+  const tiers = Object.entries(kv.tokens).filter(([, count]) => count > 0);
+  const kept = tiers.map(([tier, count]) => `${tier} ${count}`).join(", ");
+  const share = Math.round(100 * kv.bytes / kv.f16_bytes);
+  return `${line}; cache ${bytes(kv.bytes)}, ${share} % of F16; entries: ${kept}`;
+}
+
+async function ask(signal) {
+  const body = {
+    messages: [{ role: "user", content: id("prompt").value }],
+    max_tokens: Number(id("max-tokens").value) || 128,
+    stream: true,
+    stream_options: { include_usage: true },
+    kv_cache: { budget: Number(id("budget").value) },
+  };
+  const began = performance.now();
+  const headers = { "content-type": "application/json" };
+  const answer = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
+  if (!answer.ok) {
+    const said = await answer.json().catch(() => null);
+    throw new Error(said?.error?.message ?? `status ${answer.status}`);
+  }
+  let request = null;
+  for await (const data of events(readable(answer.body))) {
+    if (data === "[DONE]") break;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new Error(chunk.error.message);
+    request = chunk.id;
+    id("answer").append(chunk.choices[0]?.delta?.content ?? "");
+    if (chunk.usage) id("cost").textContent = cost(chunk.usage, (performance.now() - began) / 1e3);
+  }
+  return request;
+}
+
+/// `ended` is told the id of every request that was answered.
+export function startPlayground(ended) {
+  const showBudget = () => { id("budget-value").textContent = Number(id("budget").value).toFixed(2); };
+  id("budget").addEventListener("input", showBudget);
+  showBudget();
+  let running = null;
+  id("stop").addEventListener("click", () => running?.abort());
+  id("playground").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (running || !id("prompt").value.trim()) return;
+    running = new AbortController();
+    id("send").disabled = true;
+    id("stop").hidden = false;
+    id("answer").textContent = "";
+    id("cost").textContent = "";
+    try {
+      const request = await ask(running.signal);
+      if (request) ended(request);
+    } catch (error) {
+      id("cost").textContent = error.name === "AbortError" ? "stopped" : error.message;
+    } finally {
+      running = null;
+      id("send").disabled = false;
+      id("stop").hidden = true;
+    }
+  });
+}

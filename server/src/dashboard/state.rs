@@ -1,0 +1,106 @@
+//! `GET /dashboard/state`: one moment of the server as JSON.
+
+use serde_json::{Map, Value, json};
+
+use crate::engine::Snapshot;
+use crate::metrics::parse::{Sample, parse};
+use crate::metrics::table::{E2E_LATENCY, INTER_TOKEN_LATENCY, QUEUE_TIME, TIME_TO_FIRST_TOKEN};
+use crate::metrics::{FAMILIES, Family, Kind};
+
+/// The sequences, and whatever `scrape` (an answer of `/metrics`) says:
+///
+/// - `gauges` and `counters`: by name, one number or an object by label (`tier`, `component`,
+///   `reason`, `state`, `stage`)
+/// - `histograms`: `ttft`, `itl`, `e2e` and `queue`, each with cumulative `[bound, count]` pairs in
+///   seconds, `sum` and `count`
+/// - `sequences`: what runs and waits, oldest first
+pub fn state(snapshot: &Snapshot, scrape: &str) -> Value {
+    let samples = parse(scrape);
+    let of_kind = |wanted: fn(&Kind) -> bool| {
+        let families = FAMILIES.iter().filter(|family| wanted(&family.kind));
+        families
+            .filter_map(|family| Some((family.name.into(), values(family, &samples)?)))
+            .collect()
+    };
+    let histograms = [
+        ("ttft", TIME_TO_FIRST_TOKEN),
+        ("itl", INTER_TOKEN_LATENCY),
+        ("e2e", E2E_LATENCY),
+        ("queue", QUEUE_TIME),
+    ];
+    let histograms =
+        histograms.map(|(name, family)| (name.to_owned(), histogram(&family, &samples)));
+    json!({
+        "gauges": Value::Object(of_kind(|kind| *kind == Kind::Gauge)),
+        "counters": Value::Object(of_kind(|kind| *kind == Kind::Counter)),
+        "histograms": Value::Object(Map::from_iter(histograms)),
+        "sequences": sequences(snapshot),
+    })
+}
+
+/// Labels that tell the series of a family apart; of two, the one that says more.
+const LABELS: [&str; 6] = ["tier", "component", "reason", "finished_reason", "state", "stage"];
+
+fn values(family: &Family, samples: &[Sample]) -> Option<Value> {
+    let mut series = samples.iter().filter(|sample| sample.name == family.name).peekable();
+    let first = series.peek()?;
+    let Some(label) = LABELS.iter().find(|label| first.label(label).is_some()) else {
+        return Some(json!(first.value));
+    };
+    let pairs = series.filter_map(|s| Some((s.label(label)?.to_owned(), json!(s.value))));
+    Some(Value::Object(pairs.collect()))
+}
+
+fn histogram(family: &Family, samples: &[Sample]) -> Value {
+    let part = |suffix: &str| {
+        let name = format!("{}_{suffix}", family.name);
+        samples.iter().filter(move |sample| sample.name == name)
+    };
+    let buckets: Vec<_> = part("bucket")
+        .filter_map(|sample| Some((sample.label("le")?.parse::<f64>().ok()?, sample.value)))
+        .filter(|(bound, _)| bound.is_finite())
+        .collect();
+    let total = |suffix: &str| part(suffix).map(|sample| sample.value).sum::<f64>();
+    json!({"buckets": buckets, "sum": total("sum"), "count": total("count")})
+}
+
+fn sequences(snapshot: &Snapshot) -> Vec<Value> {
+    let state = |seq: &crate::engine::snapshot::SequenceState| {
+        json!({
+            "id": seq.id.0,
+            "stage": seq.stage.name(),
+            "prompt_tokens": seq.prompt_len,
+            "computed_tokens": seq.num_computed,
+            "generated_tokens": seq.num_generated,
+            "max_tokens": seq.max_tokens,
+            "budget": seq.budget,
+            "asked_budget": seq.asked_budget,
+            "kv_bytes": seq.kv_bytes,
+            "f16_bytes": seq.f16_bytes,
+        })
+    };
+    snapshot.sequences.iter().map(state).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_are_told_apart_by_their_label_and_histograms_keep_their_buckets() {
+        let scrape = "vllm:num_requests_running{engine=\"0\"} 2\n\
+            keepwell_kv_bytes{state=\"live\",tier=\"f16\"} 7\n\
+            keepwell_kv_bytes{state=\"free\",tier=\"none\"} 3\n\
+            vllm:generation_tokens_total 9\n\
+            vllm:time_to_first_token_seconds_bucket{le=\"0.1\"} 4\n\
+            vllm:time_to_first_token_seconds_bucket{le=\"+Inf\"} 5\n\
+            vllm:time_to_first_token_seconds_sum 0.5\nvllm:time_to_first_token_seconds_count 5\n";
+        let state = state(&Snapshot::default(), scrape);
+        assert_eq!(state["gauges"]["vllm:num_requests_running"], 2.0);
+        assert_eq!(state["gauges"]["keepwell_kv_bytes"], json!({"f16": 7.0, "none": 3.0}));
+        assert_eq!(state["counters"]["vllm:generation_tokens_total"], 9.0);
+        let ttft = &state["histograms"]["ttft"];
+        assert_eq!(*ttft, json!({"buckets": [[0.1, 4.0]], "sum": 0.5, "count": 5.0}));
+        assert_eq!(state["histograms"]["itl"]["count"], 0.0);
+    }
+}

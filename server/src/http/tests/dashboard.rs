@@ -1,0 +1,83 @@
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use serde_json::Value;
+use tower::ServiceExt;
+
+use super::{Server, app, error_of, json_body, says, text_body};
+use crate::compress::PolicyId;
+use crate::dashboard::assets::ASSETS;
+use crate::dashboard::views::{Views, tests::view};
+use crate::engine::fake::FakeEngine;
+use crate::http::router;
+
+/// A server that keeps one request, `r`.
+fn debugging() -> Router {
+    let views = Views::default();
+    views.add("r".into(), PolicyId::default(), view());
+    let mut app = app(FakeEngine::new(vec![says("x")]).handle);
+    app.views = Some(Arc::new(views));
+    router(app)
+}
+
+async fn get(router: &Router, path: &str) -> axum::http::Response<Body> {
+    let request = Request::get(path).body(Body::empty()).unwrap();
+    router.clone().oneshot(request).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_page_and_its_parts_are_served_and_nothing_else() {
+    let server = Server::new(says("x"));
+    let page = server.get("/dashboard").await;
+    assert!(page.headers()["content-type"].to_str().unwrap().starts_with("text/html"));
+    assert!(page.headers()["content-security-policy"].to_str().unwrap().contains("'self'"));
+    assert!(text_body(page).await.starts_with("<!doctype html>"));
+    for asset in ASSETS {
+        let part = server.get(&format!("/dashboard/assets/{}", asset.name)).await;
+        assert_eq!(part.headers()["content-type"], asset.content_type);
+        assert_eq!(text_body(part).await, asset.body);
+    }
+    for path in ["/dashboard/assets/nope.js", "/dashboard/assets/..%2Fpage.html"] {
+        assert_eq!(error_of(server.get(path).await).await.0, 404, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_state_names_the_server_and_has_every_part() {
+    let state = json_body(Server::new(says("x")).get("/dashboard/state").await).await;
+    for part in ["gauges", "counters", "histograms", "sequences", "server"] {
+        assert!(!state[part].is_null(), "{part}");
+    }
+    assert_eq!(state["server"]["debug_kv"], false);
+}
+
+#[tokio::test]
+async fn what_requests_leave_is_not_shown_unless_the_server_was_started_for_it() {
+    let server = Server::new(says("x"));
+    for path in ["/debug/kv", "/debug/kv/r"] {
+        let (status, error) = error_of(server.get(path).await).await;
+        assert_eq!(status, 404);
+        assert!(error["message"].as_str().unwrap().contains("--debug-kv"));
+    }
+}
+
+#[tokio::test]
+async fn a_kept_request_is_listed_and_shown_and_questions_that_make_no_sense_are_refused() {
+    let router = debugging();
+    let list = json_body(get(&router, "/debug/kv").await).await;
+    assert_eq!(list["requests"][0]["id"], "r");
+    let page = json_body(get(&router, "/debug/kv/r?layer=0").await).await;
+    assert_eq!(page["tokens"][2]["tiers"]["evicted"], 1);
+    assert_eq!((&page["layer"], &page["num_layers"]), (&Value::from(0), &Value::from(2)));
+    for (path, status) in [
+        ("/debug/kv/other", 404),
+        ("/debug/kv/r?layer=2", 400),
+        ("/debug/kv/r?layer=x", 400),
+        ("/debug/kv/r?budget=0", 400),
+        ("/debug/kv/r?budget=NaN", 400),
+    ] {
+        assert_eq!(error_of(get(&router, path).await).await.0, status, "{path}");
+    }
+}

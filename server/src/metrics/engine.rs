@@ -1,0 +1,245 @@
+//! What the engine tells of its steps, its memory and its sequences.
+
+use std::time::{Duration, Instant};
+
+use keepwell_kernels::TIERS;
+use metrics::{Counter, Histogram, Label};
+
+use super::table::{
+    BELOW_BUDGET, CACHE_CONFIG, COMPRESS_TIME, COMPRESSION_RATIO, GENERATION_TOKENS,
+    ITERATION_TOKENS, KV_BYTES, KV_DEMOTED, KV_EVICTED, KV_PAGES, KV_RECLAIMED, KV_REJECTIONS,
+    KV_USAGE, MEMORY, PREEMPTIONS, PRICE, PROMPT_TOKENS, QUEUE, REJECTIONS, REQUEST_KV_PEAK,
+    RETAINED_ATTRIBUTION, RUNNING, SUCCESS, WAITING, WAITING_BY_REASON,
+};
+use crate::engine::{
+    EngineError, EngineInfo, FinishReason, KvUsage,
+    event::Report,
+    snapshot::{Pages, Reason, Snapshot},
+};
+
+/// Gauges are published this often while steps run.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
+
+pub struct EngineMetrics {
+    published: Option<Instant>,
+    num_preemptions: usize,
+    // Looked up once: these are told of every step.
+    prompt_tokens: Counter,
+    generation_tokens: Counter,
+    iteration_tokens: Histogram,
+}
+
+impl EngineMetrics {
+    /// Of an engine with weights of `weight_bytes`. Counters start at 0: a rate needs a first value.
+    pub fn new(info: &EngineInfo, weight_bytes: usize, max_model_len: usize) -> Self {
+        for family in [PREEMPTIONS, KV_RECLAIMED, KV_EVICTED, KV_REJECTIONS] {
+            family.counter(vec![]).absolute(0);
+        }
+        for reason in [FinishReason::Stop, FinishReason::Length, FinishReason::Abort] {
+            SUCCESS.counter(labels([("finished_reason", reason.name())])).absolute(0);
+        }
+        for info in &TIERS {
+            KV_DEMOTED.counter(labels([("tier", info.name)])).absolute(0);
+        }
+        queue_full().absolute(0);
+        MEMORY.gauge(labels([("component", "weights")])).set(weight_bytes as f64);
+        cache_config(info, max_model_len);
+        Self {
+            published: None,
+            num_preemptions: 0,
+            prompt_tokens: PROMPT_TOKENS.counter(vec![]),
+            generation_tokens: GENERATION_TOKENS.counter(vec![]),
+            iteration_tokens: ITERATION_TOKENS.histogram(vec![]),
+        }
+    }
+
+    /// Whether it is time for new gauges.
+    pub fn is_due(&self) -> bool {
+        self.published.is_none_or(|at| at.elapsed() >= PUBLISH_INTERVAL)
+    }
+
+    /// Gauges of one moment.
+    pub fn publish(&mut self, snapshot: &Snapshot) {
+        self.published = Some(Instant::now());
+        pages(&snapshot.pages);
+        let waiting = Reason::ALL.map(|reason| (reason.name(), snapshot.num_waiting(reason)));
+        for (reason, num) in waiting {
+            QUEUE.gauge(labels([("reason", reason)])).set(num as f64);
+        }
+        let num_waiting = waiting.iter().map(|(_, num)| num).sum::<usize>() as f64;
+        WAITING.gauge(vec![]).set(num_waiting);
+        let num_deferred = snapshot.num_waiting(Reason::Step) as f64;
+        let num_short = num_waiting - num_deferred;
+        WAITING_BY_REASON.gauge(labels([("reason", "capacity")])).set(num_short);
+        WAITING_BY_REASON.gauge(labels([("reason", "deferred")])).set(num_deferred);
+        RUNNING.gauge(vec![]).set(snapshot.num_running() as f64);
+        BELOW_BUDGET.gauge(vec![]).set(snapshot.num_below_budget() as f64);
+        let new = snapshot.num_preemptions - self.num_preemptions;
+        PREEMPTIONS.counter(vec![]).increment(new as u64);
+        self.num_preemptions = snapshot.num_preemptions;
+    }
+
+    /// A step that computed and generated this many tokens. What is computed anew after a preemption
+    /// is not among them.
+    pub fn step(&self, num_prompt: usize, num_generated: usize) {
+        self.prompt_tokens.increment(num_prompt as u64);
+        self.generation_tokens.increment(num_generated as u64);
+        self.iteration_tokens.record((num_prompt + num_generated) as f64);
+    }
+
+    /// A compress event that had something to do.
+    pub fn compressed(&self, report: &Report) {
+        KV_RECLAIMED.counter(vec![]).increment(report.reclaimed_bytes as u64);
+        KV_EVICTED.counter(vec![]).increment(report.num_evicted as u64);
+        for (tier, num) in report.demoted.iter().filter(|(_, num)| **num > 0) {
+            KV_DEMOTED.counter(labels([("tier", tier.name())])).increment(*num as u64);
+        }
+        for (stage, took) in report.stages() {
+            COMPRESS_TIME.histogram(labels([("stage", stage)])).record(took);
+        }
+        if let Some(retained) = report.retained {
+            RETAINED_ATTRIBUTION.histogram(vec![]).record(retained);
+        }
+        if let Some(price) = report.price {
+            PRICE.gauge(vec![]).set(f64::from(price));
+        }
+    }
+
+    pub fn refused(&self, error: &EngineError) {
+        match error {
+            EngineError::QueueFull { .. } => queue_full().increment(1),
+            EngineError::DoesNotFit { .. } => KV_REJECTIONS.counter(vec![]).increment(1),
+            EngineError::Stopped | EngineError::Internal(_) => {}
+        }
+    }
+
+    pub fn finished(&self, reason: FinishReason, kv: &KvUsage) {
+        SUCCESS.counter(labels([("finished_reason", reason.name())])).increment(1);
+        // One that was cancelled while it waited held nothing.
+        if kv.bytes > 0 {
+            REQUEST_KV_PEAK.histogram(vec![]).record(kv.peak_bytes as f64);
+            COMPRESSION_RATIO.histogram(vec![]).record(kv.f16_bytes as f64 / kv.bytes as f64);
+        }
+    }
+}
+
+fn labels<const N: usize>(pairs: [(&'static str, &'static str); N]) -> Vec<Label> {
+    pairs.into_iter().map(|(name, value)| Label::from_static_parts(name, value)).collect()
+}
+
+/// vLLM's reason.
+fn queue_full() -> Counter {
+    REJECTIONS.counter(labels([("reason", "max_num_queued_reqs")]))
+}
+
+/// The ledger's gauges: by state they add up to the arena, by tier to what is live.
+fn pages(pages: &Pages) {
+    let bytes = |num: usize| (num * pages.page_bytes) as f64;
+    let num_free = pages.num_pages - pages.num_live;
+    KV_USAGE.gauge(vec![]).set(pages.num_live as f64 / pages.num_pages.max(1) as f64);
+    KV_PAGES.gauge(labels([("state", "free")])).set(num_free as f64);
+    KV_PAGES.gauge(labels([("state", "live")])).set(pages.num_live as f64);
+    KV_BYTES.gauge(labels([("state", "free"), ("tier", "none")])).set(bytes(num_free));
+    for (tier, num) in pages.tiers.iter() {
+        KV_BYTES.gauge(labels([("state", "live"), ("tier", tier.name())])).set(bytes(*num));
+    }
+    MEMORY.gauge(labels([("component", "kv_cache")])).set(bytes(pages.num_touched));
+}
+
+/// vLLM counts in blocks of tokens over all heads; ours hold as many tokens as a page does in F16.
+fn cache_config(info: &EngineInfo, max_model_len: usize) {
+    let block_size = info.layout.capacity(keepwell_kernels::Tier::F16);
+    let num_heads = info.f16_token_bytes / info.layout.f16_token_bytes();
+    let num_blocks = info.num_pages / num_heads;
+    let num_tokens = num_blocks * block_size;
+    let concurrency = num_tokens as f64 / max_model_len as f64;
+    let numbers = [
+        ("block_size", block_size.to_string()),
+        ("num_gpu_blocks", num_blocks.to_string()),
+        ("kv_cache_size_tokens", num_tokens.to_string()),
+        ("kv_cache_max_concurrency", format!("{concurrency:.2}")),
+    ];
+    let mut all = labels([("cache_dtype", "auto"), ("enable_prefix_caching", "False")]);
+    all.extend(numbers.map(|(name, value)| Label::new(name, value)));
+    CACHE_CONFIG.gauge(all).set(1.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use keepwell_kernels::PageLayout;
+
+    use super::*;
+    use crate::engine::snapshot::{SequenceState, Stage};
+    use crate::metrics::{latency::Stopwatch, recorder};
+    use crate::sched::SeqId;
+
+    fn metrics() -> EngineMetrics {
+        let info =
+            EngineInfo { layout: PageLayout::new(64), num_pages: 90_000, f16_token_bytes: 23_040 };
+        EngineMetrics::new(&info, 98_000_000, 8192)
+    }
+
+    fn snapshot(num_sequences: u64) -> Snapshot {
+        let sequence = |id| SequenceState {
+            id: SeqId(id),
+            stage: Stage::Decode,
+            prompt_len: 100,
+            num_computed: 150,
+            num_generated: 50,
+            max_tokens: 500,
+            budget: 0.28,
+            asked_budget: 0.5,
+            kv_bytes: 1000,
+            f16_bytes: 3000,
+        };
+        let pages = Pages { num_pages: 10, num_live: 4, page_bytes: 2112, ..Pages::default() };
+        let sequences = (0..num_sequences).map(sequence).collect();
+        Snapshot { pages, sequences, num_preemptions: 3 }
+    }
+
+    #[test]
+    fn a_snapshot_becomes_gauges_that_add_up_and_preemptions_count_once() {
+        let recorder = recorder("m").unwrap().build_recorder();
+        let _local = metrics::set_default_local_recorder(&recorder);
+        let mut metrics = metrics();
+        metrics.publish(&snapshot(5));
+        metrics.publish(&snapshot(5));
+        let samples = crate::metrics::parse::parse(&recorder.handle().render());
+        let sum =
+            |name: &str| samples.iter().filter(|s| s.name == name).map(|s| s.value).sum::<f64>();
+        assert_eq!(sum("keepwell_kv_pages"), 10.0);
+        assert_eq!(sum("vllm:kv_cache_usage_perc"), 0.4);
+        assert_eq!(sum("vllm:num_requests_running"), 5.0);
+        assert_eq!(sum("keepwell_requests_below_budget"), 5.0);
+        assert_eq!(sum("vllm:num_preemptions_total"), 3.0);
+        let config = samples.iter().find(|s| s.name == "vllm:cache_config_info").unwrap();
+        // Pages of 8 tokens, 90 heads: 1000 blocks.
+        assert_eq!(config.label("block_size"), Some("8"));
+        assert_eq!(config.label("num_gpu_blocks"), Some("1000"));
+        assert_eq!(config.label("kv_cache_size_tokens"), Some("8000"));
+    }
+
+    /// A step of one sequence of the smallest model takes 3 ms, one of 64 sequences far longer.
+    #[test]
+    fn what_a_step_tells_costs_less_than_a_hundredth_of_it() {
+        let recorder = recorder("m").unwrap().build_recorder();
+        let _local = metrics::set_default_local_recorder(&recorder);
+        let mut metrics = metrics();
+        let mut stopwatch = Stopwatch::start();
+        let snapshot = snapshot(64);
+        // The machine may be busy with something else: the best of many counts.
+        let steps_of_a_publication = PUBLISH_INTERVAL.as_millis() as u32 / 3;
+        let interval = |_| {
+            let started = Instant::now();
+            for _ in 0..steps_of_a_publication {
+                metrics.step(0, 1);
+                stopwatch.token();
+            }
+            metrics.publish(&snapshot);
+            started.elapsed() / steps_of_a_publication
+        };
+        let best = (0..200).map(interval).min().unwrap();
+        println!("{best:?} a step");
+        assert!(best < Duration::from_micros(30), "{best:?}");
+    }
+}

@@ -1,0 +1,117 @@
+//! Every family that the server emits.
+
+use metrics::{Counter, Gauge, Histogram, Label};
+
+use super::buckets;
+
+/// A metric with all its series.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub help: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    /// Upper bounds, ascending.
+    Histogram(&'static [f64]),
+}
+
+impl Family {
+    pub fn counter(&self, labels: Vec<Label>) -> Counter {
+        metrics::counter!(self.name, labels)
+    }
+
+    pub fn gauge(&self, labels: Vec<Label>) -> Gauge {
+        metrics::gauge!(self.name, labels)
+    }
+
+    pub fn histogram(&self, labels: Vec<Label>) -> Histogram {
+        metrics::histogram!(self.name, labels)
+    }
+}
+
+macro_rules! families {
+    ($($id:ident: $kind:expr, $name:literal, $help:literal;)*) => {
+        $(pub const $id: Family = Family { name: $name, kind: $kind, help: $help };)*
+        /// In the order of `/metrics`' documentation.
+        pub static FAMILIES: &[Family] = &[$($id),*];
+    };
+}
+
+use Kind::{Counter as C, Gauge as G, Histogram as H};
+
+families! {
+    RUNNING: G, "vllm:num_requests_running", "Sequences that are computed";
+    WAITING: G, "vllm:num_requests_waiting", "Sequences that wait to be computed";
+    WAITING_BY_REASON: G, "vllm:num_requests_waiting_by_reason", "Waiting sequences: `capacity` waits for memory or a place, `deferred` for anything else";
+    KV_USAGE: G, "vllm:kv_cache_usage_perc", "Share, from 0 to 1, of the KV cache that live requests hold";
+    CACHE_CONFIG: G, "vllm:cache_config_info", "1; the labels describe the KV cache in blocks of the tokens that a page holds in F16, over all heads";
+    PREEMPTIONS: C, "vllm:num_preemptions_total", "Times that a sequence gave its memory back, to be computed anew";
+    PROMPT_TOKENS: C, "vllm:prompt_tokens_total", "Prompt tokens computed, each once";
+    GENERATION_TOKENS: C, "vllm:generation_tokens_total", "Tokens generated";
+    ITERATION_TOKENS: H(buckets::ITERATION_TOKENS), "vllm:iteration_tokens_total", "Prompt and generated tokens of a step";
+    SUCCESS: C, "vllm:request_success_total", "Sequences that ended, by reason";
+    REJECTIONS: C, "vllm:admission_rejections_total", "Requests refused because the queue is full";
+    TIME_TO_FIRST_TOKEN: H(buckets::TIME_TO_FIRST_TOKEN), "vllm:time_to_first_token_seconds", "From the request's arrival to its first token";
+    INTER_TOKEN_LATENCY: H(buckets::TIME_PER_TOKEN), "vllm:inter_token_latency_seconds", "Between two tokens of a sequence";
+    TIME_PER_OUTPUT_TOKEN: H(buckets::TIME_PER_TOKEN), "vllm:request_time_per_output_token_seconds", "Mean time of a sequence's tokens after the first";
+    E2E_LATENCY: H(buckets::REQUEST_TIME), "vllm:e2e_request_latency_seconds", "From the request's arrival to the end of the sequence";
+    QUEUE_TIME: H(buckets::REQUEST_TIME), "vllm:request_queue_time_seconds", "Until a sequence was first computed";
+    INFERENCE_TIME: H(buckets::REQUEST_TIME), "vllm:request_inference_time_seconds", "From a sequence's first step to its last token";
+    PREFILL_TIME: H(buckets::REQUEST_TIME), "vllm:request_prefill_time_seconds", "From a sequence's first step to its first token";
+    DECODE_TIME: H(buckets::REQUEST_TIME), "vllm:request_decode_time_seconds", "From a sequence's first token to its last";
+    REQUEST_PROMPT_TOKENS: H(buckets::TOKENS), "vllm:request_prompt_tokens", "Prompt tokens of a sequence";
+    REQUEST_GENERATION_TOKENS: H(buckets::TOKENS), "vllm:request_generation_tokens", "Tokens that a sequence generated";
+    REQUEST_MAX_GENERATION_TOKENS: H(buckets::TOKENS), "vllm:request_max_num_generation_tokens", "The most tokens that a choice of a request generated";
+    REQUEST_PARAMS_N: H(buckets::NUM_CHOICES), "vllm:request_params_n", "`n` of a request";
+    REQUEST_PARAMS_MAX_TOKENS: H(buckets::TOKENS), "vllm:request_params_max_tokens", "Tokens that a sequence was allowed to generate";
+    REQUEST_PREEMPTIONS: H(buckets::PREEMPTIONS), "vllm:request_num_preemptions", "Times that a sequence was preempted";
+    REQUEST_PREFILL_COMPUTED: H(buckets::TOKENS), "vllm:request_prefill_kv_computed_tokens", "Prompt tokens of a sequence that no cache gave";
+    PROCESS_MEMORY: G, "process_resident_memory_bytes", "Resident bytes of the process";
+    MEMORY: G, "keepwell_memory_bytes", "Bytes by component: `weights`; `kv_cache` is the part of the arena that was ever used";
+    KV_BYTES: G, "keepwell_kv_bytes", "Bytes of KV pages by state and tier, metadata and slack included; all of them are the arena";
+    KV_PAGES: G, "keepwell_kv_pages", "KV pages by state; all of them are the arena";
+    KV_DEMOTED: C, "keepwell_kv_entries_demoted_total", "(token, layer, KV head) entries moved into a smaller tier";
+    KV_EVICTED: C, "keepwell_kv_entries_evicted_total", "(token, layer, KV head) entries evicted";
+    KV_RECLAIMED: C, "keepwell_kv_reclaimed_bytes_total", "Bytes of the pages that compress events gave back";
+    KV_REJECTIONS: C, "keepwell_kv_budget_rejections_total", "Requests refused because the whole arena could not hold them at their budget";
+    COMPRESS_TIME: H(buckets::STAGE_TIME), "keepwell_compress_seconds", "Stages of a compress event: score, price, compact";
+    PRICE: G, "keepwell_price", "Price of a byte in the last compress event that was short of pages: attribution weighted distortion that a byte must save to be kept";
+    COMPRESSION_RATIO: H(buckets::RATIO), "keepwell_kv_compression_ratio", "F16 bytes of a sequence's tokens over the bytes it held when it ended";
+    RETAINED_ATTRIBUTION: H(buckets::SHARE), "keepwell_kv_retained_attribution", "Share of the attribution that is still held after a compress event, mean over heads";
+    REQUEST_KV_PEAK: H(buckets::BYTES), "keepwell_request_kv_peak_bytes", "The most KV bytes that a sequence held";
+    BELOW_BUDGET: G, "keepwell_requests_below_budget", "Sequences that memory pressure granted less than they asked for";
+    QUEUE: G, "keepwell_queue", "Waiting sequences by what they wait for: `sequences` (a place), `memory`, `step` (the next one), `preempted` (memory, again)";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_follow_the_conventions_of_prometheus() {
+        let mut seen = HashSet::new();
+        for Family { name, kind, help } in FAMILIES {
+            assert!(seen.insert(name), "{name} is there twice");
+            assert!(!help.is_empty() && !help.contains('\n'));
+            // A histogram of vLLM's, in spite of its name.
+            let is_total = name.ends_with("_total") && *name != "vllm:iteration_tokens_total";
+            assert_eq!(is_total, *kind == Kind::Counter, "{name}");
+        }
+    }
+
+    #[test]
+    fn buckets_ascend() {
+        for family in FAMILIES {
+            if let Kind::Histogram(bounds) = family.kind {
+                assert!(bounds.is_sorted_by(|a, b| a < b), "{}", family.name);
+            }
+        }
+    }
+}
