@@ -188,6 +188,7 @@ fn request(prompt: usize, generated: usize, index: usize, budget: f32) -> Genera
         stop_token_ids: vec![],
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         kv_cache: KvCacheParams { budget, min_budget: budget, policy: PolicyId::default() },
+        priority: 0,
     }
 }
 
@@ -199,7 +200,7 @@ pub fn tokens(len: usize, index: usize) -> Vec<u32> {
 fn finish(mut generation: Generation) -> Result<()> {
     loop {
         match generation.blocking_next() {
-            Some(Event::Token(_)) => {}
+            Some(Event::Token(_) | Event::PromptLogprobs(_)) => {}
             Some(Event::Finished(_)) => return Ok(()),
             other => bail!("the generation broke off: {other:?}"),
         }

@@ -98,6 +98,7 @@ impl Session {
             stop_token_ids: self.model.eos_token_ids.clone(),
             sampling: self.sampling.clone(),
             kv_cache: self.kv_cache,
+            priority: 0,
         })
     }
 
@@ -111,6 +112,7 @@ impl Session {
         let mut first_token = None;
         loop {
             match generation.next().await.context("the engine ended without an answer")? {
+                Event::PromptLogprobs(_) => {}
                 Event::Token(token) => {
                     answer.num_tokens += 1;
                     answer.decoding = first_token.get_or_insert_with(Instant::now).elapsed();

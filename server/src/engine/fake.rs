@@ -105,6 +105,14 @@ async fn play(
         Script::Abort(tokens) => (&tokens[..], finished(&request, FinishReason::Abort)),
         Script::Die => return,
     };
+    if let Some(num) = request.sampling.prompt_logprobs {
+        // In chunks of two tokens, the first token told of by nobody.
+        let told: Vec<_> =
+            request.prompt.iter().zip(0..).map(|(id, n)| logprobs(*id, n, num)).collect();
+        for chunk in told[1..].chunks(2) {
+            let _ = events.send(Event::PromptLogprobs(chunk.to_vec()));
+        }
+    }
     for (nth, &id) in tokens.iter().enumerate() {
         let logprobs = request.sampling.logprobs.map(|num| logprobs(id, nth, num));
         let _ = events.send(Event::Token(SampledToken { id, logprobs }));

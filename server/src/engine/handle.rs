@@ -17,6 +17,8 @@ pub struct GenerateRequest {
     pub stop_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
     pub kv_cache: KvCacheParams,
+    /// Lower ones leave the queue first; equal ones in the order they came.
+    pub priority: i32,
 }
 
 /// How the next token is chosen. Defaults: sample from the whole distribution at temperature 1.
@@ -33,8 +35,14 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     pub frequency_penalty: f32,
     pub repetition_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Stop tokens cannot be drawn before this many others.
+    pub min_tokens: usize,
     /// Report the chosen token's log-probability and those of this many likeliest tokens.
     pub logprobs: Option<usize>,
+    /// The same of the prompt's tokens, but for the first, which nothing predicts.
+    pub prompt_logprobs: Option<usize>,
 }
 
 impl Default for SamplingParams {
@@ -48,7 +56,10 @@ impl Default for SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             repetition_penalty: 1.0,
+            logit_bias: vec![],
+            min_tokens: 0,
             logprobs: None,
+            prompt_logprobs: None,
         }
     }
 }
@@ -65,6 +76,8 @@ pub struct KvCacheParams {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// Of the prompt's next tokens, as far as they were computed; before the first token.
+    PromptLogprobs(Vec<TokenLogprobs>),
     Token(SampledToken),
     /// The last event of a generation that ran.
     Finished(Outcome),

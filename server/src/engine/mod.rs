@@ -6,6 +6,7 @@ pub(crate) mod fake;
 pub(crate) mod gather;
 mod handle;
 mod metrics;
+mod prompt_logprobs;
 mod run;
 mod sampler;
 

@@ -14,6 +14,7 @@ use super::{
     gather::gather,
     handle::Command,
     metrics,
+    prompt_logprobs::PromptLogprobs,
     sampler::Sampler,
 };
 use crate::{
@@ -50,6 +51,23 @@ struct Stream {
     events: mpsc::UnboundedSender<Event>,
     sampler: Sampler,
     stop_token_ids: Vec<u32>,
+    prompt_logprobs: Option<PromptLogprobs>,
+}
+
+impl Stream {
+    fn new(request: GenerateRequest, events: mpsc::UnboundedSender<Event>) -> Self {
+        let GenerateRequest { prompt, sampling, stop_token_ids, .. } = request;
+        let prompt_logprobs =
+            sampling.prompt_logprobs.map(|num_top| PromptLogprobs::new(num_top, prompt.len()));
+        let sampler = Sampler::new(sampling, &prompt, &stop_token_ids);
+        Self { events, sampler, stop_token_ids, prompt_logprobs }
+    }
+
+    /// Last rows of the entry whose logits are wanted.
+    fn num_logits(&self, entry: &Entry) -> usize {
+        let told = self.prompt_logprobs.as_ref().map_or(0, |told| told.num_rows(entry));
+        told.max(usize::from(entry.samples))
+    }
 }
 
 /// Owns all mutable state; lives on one thread.
@@ -154,9 +172,7 @@ impl Engine {
     fn accept(&mut self, request: GenerateRequest, events: mpsc::UnboundedSender<Event>) {
         match self.sequence(&request) {
             Ok(seq) => {
-                let sampler = Sampler::new(request.sampling, &request.prompt);
-                let stop_token_ids = request.stop_token_ids;
-                self.streams.insert(seq.id, Stream { events, sampler, stop_token_ids });
+                self.streams.insert(seq.id, Stream::new(request, events));
                 self.scheduler.queue(seq);
             }
             // Nobody is left to tell if the receiver is gone.
@@ -179,6 +195,7 @@ impl Engine {
             max_len: request.prompt.len() + max_tokens,
             budget,
             policy: request.kv_cache.policy,
+            priority: request.priority,
             table: PageTable::new(self.scheduler.demand().num_heads),
             since_event: 0,
             num_preemptions: 0,
@@ -254,12 +271,16 @@ impl Engine {
         }
     }
 
-    /// Logits (rows that sample, vocab).
+    fn num_logits(&self, entry: &Entry) -> usize {
+        self.streams.get(&entry.id).map_or(0, |stream| stream.num_logits(entry))
+    }
+
+    /// Logits (wanted rows, vocab), in the order of the entries.
     fn forward(&mut self, step: &Step) -> anyhow::Result<Vec<Vec<f32>>> {
         let sequence = |entry: &Entry| self.scheduler.running(entry.id);
         let parts: Vec<_> =
             step.entries.iter().filter_map(|entry| Some((entry, sequence(entry)?))).collect();
-        let mut gathered = gather(&parts, self.model.config(), |entry| usize::from(entry.samples));
+        let mut gathered = gather(&parts, self.model.config(), |entry| self.num_logits(entry));
         gathered.plan.basis = self.calibration.basis.clone();
         let batch = Batch {
             tokens: &gathered.tokens,
@@ -274,11 +295,19 @@ impl Engine {
     /// Samples and appends tokens, streams them, and tells who is finished.
     fn commit(&mut self, step: &Step, logits: Vec<Vec<f32>>) -> Vec<(SeqId, FinishReason)> {
         let mut finished = Vec::new();
-        let sampling = step.entries.iter().filter(|entry| entry.samples);
-        for (entry, mut logits) in sampling.zip(logits) {
+        let mut logits = logits.into_iter();
+        for entry in &step.entries {
             let Some(stream) = self.streams.get_mut(&entry.id) else { continue };
             let Some(seq) = self.scheduler.running_mut(entry.id) else { continue };
-            let token = stream.sampler.sample(&mut logits);
+            let mut rows: Vec<_> = logits.by_ref().take(stream.num_logits(entry)).collect();
+            if let Some(told) = &mut stream.prompt_logprobs {
+                let logprobs = told.read(entry, &seq.tokens, &rows);
+                if !logprobs.is_empty() {
+                    let _ = stream.events.send(Event::PromptLogprobs(logprobs));
+                }
+            }
+            let Some(logits) = rows.last_mut().filter(|_| entry.samples) else { continue };
+            let token = stream.sampler.sample(logits);
             seq.tokens.push(token.id);
             if stream.stop_token_ids.contains(&token.id) {
                 finished.push((entry.id, FinishReason::Stop));

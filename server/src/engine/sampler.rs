@@ -13,10 +13,14 @@ pub struct Sampler {
     /// How often each token occurs in the prompt and in the answer.
     in_prompt: HashMap<u32, u32>,
     in_answer: HashMap<u32, u32>,
+    /// Cannot be drawn yet.
+    stop_token_ids: Vec<u32>,
+    num_drawn: usize,
 }
 
 impl Sampler {
-    pub fn new(params: SamplingParams, prompt: &[u32]) -> Self {
+    /// `stop_token_ids` are what `params.min_tokens` holds off.
+    pub fn new(params: SamplingParams, prompt: &[u32], stop_token_ids: &[u32]) -> Self {
         let rng = match params.seed {
             Some(seed) => StdRng::seed_from_u64(seed),
             None => StdRng::from_os_rng(),
@@ -25,20 +29,25 @@ impl Sampler {
         if params.repetition_penalty != 1.0 {
             prompt.iter().for_each(|id| *in_prompt.entry(*id).or_default() += 1);
         }
-        Self { params, rng, in_prompt, in_answer: HashMap::new() }
+        Self {
+            params,
+            rng,
+            in_prompt,
+            in_answer: HashMap::new(),
+            stop_token_ids: stop_token_ids.to_vec(),
+            num_drawn: 0,
+        }
     }
 
     /// Draws the next token; logits (vocab). NaN counts as impossible.
     pub fn sample(&mut self, logits: &mut [f32]) -> SampledToken {
-        let logprobs = self.params.logprobs.map(|num_top| (log_sum_exp(logits), num_top));
-        let raw = logprobs.map(|(lse, num_top)| (lse, top(logits, num_top), logits.to_vec()));
+        let raw = self.params.logprobs.map(|num_top| (num_top, logits.to_vec()));
         self.penalize(logits);
+        self.bias(logits);
         let id = if self.params.temperature == 0.0 { argmax(logits) } else { self.draw(logits) };
         *self.in_answer.entry(id).or_default() += 1;
-        let logprobs = raw.map(|(lse, top, raw)| TokenLogprobs {
-            chosen: raw[id as usize] - lse,
-            top: top.into_iter().map(|(id, logit)| (id, logit - lse)).collect(),
-        });
+        self.num_drawn += 1;
+        let logprobs = raw.map(|(num_top, raw)| token_logprobs(&raw, id, num_top));
         SampledToken { id, logprobs }
     }
 
@@ -60,6 +69,21 @@ impl Sampler {
         if presence_penalty != 0.0 || frequency_penalty != 0.0 {
             for (id, count) in &self.in_answer {
                 logits[*id as usize] -= presence_penalty + frequency_penalty * *count as f32;
+            }
+        }
+    }
+
+    fn bias(&self, logits: &mut [f32]) {
+        // A tokenizer may know ids that the model has no logits for.
+        for (id, bias) in &self.params.logit_bias {
+            logits.get_mut(*id as usize).into_iter().for_each(|logit| *logit += bias);
+        }
+        if self.num_drawn < self.params.min_tokens {
+            for id in &self.stop_token_ids {
+                logits
+                    .get_mut(*id as usize)
+                    .into_iter()
+                    .for_each(|logit| *logit = f32::NEG_INFINITY);
             }
         }
     }
@@ -90,7 +114,7 @@ impl Sampler {
     /// (token, logit), the `top_k` likeliest if that is set.
     fn candidates(&self, logits: &[f32]) -> Vec<(u32, f32)> {
         match self.params.top_k {
-            0 => (0..).zip(logits.iter().copied()).filter(|(_, l)| !l.is_nan()).collect(),
+            0 => possible(logits).collect(),
             k => top(logits, k),
         }
     }
@@ -111,10 +135,21 @@ fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, top_p: f32) {
     candidates.truncate(reached.map_or(candidates.len(), |last| last + 1));
 }
 
+/// A token's log-probability, and those of the `num_top` likeliest; logits (vocab).
+pub fn token_logprobs(logits: &[f32], id: u32, num_top: usize) -> TokenLogprobs {
+    let lse = log_sum_exp(logits);
+    let top = top(logits, num_top).into_iter().map(|(id, logit)| (id, logit - lse)).collect();
+    TokenLogprobs { chosen: logits[id as usize] - lse, top }
+}
+
+/// (token, logit) of what can be drawn: minus infinity is a token that was ruled out.
+fn possible(logits: &[f32]) -> impl Iterator<Item = (u32, f32)> {
+    (0..).zip(logits.iter().copied()).filter(|(_, logit)| *logit > f32::NEG_INFINITY)
+}
+
 /// The `k` largest logits, largest first; equal ones in the order of their ids.
 fn top(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
-    let mut all: Vec<(u32, f32)> =
-        (0..).zip(logits.iter().copied()).filter(|(_, l)| !l.is_nan()).collect();
+    let mut all: Vec<(u32, f32)> = possible(logits).collect();
     let by_logit = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if k < all.len() {
         all.select_nth_unstable_by(k, by_logit);
@@ -142,7 +177,7 @@ mod tests {
     use super::*;
 
     fn sampler(params: SamplingParams) -> Sampler {
-        Sampler::new(SamplingParams { seed: Some(5), ..params }, &[0, 1])
+        Sampler::new(SamplingParams { seed: Some(5), ..params }, &[0, 1], &[3])
     }
 
     fn counts(params: SamplingParams, logits: &[f32]) -> Vec<usize> {
@@ -187,7 +222,7 @@ mod tests {
     fn the_same_seed_draws_the_same_and_another_one_differs() {
         let run = |seed| {
             let params = SamplingParams { seed: Some(seed), ..Default::default() };
-            let mut sampler = Sampler::new(params, &[]);
+            let mut sampler = Sampler::new(params, &[], &[]);
             (0..50).map(|_| sampler.sample(&mut [0.0; 100]).id).collect::<Vec<_>>()
         };
         assert_eq!(run(1), run(1));
@@ -205,6 +240,35 @@ mod tests {
         let mut frequency = sampler(SamplingParams { frequency_penalty: 1.0, ..greedy });
         let ids: Vec<_> = (0..4).map(|_| frequency.sample(&mut [2.0, 1.5, 0.2]).id).collect();
         assert_eq!(ids, [0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn a_bias_moves_a_token_and_not_the_log_probabilities() {
+        let biased = |bias| SamplingParams {
+            temperature: 0.0,
+            logit_bias: vec![(0, bias)],
+            logprobs: Some(1),
+            ..Default::default()
+        };
+        let token = sampler(biased(100.0)).sample(&mut LOGITS.clone());
+        assert_eq!(token.id, 0);
+        let logprobs = token.logprobs.unwrap();
+        assert!((logprobs.chosen - 0.032f32.ln()).abs() < 1e-2, "{logprobs:?}");
+        assert_eq!(logprobs.top[0].0, 3);
+        let unbiased =
+            counts(SamplingParams { logit_bias: vec![(3, -100.0)], ..Default::default() }, &LOGITS);
+        assert_eq!(unbiased[3], 0);
+    }
+
+    #[test]
+    fn stop_tokens_wait_for_min_tokens() {
+        for temperature in [0.0, 1.0] {
+            let params = SamplingParams { temperature, min_tokens: 3, ..Default::default() };
+            let mut sampler = sampler(params);
+            let ids: Vec<_> =
+                (0..4).map(|_| sampler.sample(&mut [0.0, 1.0, 2.0, 90.0]).id).collect();
+            assert!(ids[..3].iter().all(|id| *id != 3) && ids[3] == 3, "{ids:?}");
+        }
     }
 
     #[test]

@@ -5,33 +5,43 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, BoxStream, StreamExt};
 
 use super::App;
-use super::choice::{Choice, Delta, TextToken, Update};
+use super::choice::{Choice, Delta, Making, PromptDelta, TextToken, Update};
 use super::context::TokenLimit;
+use super::echo::Echo;
 use super::error::ApiError;
 use super::latency::Stopwatch;
 use super::params::Params;
 use super::sse;
 use super::stop::StopStrings;
-use super::usage::Usage;
+use super::usage::{ChunkUsage, Usage};
 use crate::engine::{FinishReason, GenerateRequest, SamplingParams};
 
 /// What to generate: `params.n` choices of each prompt.
 pub struct Job {
-    pub prompts: Vec<Vec<u32>>,
-    /// For each prompt.
-    pub limits: Vec<TokenLimit>,
+    pub prompts: Vec<JobPrompt>,
     /// Whether the answer goes on in the prompt's last line, as a completion does.
     pub continues: bool,
     pub params: Params,
 }
 
+pub struct JobPrompt {
+    pub ids: Vec<u32>,
+    pub limit: TokenLimit,
+    /// Present when the answer repeats the prompt.
+    pub echo: Option<Echo>,
+}
+
 /// How an endpoint writes its answer: JSON texts.
 pub trait Shape: Send + 'static {
     /// The chunk before the first text of a choice.
-    fn opening(&self, index: usize) -> Option<String>;
-    fn delta(&self, delta: &Delta) -> String;
+    fn opening(&self, index: usize, usage: ChunkUsage) -> Option<String>;
+    /// The chunk with a prompt's log-probabilities.
+    fn prompt(&self, _prompt: &PromptDelta, _usage: ChunkUsage) -> Option<String> {
+        None
+    }
+    fn delta(&self, delta: &Delta, usage: ChunkUsage) -> String;
     /// The one chunk of a choice that has a finish reason.
-    fn finish(&self, index: usize, reason: FinishReason) -> String;
+    fn finish(&self, index: usize, reason: FinishReason, usage: ChunkUsage) -> String;
     fn usage(&self, usage: &Usage) -> String;
     /// The answer of a request that does not stream.
     fn whole(&self, choices: &[Whole], usage: &Usage) -> String;
@@ -54,17 +64,14 @@ pub async fn answer(
     shape: impl Shape,
     stopwatch: Stopwatch,
 ) -> Result<Response, ApiError> {
-    let num_prompt_tokens = job.prompts.iter().map(Vec::len).sum();
+    let num_prompt_tokens = job.prompts.iter().map(|prompt| prompt.ids.len()).sum();
     let usage = Usage::new(num_prompt_tokens, job.params.kv_cache.budget);
     let num_choices = job.prompts.len() * job.params.n;
     check_num_choices(num_choices, app.max_waiting)?;
     let stream = job.params.stream;
     let updates = submit(app, job, stopwatch)?;
     match stream {
-        Some(options) => {
-            let opening = (0..num_choices).filter_map(|index| shape.opening(index)).collect();
-            sse::answer(updates, opening, shape, usage, options.include_usage).await
-        }
+        Some(options) => sse::answer(updates, num_choices, shape, usage, options).await,
         None => whole(updates, num_choices, &shape, usage).await,
     }
 }
@@ -83,24 +90,37 @@ fn check_num_choices(num_choices: usize, max_waiting: usize) -> Result<(), ApiEr
 
 /// Hands every choice to the engine.
 fn submit(app: &App, job: Job, stopwatch: Stopwatch) -> Result<Updates, ApiError> {
-    let Job { prompts, limits, continues, params } = job;
+    let Job { prompts, continues, params } = job;
     let mut choices = Vec::new();
-    for (prompt, limit) in prompts.into_iter().zip(limits) {
+    for prompt in prompts {
         for nth in 0..params.n {
-            let generation = app.engine.generate(GenerateRequest {
-                prompt: prompt.clone(),
-                max_tokens: limit.max_tokens,
-                may_shorten: limit.may_shorten,
-                stop_token_ids: params.stop_token_ids.clone(),
-                sampling: with_nth_seed(&params.sampling, nth),
-                kv_cache: params.kv_cache,
-            })?;
-            let stop = StopStrings::new(params.stop.clone());
-            let detokenizer = app.text.detokenizer(continues);
-            choices.push(Choice::new(choices.len(), generation, detokenizer, stop, stopwatch));
+            let generation = app.engine.generate(request(&prompt, &params, nth))?;
+            let making = Making {
+                index: choices.len(),
+                detokenizer: app.text.detokenizer(continues),
+                stop: StopStrings::new(params.stop.clone()),
+                min_tokens: params.sampling.min_tokens,
+                echo: prompt.echo.clone(),
+                echo_only: prompt.limit.max_tokens == 0,
+                stopwatch,
+            };
+            choices.push(Choice::new(generation, making));
         }
     }
     Ok(stream::select_all(choices.into_iter().map(|choice| updates(choice).boxed())).boxed())
+}
+
+fn request(prompt: &JobPrompt, params: &Params, nth: usize) -> GenerateRequest {
+    GenerateRequest {
+        prompt: prompt.ids.clone(),
+        // Nothing comes out of an engine that does not draw a token.
+        max_tokens: prompt.limit.max_tokens.max(1),
+        may_shorten: prompt.limit.may_shorten,
+        stop_token_ids: params.stop_token_ids.clone(),
+        sampling: with_nth_seed(&params.sampling, nth),
+        kv_cache: params.kv_cache,
+        priority: params.priority,
+    }
 }
 
 /// The choices of one prompt draw from different seeds, else they would be equal.
@@ -123,6 +143,7 @@ async fn whole(
     choices.resize_with(num_choices, Whole::default);
     while let Some(update) = updates.next().await {
         match update {
+            Update::Prompt(prompt) => choices[prompt.index].tokens = prompt.tokens,
             Update::Delta(delta) => {
                 choices[delta.index].text += &delta.text;
                 choices[delta.index].tokens.extend(delta.tokens);

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::App;
-use super::answer::{Job, Shape, Whole, answer};
+use super::answer::{Job, JobPrompt, Shape, Whole, answer};
 use super::body::{JsonObject, off_worker};
 use super::choice::Delta;
 use super::context::{self, MaxTokens};
@@ -22,7 +22,7 @@ use super::logprobs::ChatLogprobs;
 use super::messages;
 use super::params::{MAX_LOGPROBS, Params};
 use super::text::{Chat, Text};
-use super::usage::Usage;
+use super::usage::{ChunkUsage, Usage};
 use crate::engine::FinishReason;
 
 const CHUNK: &str = "chat.completion.chunk";
@@ -45,17 +45,18 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, ChatShape), Api
     let fields = Fields::root(body);
     let mut params = Params::read(&fields, app)?;
     params.sampling.logprobs = num_logprobs(&fields)?;
-    let max_tokens =
-        MaxTokens::read(&fields, &["max_completion_tokens", "max_tokens"], usize::MAX)?;
+    let names = ["max_completion_tokens", "max_tokens"];
+    let max_tokens = MaxTokens::read(&fields, &names, 1, usize::MAX)?;
     let prompt = tokenize(&chat(&fields)?, app)?;
     let limit = max_tokens.within(app.model.max_model_len, prompt.len(), "messages")?;
-    let include_usage = params.stream.is_some_and(|options| options.include_usage);
+    params.check_min_tokens(limit)?;
     let shape = ChatShape {
-        identity: Identity::new("chatcmpl", &app.model.name, include_usage),
+        identity: Identity::new("chatcmpl", &app.model.name),
         text: app.text.clone(),
         logprobs: params.sampling.logprobs.is_some(),
     };
-    let job = Job { prompts: vec![prompt], limits: vec![limit], continues: false, params };
+    let prompts = vec![JobPrompt { ids: prompt, limit, echo: None }];
+    let job = Job { prompts, continues: false, params };
     Ok((job, shape))
 }
 
@@ -123,22 +124,22 @@ struct MessageDelta<'a> {
 }
 
 impl Shape for ChatShape {
-    fn opening(&self, index: usize) -> Option<String> {
+    fn opening(&self, index: usize, usage: ChunkUsage) -> Option<String> {
         let delta = MessageDelta { role: Some("assistant"), content: Some("") };
-        Some(self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason: None }))
+        Some(self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason: None }, usage))
     }
 
-    fn delta(&self, delta: &Delta) -> String {
+    fn delta(&self, delta: &Delta, usage: ChunkUsage) -> String {
         let logprobs = self.logprobs.then(|| ChatLogprobs::new(&delta.tokens, &*self.text));
         let message = MessageDelta { role: None, content: Some(&delta.text) };
         let index = delta.index;
-        self.chunk(ChunkChoice { index, delta: message, logprobs, finish_reason: None })
+        self.chunk(ChunkChoice { index, delta: message, logprobs, finish_reason: None }, usage)
     }
 
-    fn finish(&self, index: usize, reason: FinishReason) -> String {
+    fn finish(&self, index: usize, reason: FinishReason, usage: ChunkUsage) -> String {
         let delta = MessageDelta::default();
         let finish_reason = Some(finish_reason(reason));
-        self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason })
+        self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason }, usage)
     }
 
     fn usage(&self, usage: &Usage) -> String {
@@ -153,8 +154,8 @@ impl Shape for ChatShape {
 }
 
 impl ChatShape {
-    fn chunk(&self, choice: ChunkChoice) -> String {
-        self.identity.chunk(CHUNK, choice)
+    fn chunk(&self, choice: ChunkChoice, usage: ChunkUsage) -> String {
+        self.identity.chunk(CHUNK, choice, usage)
     }
 
     fn choice<'a>(&self, index: usize, whole: &'a Whole) -> Choice<'a> {

@@ -42,10 +42,15 @@ pub enum MaxTokens {
 }
 
 impl MaxTokens {
-    /// From the first of `names` that the request has.
-    pub fn read(fields: &Fields, names: &[&'static str], default: usize) -> Result<Self, ApiError> {
+    /// From the first of `names` that the request has, `least` or more.
+    pub fn read(
+        fields: &Fields,
+        names: &[&'static str],
+        least: i64,
+        default: usize,
+    ) -> Result<Self, ApiError> {
         for name in names {
-            if let Some(asked) = fields.integer(name, 1..=i64::from(u32::MAX))? {
+            if let Some(asked) = fields.integer(name, least..=i64::from(u32::MAX))? {
                 return Ok(Self::Asked(name, asked));
             }
         }
@@ -67,7 +72,8 @@ impl MaxTokens {
         }
         let rest = max_model_len.saturating_sub(prompt_len);
         let (field, wanted, max_tokens, may_shorten) = match self {
-            Self::Asked(name, asked) => (name, asked, asked, false),
+            // Who asks for none gets the prompt's own log-probabilities: that takes a token, too.
+            Self::Asked(name, asked) => (name, asked.max(1), asked, false),
             Self::Default(default) => (param, 1, default.min(rest), true),
         };
         if wanted <= rest {

@@ -9,6 +9,7 @@ mod chat;
 mod choice;
 mod completions;
 mod context;
+mod echo;
 mod envelope;
 mod error;
 #[cfg(test)]

@@ -90,8 +90,11 @@ impl Scheduler {
         self.waiting.len() < self.limits.max_waiting
     }
 
+    /// Behind all that are as urgent. One that was preempted keeps its place at the front.
     pub fn queue(&mut self, seq: Sequence) {
-        self.waiting.push_back(seq);
+        let before = |other: &Sequence| other.num_preemptions > 0 || other.priority <= seq.priority;
+        let index = self.waiting.iter().rposition(before).map_or(0, |last| last + 1);
+        self.waiting.insert(index, seq);
     }
 
     pub fn running(&self, id: SeqId) -> Option<&Sequence> {

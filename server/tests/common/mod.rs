@@ -82,6 +82,7 @@ pub fn greedy(prompt: &[u32], max_tokens: usize, kv_cache: KvCacheParams) -> Gen
             ..SamplingParams::default()
         },
         kv_cache,
+        priority: 0,
     }
 }
 
@@ -89,6 +90,7 @@ pub fn collect(mut generation: Generation) -> Result<(Vec<SampledToken>, Outcome
     let mut tokens = Vec::new();
     loop {
         match generation.blocking_next() {
+            Some(Event::PromptLogprobs(_)) => {}
             Some(Event::Token(token)) => tokens.push(token),
             Some(Event::Finished(outcome)) => return Ok((tokens, outcome)),
             Some(Event::Failed(error)) => return Err(error),
