@@ -148,6 +148,7 @@ fn measure(
         max_step_tokens: STEP_TOKENS,
         max_running: case.batch,
         max_waiting: case.batch,
+        max_waiting_tokens: usize::MAX,
     };
     // An eighth for page metadata and slack.
     let kv_memory = case.batch * len * token_bytes / 8 * 9 + (64 << 20);

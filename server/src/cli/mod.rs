@@ -5,6 +5,8 @@ mod args;
 mod chat;
 mod command;
 mod drain;
+mod limits;
+mod listen;
 mod memory;
 mod prompt;
 mod serve;

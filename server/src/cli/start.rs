@@ -81,6 +81,7 @@ fn engine_options(
             max_step_tokens: args.max_batch_tokens as usize,
             max_running: args.max_sequences as usize,
             max_waiting: args.max_waiting as usize,
+            max_waiting_tokens: args.max_waiting_tokens as usize,
         },
         protection: Protection::default(),
         calibration,

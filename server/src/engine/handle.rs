@@ -1,7 +1,11 @@
 //! The engine as others see it: a channel that takes requests and one that gives events back.
 
+use std::time::Duration;
+
 use keepwell_kernels::PerTier;
 use tokio::sync::mpsc;
+
+use super::heartbeat::Heartbeat;
 
 use crate::compress::PolicyId;
 
@@ -145,8 +149,8 @@ pub enum EngineError {
          shorten the prompt or max_tokens, or lower kv_cache.budget"
     )]
     DoesNotFit { needed_bytes: usize, total_bytes: usize },
-    #[error("{num_waiting} requests are waiting already, try again later")]
-    QueueFull { num_waiting: usize },
+    #[error("{num_waiting} requests with {num_tokens} tokens are waiting already, try again later")]
+    QueueFull { num_waiting: usize, num_tokens: usize },
     #[error("the server is shutting down")]
     Stopped,
     #[error("the engine failed on this request: {0}")]
@@ -170,12 +174,13 @@ pub(super) enum Command {
 #[derive(Clone)]
 pub struct EngineHandle {
     commands: mpsc::UnboundedSender<Command>,
+    heartbeat: Heartbeat,
 }
 
 impl EngineHandle {
     pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Command>) {
         let (commands, receiver) = mpsc::unbounded_channel();
-        (Self { commands }, receiver)
+        (Self { commands, heartbeat: Heartbeat::default() }, receiver)
     }
 
     /// Hands a request over. Its fate arrives as events; dropping the generation cancels it.
@@ -193,6 +198,20 @@ impl EngineHandle {
     /// Whether the engine still takes requests.
     pub fn is_alive(&self) -> bool {
         !self.commands.is_closed()
+    }
+
+    /// For how long the engine has been at its present step; `None` while it has nothing to do.
+    pub fn busy_since(&self) -> Option<Duration> {
+        self.heartbeat.busy_since()
+    }
+
+    pub(super) fn heartbeat(&self) -> Heartbeat {
+        self.heartbeat.clone()
+    }
+
+    /// Returns when the engine takes no more requests.
+    pub async fn closed(&self) {
+        self.commands.closed().await;
     }
 
     pub fn shutdown(&self) {

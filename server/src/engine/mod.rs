@@ -5,6 +5,7 @@ pub(crate) mod event;
 pub(crate) mod fake;
 pub(crate) mod gather;
 mod handle;
+mod heartbeat;
 mod metrics;
 mod prompt_logprobs;
 mod run;

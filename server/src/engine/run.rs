@@ -13,6 +13,7 @@ use super::{
     event::{Memory, compress_event, usage},
     gather::gather,
     handle::Command,
+    heartbeat::Heartbeat,
     metrics,
     prompt_logprobs::PromptLogprobs,
     sampler::Sampler,
@@ -96,9 +97,10 @@ impl Engine {
         let engine = Self::new(model, backend, options)?;
         let info = engine.info();
         let (handle, commands) = EngineHandle::new();
+        let heartbeat = handle.heartbeat();
         std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || engine.run(commands))
+            .spawn(move || engine.run(commands, heartbeat))
             .context("cannot start the engine thread")?;
         Ok((handle, info))
     }
@@ -146,10 +148,12 @@ impl Engine {
         }
     }
 
-    fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+    fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>, heartbeat: Heartbeat) {
         loop {
+            heartbeat.beat();
             self.metrics.publish(&self.scheduler, &self.ledger);
             let command = if self.scheduler.is_idle() {
+                heartbeat.rest();
                 commands.blocking_recv().ok_or(mpsc::error::TryRecvError::Disconnected)
             } else {
                 commands.try_recv()
@@ -182,9 +186,10 @@ impl Engine {
 
     /// Admission: refuses what no waiting would help.
     fn sequence(&mut self, request: &GenerateRequest) -> Result<Sequence, EngineError> {
-        let num_waiting = self.scheduler.num_waiting();
-        if !self.scheduler.can_queue() {
-            return Err(EngineError::QueueFull { num_waiting });
+        if !self.scheduler.can_queue(request.prompt.len()) {
+            let num_waiting = self.scheduler.num_waiting();
+            let num_tokens = self.scheduler.num_waiting_tokens();
+            return Err(EngineError::QueueFull { num_waiting, num_tokens });
         }
         let (budget, max_tokens) = self.grant(request)?;
         self.next_id += 1;

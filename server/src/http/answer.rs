@@ -1,6 +1,8 @@
 //! From a prepared job to an HTTP answer, streamed or whole. The endpoints differ in their shapes.
 
-use axum::http::{HeaderValue, header};
+use std::time::Duration;
+
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, BoxStream, StreamExt};
 
@@ -67,9 +69,10 @@ pub async fn answer(
     let num_prompt_tokens = job.prompts.iter().map(|prompt| prompt.ids.len()).sum();
     let usage = Usage::new(num_prompt_tokens, job.params.kv_cache.budget);
     let num_choices = job.prompts.len() * job.params.n;
-    check_num_choices(num_choices, app.max_waiting)?;
+    check_num_choices(num_choices, app.limits.max_waiting)?;
     let stream = job.params.stream;
     let updates = submit(app, job, stopwatch)?;
+    let updates = until(app.limits.request_timeout, updates);
     match stream {
         Some(options) => sse::answer(updates, num_choices, shape, usage, options).await,
         None => whole(updates, num_choices, &shape, usage).await,
@@ -121,6 +124,25 @@ fn request(prompt: &JobPrompt, params: &Params, nth: usize) -> GenerateRequest {
         kv_cache: params.kv_cache,
         priority: params.priority,
     }
+}
+
+/// Fails what is not finished in time.
+fn until(timeout: Duration, updates: Updates) -> Updates {
+    let deadline = tokio::time::Instant::now() + timeout;
+    let next = move |updates: Option<Updates>| async move {
+        let mut updates = updates?;
+        match tokio::time::timeout_at(deadline, updates.next()).await {
+            Ok(update) => Some((update?, Some(updates))),
+            // Dropping the updates cancels what runs.
+            Err(_elapsed) => Some((Update::Failed(too_slow(timeout)), None)),
+        }
+    };
+    stream::unfold(Some(updates), next).boxed()
+}
+
+fn too_slow(timeout: Duration) -> ApiError {
+    let message = format!("the request was not finished within {timeout:?}");
+    ApiError::new(StatusCode::GATEWAY_TIMEOUT, message).code("request_timeout")
 }
 
 /// The choices of one prompt draw from different seeds, else they would be equal.

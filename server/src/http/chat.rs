@@ -20,7 +20,7 @@ use super::fields::Fields;
 use super::latency::Stopwatch;
 use super::logprobs::ChatLogprobs;
 use super::messages;
-use super::params::{MAX_LOGPROBS, Params};
+use super::params::Params;
 use super::text::{Chat, Text};
 use super::usage::{ChunkUsage, Usage};
 use crate::engine::FinishReason;
@@ -44,11 +44,11 @@ async fn create(
 fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, ChatShape), ApiError> {
     let fields = Fields::root(body);
     let mut params = Params::read(&fields, app)?;
-    params.sampling.logprobs = num_logprobs(&fields)?;
+    params.sampling.logprobs = num_logprobs(&fields, app)?;
     let names = ["max_completion_tokens", "max_tokens"];
     let max_tokens = MaxTokens::read(&fields, &names, 1, usize::MAX)?;
-    let prompt = tokenize(&chat(&fields)?, app)?;
-    let limit = max_tokens.within(app.model.max_model_len, prompt.len(), "messages")?;
+    let prompt = prompt(&fields, app)?;
+    let limit = max_tokens.within(app, prompt.len(), "messages")?;
     params.check_min_tokens(limit)?;
     let shape = ChatShape {
         identity: Identity::new("chatcmpl", &app.model.name),
@@ -60,14 +60,19 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, ChatShape), Api
     Ok((job, shape))
 }
 
-fn num_logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
+fn num_logprobs(fields: &Fields, app: &App) -> Result<Option<usize>, ApiError> {
     let logprobs = fields.bool("logprobs")?.unwrap_or(false);
-    let top = fields.integer("top_logprobs", 0..=MAX_LOGPROBS)?;
+    let top = fields.integer("top_logprobs", 0..=app.limits.max_logprobs as i64)?;
     if !logprobs && top.is_some_and(|top| top > 0) {
         let message = "`top_logprobs` needs `logprobs` to be true";
         return Err(ApiError::invalid("top_logprobs", message));
     }
     Ok(logprobs.then(|| top.unwrap_or(0)))
+}
+
+/// The tokens of a request's conversation.
+pub fn prompt(fields: &Fields, app: &App) -> Result<Vec<u32>, ApiError> {
+    tokenize(&chat(fields)?, app)
 }
 
 fn chat(fields: &Fields) -> Result<Chat, ApiError> {

@@ -20,7 +20,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::latency::Stopwatch;
 use super::logprobs::CompletionLogprobs;
-use super::params::{MAX_LOGPROBS, Params};
+use super::params::Params;
 use super::prompts::{self, Prompt};
 use super::text::Text;
 use super::usage::{ChunkUsage, Usage};
@@ -47,7 +47,7 @@ async fn create(
 fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, CompletionShape), ApiError> {
     let fields = Fields::root(body);
     let mut params = Params::read(&fields, app)?;
-    params.sampling.logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?;
+    params.sampling.logprobs = fields.integer("logprobs", 0..=app.limits.max_logprobs as i64)?;
     let echo = fields.bool("echo")?.unwrap_or(false);
     if echo {
         params.sampling.prompt_logprobs = params.sampling.logprobs;

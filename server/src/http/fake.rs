@@ -5,7 +5,9 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use metrics_exporter_prometheus::PrometheusBuilder;
 
-use super::{App, Chat, Detokenizer, KvDefaults, ServedModel, Text};
+use super::{
+    ApiKeys, App, Chat, Detokenizer, Draining, KvDefaults, Limits, Load, ServedModel, Text,
+};
 use crate::compress::PolicyId;
 use crate::engine::EngineHandle;
 use crate::engine::fake::Script;
@@ -100,7 +102,14 @@ pub fn app(engine: EngineHandle) -> App {
             policy: PolicyId::from_name("attribution").unwrap(),
         },
         metrics: PrometheusBuilder::new().build_recorder().handle(),
-        max_body_bytes: MAX_BODY_BYTES,
-        max_waiting: MAX_WAITING,
+        limits: Limits {
+            max_body_bytes: MAX_BODY_BYTES,
+            max_waiting: MAX_WAITING,
+            ..Limits::default()
+        },
+        api_keys: ApiKeys::default(),
+        cors_origins: vec![],
+        load: Load::default(),
+        draining: Draining::default(),
     }
 }

@@ -4,6 +4,7 @@
 //! its fields into a job and says in a [`answer::Shape`] how its answers look.
 
 mod answer;
+mod auth;
 mod body;
 mod chat;
 mod choice;
@@ -17,6 +18,8 @@ pub(crate) mod fake;
 mod fields;
 mod health;
 mod latency;
+mod limits;
+mod load;
 mod logprobs;
 mod messages;
 mod metrics;
@@ -29,6 +32,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 mod text;
+mod tokenize;
 mod trace;
 mod usage;
 mod version;
@@ -37,12 +41,18 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
+pub use self::auth::ApiKeys;
+pub use self::health::{Draining, loading};
+pub use self::limits::Limits;
+pub use self::load::Load;
 pub use self::params::KvDefaults;
 pub use self::recorder::{describe, recorder};
 pub use self::text::{Chat, Detokenizer, Text};
@@ -57,9 +67,12 @@ pub struct App {
     pub model: ServedModel,
     pub kv_cache: KvDefaults,
     pub metrics: PrometheusHandle,
-    pub max_body_bytes: usize,
-    /// Sequences that the engine's queue holds.
-    pub max_waiting: usize,
+    pub limits: Limits,
+    pub api_keys: ApiKeys,
+    /// Web pages that may read answers.
+    pub cors_origins: Vec<HeaderValue>,
+    pub load: Load,
+    pub draining: Draining,
 }
 
 /// The model as clients see it.
@@ -97,20 +110,44 @@ impl App {
 
 /// Every endpoint, and the error envelope around all of them.
 pub fn router(app: App) -> Router {
-    let max_body_bytes = app.max_body_bytes;
-    Router::new()
+    let app = Arc::new(app);
+    let work = Router::new()
         .merge(chat::routes())
         .merge(completions::routes())
+        .merge(tokenize::routes())
+        .layer(RequestBodyTimeoutLayer::new(app.limits.body_timeout))
+        .layer(middleware::from_fn_with_state(app.clone(), load::admit))
+        .layer(DefaultBodyLimit::max(app.limits.max_body_bytes));
+    Router::new()
+        .merge(work)
+        .merge(load::routes())
         .merge(models::routes())
         .merge(health::routes())
         .merge(metrics::routes())
         .merge(version::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(DefaultBodyLimit::max(max_body_bytes))
+        .layer(middleware::map_response_with_state(app.clone(), load::overload_status))
+        .layer(middleware::from_fn_with_state(app.clone(), auth::check))
         .layer(CatchPanicLayer::custom(|_| body::panicked().into_response()))
+        .layer(cors(&app.cors_origins))
         .layer(middleware::from_fn(trace::log))
-        .with_state(Arc::new(app))
+        .with_state(app)
+}
+
+/// Off unless origins are named; never with credentials.
+fn cors(origins: &[HeaderValue]) -> CorsLayer {
+    match origins {
+        [] => CorsLayer::new(),
+        [any] if any == "*" => allowing().allow_origin(AllowOrigin::any()),
+        named => allowing().allow_origin(AllowOrigin::list(named.iter().cloned())),
+    }
+}
+
+fn allowing() -> CorsLayer {
+    CorsLayer::new()
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE])
 }
 
 async fn not_found(uri: Uri) -> Response {

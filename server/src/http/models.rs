@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -37,8 +38,10 @@ async fn list(State(app): State<Arc<App>>) -> Json<List> {
 
 async fn retrieve(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
+    let no_text = |_| ApiError::invalid("model", "the model's name in the path is no text");
+    let Path(id) = id.map_err(no_text)?;
     app.check_model(Some(&id))?;
     Ok(Json(model(&app.model)))
 }

@@ -9,11 +9,8 @@ use super::fields::{self, Fields, above_zero, wrong_type};
 use crate::compress::{POLICIES, PolicyId};
 use crate::engine::{KvCacheParams, SamplingParams};
 
-const MAX_CHOICES: i64 = 16;
-const MAX_STOP_STRINGS: usize = 4;
 /// Text is held back while it may be the start of a stop string, so these stay short.
 const MAX_STOP_BYTES: usize = 1024;
-pub const MAX_LOGPROBS: i64 = 20;
 const MAX_BIASES: usize = 1024;
 
 /// Fields that change the answer and that this server does not know how to honour, each with the
@@ -75,9 +72,9 @@ impl Params {
         fields.str("user")?;
         Ok(Self {
             sampling: sampling(fields, app)?,
-            stop: stop_strings(fields)?,
+            stop: stop_strings(fields, app.limits.max_stop_strings)?,
             stop_token_ids: stop_token_ids(fields, app)?,
-            n: fields.integer("n", 1..=MAX_CHOICES)?.unwrap_or(1),
+            n: fields.integer("n", 1..=app.limits.max_choices as i64)?.unwrap_or(1),
             stream: stream_options(fields)?,
             kv_cache: kv_cache(fields, &app.kv_cache)?,
             priority: priority(fields)?,
@@ -170,12 +167,12 @@ fn priority(fields: &Fields) -> Result<i32, ApiError> {
     Ok(fields.integer("priority", range)?.unwrap_or(0))
 }
 
-fn stop_strings(fields: &Fields) -> Result<Vec<String>, ApiError> {
+fn stop_strings(fields: &Fields, most: usize) -> Result<Vec<String>, ApiError> {
     match fields.get("stop") {
         None => Ok(vec![]),
         Some(Value::String(stop)) => Ok(vec![stop_string(stop, "stop")?]),
-        Some(Value::Array(stops)) if stops.len() > MAX_STOP_STRINGS => {
-            let message = format!("`stop` has {} strings, 4 at most are allowed", stops.len());
+        Some(Value::Array(stops)) if stops.len() > most => {
+            let message = format!("`stop` has {} strings, {most} at most are allowed", stops.len());
             Err(ApiError::invalid("stop", message))
         }
         Some(Value::Array(stops)) => stops

@@ -76,7 +76,7 @@ impl Reader<'_> {
         text: Option<String>,
         param: String,
     ) -> Result<Prompt, ApiError> {
-        let limit = self.max_tokens.within(self.app.model.max_model_len, ids.len(), &param)?;
+        let limit = self.max_tokens.within(self.app, ids.len(), &param)?;
         Ok(Prompt { ids, text, param, limit })
     }
 }

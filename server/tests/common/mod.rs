@@ -45,7 +45,12 @@ pub fn fastest() -> Arc<dyn Backend> {
 pub fn options(kv_memory: usize, max_step_tokens: usize) -> EngineOptions {
     EngineOptions {
         kv_memory,
-        limits: SchedulerLimits { max_step_tokens, max_running: 64, max_waiting: 256 },
+        limits: SchedulerLimits {
+            max_step_tokens,
+            max_running: 64,
+            max_waiting: 256,
+            max_waiting_tokens: usize::MAX,
+        },
         protection: Protection::default(),
         calibration: Default::default(),
     }

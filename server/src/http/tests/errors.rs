@@ -288,7 +288,12 @@ async fn what_the_engine_says_becomes_a_status() {
             "kv_memory_exceeded",
             "invalid_request_error",
         ),
-        (EngineError::QueueFull { num_waiting: 9 }, 429, "queue_full", "rate_limit_error"),
+        (
+            EngineError::QueueFull { num_waiting: 9, num_tokens: 90 },
+            429,
+            "queue_full",
+            "rate_limit_error",
+        ),
         (EngineError::Stopped, 503, "shutting_down", "service_unavailable_error"),
         (EngineError::Internal("bug".into()), 500, "internal_error", "server_error"),
     ];

@@ -101,7 +101,7 @@ async fn held_back_text_carries_the_logprobs_of_its_tokens() {
 
 #[tokio::test]
 async fn an_error_before_the_first_token_is_a_status() {
-    let error = EngineError::QueueFull { num_waiting: 3 };
+    let error = EngineError::QueueFull { num_waiting: 3, num_tokens: 30 };
     let server = Server::new(Script::Fail(vec![], error));
     let response = server.post(CHAT, chat_body(json!({"stream": true}))).await;
     assert_eq!(response.headers()["retry-after"], "1");

@@ -19,7 +19,12 @@ impl World {
     fn new(num_pages: usize, max_step_tokens: usize) -> Self {
         let layout = PageLayout::new(64);
         let protection = Protection { sinks: 2, recent: 8, prompt_end: 8 };
-        let limits = SchedulerLimits { max_step_tokens, max_running: 8, max_waiting: 64 };
+        let limits = SchedulerLimits {
+            max_step_tokens,
+            max_running: 8,
+            max_waiting: 3,
+            max_waiting_tokens: 50,
+        };
         let demand =
             Demand { layout, num_heads: NUM_HEADS, max_chunk: max_step_tokens, protection };
         Self {
@@ -176,6 +181,17 @@ fn one_that_gave_way_comes_back_before_the_more_urgent() {
     let urgent = world.queue_at(-1, 20, 4, 1.0);
     let order: Vec<_> = world.scheduler.sequences().map(|seq| seq.id).collect();
     assert_eq!(order, [first, second, urgent]);
+}
+
+#[test]
+fn the_queue_is_bounded_in_sequences_and_in_tokens() {
+    let mut world = World::new(12, 64);
+    assert!(world.scheduler.can_queue(51), "one alone may have more");
+    world.queue(40, 4, 1.0);
+    assert!(world.scheduler.can_queue(10) && !world.scheduler.can_queue(11));
+    world.queue(5, 4, 1.0);
+    world.queue(1, 4, 1.0);
+    assert!(!world.scheduler.can_queue(1));
 }
 
 #[test]
