@@ -5,6 +5,7 @@ pub mod calibrate;
 pub mod cli;
 pub mod compress;
 pub mod engine;
+pub mod grammar;
 pub mod http;
 pub mod sched;
 pub mod trial;

@@ -68,7 +68,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
     let started = start(&args.model, name)?;
     runtime.block_on(loading.end());
     let summary = started.summary.clone();
-    let app = app(args, started, metrics, api_keys);
+    let app = app(args, started, metrics, api_keys)?;
     let ended = runtime.block_on(serve(args, listener, app, &summary))?;
     // Tokenizing of a request that nobody waits for may still run.
     runtime.shutdown_background();
@@ -109,8 +109,14 @@ impl Loading {
     }
 }
 
-fn app(args: &ServeArgs, started: Started, metrics: PrometheusHandle, api_keys: ApiKeys) -> App {
-    App {
+fn app(
+    args: &ServeArgs,
+    started: Started,
+    metrics: PrometheusHandle,
+    api_keys: ApiKeys,
+) -> Result<App> {
+    Ok(App {
+        grammars: http::grammars(&*started.text, &started.model.eos_token_ids)?,
         engine: started.engine,
         text: started.text,
         model: started.model,
@@ -121,7 +127,7 @@ fn app(args: &ServeArgs, started: Started, metrics: PrometheusHandle, api_keys: 
         cors_origins: args.limits.cors_origin.clone(),
         load: Load::default(),
         draining: Draining::default(),
-    }
+    })
 }
 
 async fn serve(

@@ -99,6 +99,7 @@ impl Session {
             sampling: self.sampling.clone(),
             kv_cache: self.kv_cache,
             priority: 0,
+            constraint: None,
         })
     }
 

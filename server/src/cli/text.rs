@@ -41,6 +41,10 @@ impl Text for ModelText {
         Box::new(Streaming(if continues { stream.continuing() } else { stream }))
     }
 
+    fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.is_special(id)
+    }
+
     fn token_bytes(&self, id: u32) -> Vec<u8> {
         self.tokenizer.token_bytes(id).to_vec()
     }

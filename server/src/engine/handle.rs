@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::heartbeat::Heartbeat;
 
 use crate::compress::PolicyId;
+use crate::grammar::Constraint;
 
 /// One sequence to generate. Text never enters the engine: token ids in, token ids out.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct GenerateRequest {
     pub kv_cache: KvCacheParams,
     /// Lower ones leave the queue first; equal ones in the order they came.
     pub priority: i32,
+    /// What the answer must follow. It ends the answer where nothing more can follow.
+    pub constraint: Option<Constraint>,
 }
 
 /// How the next token is chosen. Defaults: sample from the whole distribution at temperature 1.
@@ -155,6 +158,8 @@ pub enum EngineError {
     Stopped,
     #[error("the engine failed on this request: {0}")]
     Internal(String),
+    #[error("the grammar became too complex: {0}")]
+    Grammar(String),
 }
 
 pub(super) enum Command {

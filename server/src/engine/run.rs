@@ -16,7 +16,7 @@ use super::{
     heartbeat::Heartbeat,
     metrics,
     prompt_logprobs::PromptLogprobs,
-    sampler::Sampler,
+    sampler::{Drawn, Sampler},
 };
 use crate::{
     cache::{Ledger, PageTable},
@@ -57,11 +57,26 @@ struct Stream {
 
 impl Stream {
     fn new(request: GenerateRequest, events: mpsc::UnboundedSender<Event>) -> Self {
-        let GenerateRequest { prompt, sampling, stop_token_ids, .. } = request;
+        let GenerateRequest { prompt, sampling, stop_token_ids, constraint, .. } = request;
         let prompt_logprobs =
             sampling.prompt_logprobs.map(|num_top| PromptLogprobs::new(num_top, prompt.len()));
-        let sampler = Sampler::new(sampling, &prompt, &stop_token_ids);
+        let sampler = Sampler::new(sampling, &prompt, &stop_token_ids, constraint);
         Self { events, sampler, stop_token_ids, prompt_logprobs }
+    }
+
+    /// Appends and streams what was drawn; tells whether the sequence is finished.
+    fn take(&self, drawn: Drawn, seq: &mut Sequence) -> Option<FinishReason> {
+        if let Some(token) = drawn.token {
+            seq.tokens.push(token.id);
+            if !self.stop_token_ids.contains(&token.id) {
+                // A closed channel is seen, and the sequence retired, at the next step.
+                let _ = self.events.send(Event::Token(token));
+            }
+        }
+        if drawn.is_last {
+            return Some(FinishReason::Stop);
+        }
+        (seq.tokens.len() >= seq.max_len).then_some(FinishReason::Length)
     }
 
     /// Last rows of the entry whose logits are wanted.
@@ -254,8 +269,11 @@ impl Engine {
             Ok(logits) => {
                 let finished = self.commit(&step, logits);
                 self.compress(&step);
-                for (id, reason) in finished {
-                    self.finish(id, reason);
+                for (id, outcome) in finished {
+                    match outcome {
+                        Ok(reason) => self.finish(id, reason),
+                        Err(error) => self.fail(id, error),
+                    }
                 }
             }
             Err(error) => {
@@ -298,7 +316,11 @@ impl Engine {
     }
 
     /// Samples and appends tokens, streams them, and tells who is finished.
-    fn commit(&mut self, step: &Step, logits: Vec<Vec<f32>>) -> Vec<(SeqId, FinishReason)> {
+    fn commit(
+        &mut self,
+        step: &Step,
+        logits: Vec<Vec<f32>>,
+    ) -> Vec<(SeqId, Result<FinishReason, EngineError>)> {
         let mut finished = Vec::new();
         let mut logits = logits.into_iter();
         for entry in &step.entries {
@@ -312,17 +334,13 @@ impl Engine {
                 }
             }
             let Some(logits) = rows.last_mut().filter(|_| entry.samples) else { continue };
-            let token = stream.sampler.sample(logits);
-            seq.tokens.push(token.id);
-            if stream.stop_token_ids.contains(&token.id) {
-                finished.push((entry.id, FinishReason::Stop));
-                continue;
+            match stream.sampler.draw_next(logits) {
+                Ok(drawn) => {
+                    let reason = stream.take(drawn, seq);
+                    finished.extend(reason.map(|reason| (entry.id, Ok(reason))));
+                }
+                Err(error) => finished.push((entry.id, Err(error))),
             }
-            if seq.tokens.len() >= seq.max_len {
-                finished.push((entry.id, FinishReason::Length));
-            }
-            // A closed channel is seen, and the sequence retired, at the next step.
-            let _ = stream.events.send(Event::Token(token));
         }
         finished
     }

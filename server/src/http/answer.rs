@@ -123,6 +123,7 @@ fn request(prompt: &JobPrompt, params: &Params, nth: usize) -> GenerateRequest {
         sampling: with_nth_seed(&params.sampling, nth),
         kv_cache: params.kv_cache,
         priority: params.priority,
+        constraint: params.constraint.clone(),
     }
 }
 

@@ -7,6 +7,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::{
     ApiKeys, App, Chat, Detokenizer, Draining, KvDefaults, Limits, Load, ServedModel, Text,
+    grammars,
 };
 use crate::compress::PolicyId;
 use crate::engine::EngineHandle;
@@ -52,6 +53,10 @@ impl Text for ByteText {
         Box::new(ByteDetokenizer::default())
     }
 
+    fn is_special(&self, id: u32) -> bool {
+        id == EOS
+    }
+
     fn token_bytes(&self, id: u32) -> Vec<u8> {
         u8::try_from(id).into_iter().collect()
     }
@@ -95,6 +100,7 @@ pub fn app(engine: EngineHandle) -> App {
     App {
         engine,
         text: Arc::new(ByteText),
+        grammars: grammars(&ByteText, &[EOS]).unwrap(),
         model: ServedModel::new(MODEL.into(), MAX_MODEL_LEN, vec![EOS]),
         kv_cache: KvDefaults {
             budget: 0.5,

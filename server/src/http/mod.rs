@@ -29,6 +29,7 @@ mod prompts;
 mod recorder;
 mod sse;
 mod stop;
+mod structured;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -55,15 +56,17 @@ pub use self::limits::Limits;
 pub use self::load::Load;
 pub use self::params::KvDefaults;
 pub use self::recorder::{describe, recorder};
-pub use self::text::{Chat, Detokenizer, Text};
+pub use self::text::{Chat, Detokenizer, Text, grammars};
 
 use self::error::ApiError;
 use crate::engine::EngineHandle;
+use crate::grammar::Grammars;
 
 /// What the endpoints share.
 pub struct App {
     pub engine: EngineHandle,
     pub text: Arc<dyn Text>,
+    pub grammars: Grammars,
     pub model: ServedModel,
     pub kv_cache: KvDefaults,
     pub metrics: PrometheusHandle,

@@ -6,8 +6,10 @@ use super::App;
 use super::context::TokenLimit;
 use super::error::ApiError;
 use super::fields::{self, Fields, above_zero, wrong_type};
+use super::structured;
 use crate::compress::{POLICIES, PolicyId};
 use crate::engine::{KvCacheParams, SamplingParams};
+use crate::grammar::Constraint;
 
 /// Text is held back while it may be the start of a stop string, so these stay short.
 const MAX_STOP_BYTES: usize = 1024;
@@ -23,7 +25,6 @@ const UNSUPPORTED: &[(&str, AsksNothing)] = &[
     ("functions", is_empty),
     ("include_stop_str_in_output", is_false),
     ("prompt_logprobs", |_| false),
-    ("response_format", |v| v.get("type").is_some_and(|kind| kind == "text")),
     ("return_token_ids", is_false),
     ("return_tokens_as_token_ids", is_false),
     ("suffix", |v| v == ""),
@@ -54,6 +55,8 @@ pub struct Params {
     pub stream: Option<StreamOptions>,
     pub kv_cache: KvCacheParams,
     pub priority: i32,
+    /// What the answer must follow.
+    pub constraint: Option<Constraint>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +81,7 @@ impl Params {
             stream: stream_options(fields)?,
             kv_cache: kv_cache(fields, &app.kv_cache)?,
             priority: priority(fields)?,
+            constraint: structured::read(fields, app)?,
         })
     }
 

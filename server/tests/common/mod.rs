@@ -88,6 +88,7 @@ pub fn greedy(prompt: &[u32], max_tokens: usize, kv_cache: KvCacheParams) -> Gen
         },
         kv_cache,
         priority: 0,
+        constraint: None,
     }
 }
 

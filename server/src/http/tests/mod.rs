@@ -7,6 +7,7 @@ mod lifecycle;
 mod limits;
 mod params;
 mod streaming;
+mod structured;
 mod tokenize;
 
 use axum::Router;
