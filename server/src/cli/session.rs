@@ -87,7 +87,8 @@ impl Session {
 
     fn request(&self) -> Result<GenerateRequest> {
         let messages = Value::Array(self.messages.clone());
-        let prompt = self.text.render_chat(&Chat { messages, add_generation_prompt: true })?;
+        let prompt =
+            self.text.render_chat(&Chat { messages, tools: None, add_generation_prompt: true })?;
         let prompt = self.text.encode(&prompt, false)?;
         let rest = self.model.max_model_len.saturating_sub(prompt.len());
         ensure!(rest > 0, "the conversation fills the model's context; /clear starts anew");

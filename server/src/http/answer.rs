@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, BoxStream, StreamExt};
 
 use super::App;
-use super::choice::{Choice, Delta, Making, PromptDelta, TextToken, Update};
+use super::choice::{Choice, Delta, Finished, Making, PromptDelta, TextToken, Update};
 use super::context::TokenLimit;
 use super::echo::Echo;
 use super::error::ApiError;
@@ -15,6 +15,7 @@ use super::latency::Stopwatch;
 use super::params::Params;
 use super::sse;
 use super::stop::StopStrings;
+use super::tools::{CallPiece, Tools};
 use super::usage::{ChunkUsage, Usage};
 use crate::engine::{FinishReason, GenerateRequest, SamplingParams};
 
@@ -24,6 +25,7 @@ pub struct Job {
     /// Whether the answer goes on in the prompt's last line, as a completion does.
     pub continues: bool,
     pub params: Params,
+    pub tools: Option<Tools>,
 }
 
 pub struct JobPrompt {
@@ -43,7 +45,7 @@ pub trait Shape: Send + 'static {
     }
     fn delta(&self, delta: &Delta, usage: ChunkUsage) -> String;
     /// The one chunk of a choice that has a finish reason.
-    fn finish(&self, index: usize, reason: FinishReason, usage: ChunkUsage) -> String;
+    fn finish(&self, finished: &Finished, usage: ChunkUsage) -> String;
     fn usage(&self, usage: &Usage) -> String;
     /// The answer of a request that does not stream.
     fn whole(&self, choices: &[Whole], usage: &Usage) -> String;
@@ -54,7 +56,27 @@ pub trait Shape: Send + 'static {
 pub struct Whole {
     pub text: String,
     pub tokens: Vec<TextToken>,
+    pub calls: Vec<ToolCall>,
     pub reason: Option<FinishReason>,
+}
+
+/// A whole call.
+#[derive(Default)]
+pub struct ToolCall {
+    pub name: String,
+    pub arguments: String,
+}
+
+impl Whole {
+    fn take_calls(&mut self, pieces: Vec<CallPiece>) {
+        for CallPiece { name, arguments, .. } in pieces {
+            if let Some(name) = name {
+                self.calls.push(ToolCall { name, ..ToolCall::default() });
+            }
+            // Calls arrive one after the other, each with its name first.
+            self.calls.last_mut().into_iter().for_each(|call| call.arguments += &arguments);
+        }
+    }
 }
 
 pub type Updates = BoxStream<'static, Update>;
@@ -93,7 +115,7 @@ fn check_num_choices(num_choices: usize, max_waiting: usize) -> Result<(), ApiEr
 
 /// Hands every choice to the engine.
 fn submit(app: &App, job: Job, stopwatch: Stopwatch) -> Result<Updates, ApiError> {
-    let Job { prompts, continues, params } = job;
+    let Job { prompts, continues, params, tools } = job;
     let mut choices = Vec::new();
     for prompt in prompts {
         for nth in 0..params.n {
@@ -104,6 +126,7 @@ fn submit(app: &App, job: Job, stopwatch: Stopwatch) -> Result<Updates, ApiError
                 stop: StopStrings::new(params.stop.clone()),
                 min_tokens: params.sampling.min_tokens,
                 echo: prompt.echo.clone(),
+                tools: tools.as_ref().map(|tools| tools.parser(app)),
                 echo_only: prompt.limit.max_tokens == 0,
                 stopwatch,
             };
@@ -170,6 +193,7 @@ async fn whole(
             Update::Delta(delta) => {
                 choices[delta.index].text += &delta.text;
                 choices[delta.index].tokens.extend(delta.tokens);
+                choices[delta.index].take_calls(delta.calls);
             }
             Update::Finished(finished) => {
                 choices[finished.index].reason = Some(finished.reason);

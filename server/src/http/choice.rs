@@ -7,6 +7,7 @@ use super::error::ApiError;
 use super::latency::Stopwatch;
 use super::stop::StopStrings;
 use super::text::Detokenizer;
+use super::tools::{CallPiece, Parsed, ToolParser};
 use crate::engine::{
     EngineError, Event, FinishReason, Generation, KvUsage, Outcome, SampledToken, TokenLogprobs,
 };
@@ -29,6 +30,7 @@ pub struct Delta {
     pub index: usize,
     pub text: String,
     pub tokens: Vec<TextToken>,
+    pub calls: Vec<CallPiece>,
     /// Tokens of the choice so far, those of this delta included.
     pub num_tokens: usize,
 }
@@ -43,6 +45,8 @@ pub struct PromptDelta {
 pub struct Finished {
     pub index: usize,
     pub reason: FinishReason,
+    /// Whether the choice called tools.
+    pub has_called: bool,
     pub num_tokens: usize,
     pub kv_cache: KvUsage,
 }
@@ -66,6 +70,8 @@ pub struct Making {
     pub min_tokens: usize,
     /// The prompt, when the answer repeats it.
     pub echo: Option<Echo>,
+    /// Finds the calls in the text, when there are tools.
+    pub tools: Option<ToolParser>,
     /// Whether the answer is the prompt alone: what is generated is dropped.
     pub echo_only: bool,
     pub stopwatch: Stopwatch,
@@ -77,6 +83,8 @@ pub struct Choice {
     making: Making,
     /// Tokens whose text was not given out yet.
     held: VecDeque<TextToken>,
+    /// Tokens whose text the tool parser holds back.
+    unparsed: Vec<TextToken>,
     num_tokens: usize,
     /// Characters decoded, an echo and those held back included.
     num_decoded: usize,
@@ -94,6 +102,7 @@ impl Choice {
             generation,
             making,
             held: VecDeque::new(),
+            unparsed: vec![],
             num_tokens: 0,
             num_decoded: num_echoed,
             num_given: num_echoed,
@@ -177,14 +186,38 @@ impl Choice {
         self.give_delta(text, tokens);
     }
 
+    /// Text that became certain. Of calls that are not, the tokens wait.
     fn give_delta(&mut self, text: String, tokens: Vec<TextToken>) {
+        let parsed = match &mut self.making.tools {
+            Some(tools) => tools.push(&text),
+            None => Parsed { text, calls: vec![] },
+        };
+        self.unparsed.extend(tokens);
+        if !parsed.text.is_empty() || !parsed.calls.is_empty() {
+            self.push_delta(parsed);
+        }
+    }
+
+    fn push_delta(&mut self, Parsed { text, calls }: Parsed) {
         let (index, num_tokens) = (self.making.index, self.num_tokens);
-        self.ready.push_back(Update::Delta(Delta { index, text, tokens, num_tokens }));
+        let tokens = std::mem::take(&mut self.unparsed);
+        self.ready.push_back(Update::Delta(Delta { index, text, tokens, calls, num_tokens }));
+    }
+
+    /// What is left in the parser is no call.
+    fn end_calls(&mut self) -> bool {
+        let tools = self.making.tools.as_mut();
+        let parsed = tools.map(ToolParser::flush).unwrap_or_default();
+        if !parsed.text.is_empty() || !self.unparsed.is_empty() {
+            self.push_delta(parsed);
+        }
+        self.making.tools.as_ref().is_some_and(ToolParser::has_called)
     }
 
     fn finish(&mut self, outcome: Outcome) {
         self.give_prompt();
         self.give_the_rest();
+        let has_called = self.end_calls();
         // Tokens after a stop string are not part of the answer.
         let (reason, num_tokens) = match self.found_stop {
             _ if self.making.echo_only => (FinishReason::Length, 0),
@@ -193,7 +226,7 @@ impl Choice {
         };
         self.making.stopwatch.finished();
         let (index, kv_cache) = (self.making.index, outcome.kv_cache);
-        let finished = Finished { index, reason, num_tokens, kv_cache };
+        let finished = Finished { index, reason, has_called, num_tokens, kv_cache };
         self.ready.push_back(Update::Finished(finished));
         self.ended = true;
     }

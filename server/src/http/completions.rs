@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::App;
 use super::answer::{Job, JobPrompt, Shape, Whole, answer};
 use super::body::{JsonObject, off_worker};
-use super::choice::{Delta, PromptDelta};
+use super::choice::{Delta, Finished, PromptDelta};
 use super::context::MaxTokens;
 use super::echo::Echo;
 use super::envelope::{Identity, finish_reason};
@@ -20,11 +20,10 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::latency::Stopwatch;
 use super::logprobs::CompletionLogprobs;
-use super::params::Params;
+use super::params::{Params, is_empty, refuse};
 use super::prompts::{self, Prompt};
 use super::text::Text;
 use super::usage::{ChunkUsage, Usage};
-use crate::engine::FinishReason;
 
 const OBJECT: &str = "text_completion";
 /// OpenAI's, and vLLM's.
@@ -46,6 +45,7 @@ async fn create(
 
 fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, CompletionShape), ApiError> {
     let fields = Fields::root(body);
+    refuse(&fields, &[("tools", is_empty)])?;
     let mut params = Params::read(&fields, app)?;
     params.sampling.logprobs = fields.integer("logprobs", 0..=app.limits.max_logprobs as i64)?;
     let echo = fields.bool("echo")?.unwrap_or(false);
@@ -75,7 +75,7 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, CompletionShape
         limit: prompt.limit,
     };
     let prompts = prompts.into_iter().enumerate().map(job_prompt).collect();
-    Ok((Job { prompts, continues: true, params }, shape))
+    Ok((Job { prompts, continues: true, params, tools: None }, shape))
 }
 
 /// The text of each prompt.
@@ -128,8 +128,9 @@ impl Shape for CompletionShape {
         self.chunk(Choice { index, text, logprobs, finish_reason: None }, usage)
     }
 
-    fn finish(&self, index: usize, reason: FinishReason, usage: ChunkUsage) -> String {
-        let finish_reason = Some(finish_reason(reason));
+    fn finish(&self, finished: &Finished, usage: ChunkUsage) -> String {
+        let finish_reason = Some(finish_reason(finished.reason));
+        let index = finished.index;
         self.chunk(Choice { index, text: "", logprobs: None, finish_reason }, usage)
     }
 

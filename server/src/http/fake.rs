@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::{
-    ApiKeys, App, Chat, Detokenizer, Draining, KvDefaults, Limits, Load, ServedModel, Text,
-    grammars,
+    ApiKeys, App, Chat, Detokenizer, Draining, KvDefaults, Limits, Load, ServedModel, TOOL_FORMATS,
+    Text, ToolStyle, grammars,
 };
 use crate::compress::PolicyId;
 use crate::engine::EngineHandle;
@@ -47,6 +47,10 @@ impl Text for ByteText {
             prompt += &format!("{role}:{content}|");
         }
         Ok(prompt + if chat.add_generation_prompt { "assistant:" } else { "" })
+    }
+
+    fn tool_style(&self) -> ToolStyle {
+        ToolStyle { format: &TOOL_FORMATS[0], native: false }
     }
 
     fn detokenizer(&self, _continues: bool) -> Box<dyn Detokenizer> {

@@ -34,6 +34,7 @@ mod structured;
 mod tests;
 mod text;
 mod tokenize;
+mod tools;
 mod trace;
 mod usage;
 mod version;
@@ -57,6 +58,7 @@ pub use self::load::Load;
 pub use self::params::KvDefaults;
 pub use self::recorder::{describe, recorder};
 pub use self::text::{Chat, Detokenizer, Text, grammars};
+pub use self::tools::{TOOL_FORMATS, ToolFormat, ToolStyle};
 
 use self::error::ApiError;
 use crate::engine::EngineHandle;

@@ -28,12 +28,11 @@ const UNSUPPORTED: &[(&str, AsksNothing)] = &[
     ("return_token_ids", is_false),
     ("return_tokens_as_token_ids", is_false),
     ("suffix", |v| v == ""),
-    ("tools", is_empty),
     ("truncate_prompt_tokens", |_| false),
     ("use_beam_search", is_false),
 ];
 
-type AsksNothing = fn(&Value) -> bool;
+pub type AsksNothing = fn(&Value) -> bool;
 
 /// What the server does for requests that do not say.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +69,7 @@ impl Params {
     /// Reads everything but `logprobs`, which the endpoints spell differently.
     pub fn read(fields: &Fields, app: &App) -> Result<Self, ApiError> {
         app.check_model(fields.str("model")?)?;
-        refuse_unsupported(fields)?;
+        refuse(fields, UNSUPPORTED)?;
         // Known to other servers; here it changes nothing.
         fields.str("user")?;
         Ok(Self {
@@ -101,15 +100,16 @@ fn is_false(value: &Value) -> bool {
     *value == Value::Bool(false)
 }
 
-fn is_empty(value: &Value) -> bool {
+pub fn is_empty(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty)
 }
 
-fn refuse_unsupported(fields: &Fields) -> Result<(), ApiError> {
+/// Refuses those fields of `table` that ask for something.
+pub fn refuse(fields: &Fields, table: &[(&str, AsksNothing)]) -> Result<(), ApiError> {
     let asked = |&&(name, asks_nothing): &&(&str, AsksNothing)| {
         fields.get(name).is_some_and(|value| !asks_nothing(value))
     };
-    match UNSUPPORTED.iter().find(asked) {
+    match table.iter().find(asked) {
         None => Ok(()),
         Some((name, _)) => {
             let message = format!("this server does not support `{name}`");

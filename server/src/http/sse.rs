@@ -91,7 +91,7 @@ impl<S: Shape> Body<S> {
             Some(Update::Finished(finished)) => {
                 self.usage.add(finished.num_tokens, &finished.kv_cache);
                 self.num_tokens[finished.index] = finished.num_tokens;
-                vec![self.shape.finish(finished.index, finished.reason, self.chunk_usage())]
+                vec![self.shape.finish(&finished, self.chunk_usage())]
             }
             Some(Update::Failed(error)) => {
                 self.ended = true;

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use serde_json::Value;
 
+use super::tools::ToolStyle;
 use crate::grammar::Grammars;
 
 /// Between text and token ids. All of it may take long for large inputs: call it off the async
@@ -21,6 +22,9 @@ pub trait Text: Send + Sync {
     /// # Errors
     /// The model has no template, or the template refuses the conversation.
     fn render_chat(&self, chat: &Chat) -> Result<String>;
+
+    /// How the model is told of tools, and writes calls.
+    fn tool_style(&self) -> ToolStyle;
 
     /// `continues`: the text goes on in the prompt's last line, so that a space at its start counts.
     fn detokenizer(&self, continues: bool) -> Box<dyn Detokenizer>;
@@ -60,6 +64,8 @@ pub trait Detokenizer: Send {
 pub struct Chat {
     /// An array of objects with `role` and, as a string, `content`.
     pub messages: Value,
+    /// As in the request, for templates that know what to do with them.
+    pub tools: Option<Value>,
     /// Whether to open the assistant's turn.
     pub add_generation_prompt: bool,
 }

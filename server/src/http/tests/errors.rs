@@ -125,13 +125,15 @@ async fn unknown_fields_of_the_kv_cache_are_refused() {
 async fn what_would_change_the_answer_and_is_not_supported_is_refused() {
     let unsupported = |fields, param| (fields, param, "unsupported_parameter");
     let cases = [
-        unsupported(json!({"tools": [{"type": "function"}]}), "tools"),
         unsupported(json!({"bad_words": ["a"]}), "bad_words"),
         unsupported(json!({"prompt_logprobs": 1}), "prompt_logprobs"),
     ];
     refuses(CHAT, chat_body, &cases).await;
-    let suffix = json!({"suffix": "x"});
-    refuses(COMPLETIONS, completion_body, &[unsupported(suffix, "suffix")]).await;
+    let cases = [
+        unsupported(json!({"suffix": "x"}), "suffix"),
+        unsupported(json!({"tools": [{"type": "function"}]}), "tools"),
+    ];
+    refuses(COMPLETIONS, completion_body, &cases).await;
 }
 
 #[tokio::test]

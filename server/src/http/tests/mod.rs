@@ -9,6 +9,7 @@ mod params;
 mod streaming;
 mod structured;
 mod tokenize;
+mod tools;
 
 use axum::Router;
 use axum::body::Body;
