@@ -191,6 +191,7 @@ fn request(prompt: usize, generated: usize, index: usize, budget: f32) -> Genera
         kv_cache: KvCacheParams { budget, min_budget: budget, policy: PolicyId::default() },
         priority: 0,
         constraint: None,
+        pooling: None,
     }
 }
 
@@ -202,7 +203,7 @@ pub fn tokens(len: usize, index: usize) -> Vec<u32> {
 fn finish(mut generation: Generation) -> Result<()> {
     loop {
         match generation.blocking_next() {
-            Some(Event::Token(_) | Event::PromptLogprobs(_)) => {}
+            Some(Event::Token(_) | Event::PromptLogprobs(_) | Event::Embedding(_)) => {}
             Some(Event::Finished(_)) => return Ok(()),
             other => bail!("the generation broke off: {other:?}"),
         }

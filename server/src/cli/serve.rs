@@ -19,7 +19,7 @@ use super::drain::{Ended, Ending, serve_until, signals};
 use super::limits::LimitArgs;
 use super::listen;
 use super::start::{Started, start};
-use crate::http::{self, ApiKeys, App, Draining, Load};
+use crate::http::{self, ApiKeys, App, Draining, Load, StoredResponses};
 
 /// HTTP needs little: the work is done by the engine's threads.
 const HTTP_THREADS: usize = 2;
@@ -126,6 +126,7 @@ fn app(
         api_keys,
         cors_origins: args.limits.cors_origin.clone(),
         load: Load::default(),
+        responses: StoredResponses::default(),
         draining: Draining::default(),
     })
 }

@@ -101,6 +101,7 @@ impl Session {
             kv_cache: self.kv_cache,
             priority: 0,
             constraint: None,
+            pooling: None,
         })
     }
 
@@ -114,7 +115,7 @@ impl Session {
         let mut first_token = None;
         loop {
             match generation.next().await.context("the engine ended without an answer")? {
-                Event::PromptLogprobs(_) => {}
+                Event::PromptLogprobs(_) | Event::Embedding(_) => {}
                 Event::Token(token) => {
                     answer.num_tokens += 1;
                     answer.decoding = first_token.get_or_insert_with(Instant::now).elapsed();
@@ -169,7 +170,7 @@ mod tests {
         Session {
             engine: engine.handle.clone(),
             text: Arc::new(ByteText),
-            model: ServedModel::new("bytes".into(), 100, vec![EOS]),
+            model: ServedModel::new("bytes".into(), 100, vec![EOS], 3),
             layout: PageLayout::new(64),
             sampling: SamplingParams::default(),
             kv_cache: KvCacheParams { budget: 1.0, min_budget: 0.5, policy: PolicyId::default() },

@@ -5,7 +5,7 @@ use std::time::Duration;
 use keepwell_kernels::PerTier;
 use tokio::sync::mpsc;
 
-use super::heartbeat::Heartbeat;
+use super::{heartbeat::Heartbeat, pooling::Pooling};
 
 use crate::compress::PolicyId;
 use crate::grammar::Constraint;
@@ -26,6 +26,8 @@ pub struct GenerateRequest {
     pub priority: i32,
     /// What the answer must follow. It ends the answer where nothing more can follow.
     pub constraint: Option<Constraint>,
+    /// Wanted is the prompt's vector: [`Event::Embedding`] instead of tokens.
+    pub pooling: Option<Pooling>,
 }
 
 /// How the next token is chosen. Defaults: sample from the whole distribution at temperature 1.
@@ -86,6 +88,8 @@ pub enum Event {
     /// Of the prompt's next tokens, as far as they were computed; before the first token.
     PromptLogprobs(Vec<TokenLogprobs>),
     Token(SampledToken),
+    /// The vector (hidden) of a prompt that asked for it.
+    Embedding(Vec<f32>),
     /// The last event of a generation that ran.
     Finished(Outcome),
     /// The last event of a generation that could not run on; the engine lives on.
@@ -164,7 +168,7 @@ pub enum EngineError {
 
 pub(super) enum Command {
     Generate {
-        request: GenerateRequest,
+        request: Box<GenerateRequest>,
         events: mpsc::UnboundedSender<Event>,
     },
     /// Finish the generation whose events go to this channel.
@@ -195,7 +199,7 @@ impl EngineHandle {
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
         let (sender, events) = mpsc::unbounded_channel();
         self.commands
-            .send(Command::Generate { request, events: sender.clone() })
+            .send(Command::Generate { request: Box::new(request), events: sender.clone() })
             .map_err(|_| EngineError::Stopped)?;
         Ok(Generation { events, sender: sender.downgrade(), commands: self.commands.clone() })
     }

@@ -7,6 +7,7 @@ pub(crate) mod gather;
 mod handle;
 mod heartbeat;
 mod metrics;
+mod pooling;
 mod prompt_logprobs;
 mod run;
 mod sampler;
@@ -15,4 +16,5 @@ pub use handle::{
     EngineError, EngineHandle, Event, FinishReason, GenerateRequest, Generation, KvCacheParams,
     KvUsage, Outcome, SampledToken, SamplingParams, TokenLogprobs,
 };
+pub use pooling::Pooling;
 pub use run::{Engine, EngineInfo, EngineOptions};

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use anyhow::Context;
+use candle_core::Tensor;
 use keepwell_kernels::{Arena, Backend, PageLayout};
 use keepwell_models::{Batch, Model};
 use tokio::sync::mpsc;
@@ -15,6 +16,7 @@ use super::{
     handle::Command,
     heartbeat::Heartbeat,
     metrics,
+    pooling::Pooler,
     prompt_logprobs::PromptLogprobs,
     sampler::{Drawn, Sampler},
 };
@@ -53,15 +55,17 @@ struct Stream {
     sampler: Sampler,
     stop_token_ids: Vec<u32>,
     prompt_logprobs: Option<PromptLogprobs>,
+    pooler: Option<Pooler>,
 }
 
 impl Stream {
     fn new(request: GenerateRequest, events: mpsc::UnboundedSender<Event>) -> Self {
-        let GenerateRequest { prompt, sampling, stop_token_ids, constraint, .. } = request;
+        let GenerateRequest { prompt, sampling, stop_token_ids, constraint, pooling, .. } = request;
         let prompt_logprobs =
             sampling.prompt_logprobs.map(|num_top| PromptLogprobs::new(num_top, prompt.len()));
         let sampler = Sampler::new(sampling, &prompt, &stop_token_ids, constraint);
-        Self { events, sampler, stop_token_ids, prompt_logprobs }
+        let pooler = pooling.map(Pooler::new);
+        Self { events, sampler, stop_token_ids, prompt_logprobs, pooler }
     }
 
     /// Appends and streams what was drawn; tells whether the sequence is finished.
@@ -79,8 +83,11 @@ impl Stream {
         (seq.tokens.len() >= seq.max_len).then_some(FinishReason::Length)
     }
 
-    /// Last rows of the entry whose logits are wanted.
-    fn num_logits(&self, entry: &Entry) -> usize {
+    /// Last rows of the entry whose states are wanted: for logits, or for the prompt's vector.
+    fn num_rows(&self, entry: &Entry) -> usize {
+        if let Some(pooler) = &self.pooler {
+            return pooler.num_rows(entry);
+        }
         let told = self.prompt_logprobs.as_ref().map_or(0, |told| told.num_rows(entry));
         told.max(usize::from(entry.samples))
     }
@@ -174,7 +181,7 @@ impl Engine {
                 commands.try_recv()
             };
             match command {
-                Ok(Command::Generate { request, events }) => self.accept(request, events),
+                Ok(Command::Generate { request, events }) => self.accept(*request, events),
                 Ok(Command::Stop { events }) => self.stop(&events),
                 Ok(Command::Shutdown) | Err(mpsc::error::TryRecvError::Disconnected) => break,
                 // Inside the pool: from outside each parallel operation would wake it anew.
@@ -266,8 +273,8 @@ impl Engine {
         }
         self.metrics.step(&step);
         match self.forward(&step) {
-            Ok(logits) => {
-                let finished = self.commit(&step, logits);
+            Ok(rows) => {
+                let finished = self.commit(&step, rows);
                 self.compress(&step);
                 for (id, outcome) in finished {
                     match outcome {
@@ -294,16 +301,26 @@ impl Engine {
         }
     }
 
-    fn num_logits(&self, entry: &Entry) -> usize {
-        self.streams.get(&entry.id).map_or(0, |stream| stream.num_logits(entry))
+    fn num_rows(&self, entry: &Entry) -> usize {
+        self.streams.get(&entry.id).map_or(0, |stream| stream.num_rows(entry))
     }
 
-    /// Logits (wanted rows, vocab), in the order of the entries.
+    /// For each wanted row whether it is one of a prompt's vector.
+    fn pooled_rows(&self, step: &Step) -> Vec<bool> {
+        let rows = |entry: &Entry| {
+            let is_pooled = self.streams.get(&entry.id).is_some_and(|s| s.pooler.is_some());
+            std::iter::repeat_n(is_pooled, self.num_rows(entry))
+        };
+        step.entries.iter().flat_map(rows).collect()
+    }
+
+    /// Of the wanted rows, in the order of the entries: logits (vocab), or states (hidden) where a
+    /// vector is made of them.
     fn forward(&mut self, step: &Step) -> anyhow::Result<Vec<Vec<f32>>> {
         let sequence = |entry: &Entry| self.scheduler.running(entry.id);
         let parts: Vec<_> =
             step.entries.iter().filter_map(|entry| Some((entry, sequence(entry)?))).collect();
-        let mut gathered = gather(&parts, self.model.config(), |entry| self.num_logits(entry));
+        let mut gathered = gather(&parts, self.model.config(), |entry| self.num_rows(entry));
         gathered.plan.basis = self.calibration.basis.clone();
         let batch = Batch {
             tokens: &gathered.tokens,
@@ -311,29 +328,55 @@ impl Engine {
             plan: &gathered.plan,
             probe: None,
         };
-        let logits = self.model.forward(&mut self.arena, &batch)?;
-        Ok(logits.to_vec2::<f32>()?)
+        let pooled = self.pooled_rows(step);
+        if !pooled.contains(&true) {
+            let logits = self.model.forward(&mut self.arena, &batch)?;
+            return Ok(logits.to_vec2::<f32>()?);
+        }
+        let states = self.model.hidden(&mut self.arena, &batch)?;
+        let mut logits = self.logits_of(&states, &pooled)?.into_iter();
+        let states = states.to_vec2::<f32>()?.into_iter().zip(pooled);
+        let row = |(state, is_pooled)| if is_pooled { Some(state) } else { logits.next() };
+        Ok(states.filter_map(row).collect())
+    }
+
+    /// states (rows, hidden), returns those of the rows that are not pooled.
+    fn logits_of(&self, states: &Tensor, pooled: &[bool]) -> anyhow::Result<Vec<Vec<f32>>> {
+        let rows: Vec<u32> = (0..).zip(pooled).filter(|(_, p)| !**p).map(|(row, _)| row).collect();
+        if rows.is_empty() {
+            return Ok(vec![]);
+        }
+        let len = rows.len();
+        let rows = Tensor::from_vec(rows, len, states.device())?;
+        Ok(self.model.logits(&states.index_select(&rows, 0)?)?.to_vec2::<f32>()?)
     }
 
     /// Samples and appends tokens, streams them, and tells who is finished.
     fn commit(
         &mut self,
         step: &Step,
-        logits: Vec<Vec<f32>>,
+        rows: Vec<Vec<f32>>,
     ) -> Vec<(SeqId, Result<FinishReason, EngineError>)> {
         let mut finished = Vec::new();
-        let mut logits = logits.into_iter();
+        let mut rows = rows.into_iter();
         for entry in &step.entries {
             let Some(stream) = self.streams.get_mut(&entry.id) else { continue };
             let Some(seq) = self.scheduler.running_mut(entry.id) else { continue };
-            let mut rows: Vec<_> = logits.by_ref().take(stream.num_logits(entry)).collect();
+            let mut rows_of: Vec<_> = rows.by_ref().take(stream.num_rows(entry)).collect();
+            if let Some(pooler) = &mut stream.pooler {
+                if let Some(vector) = pooler.add(entry, &rows_of) {
+                    let _ = stream.events.send(Event::Embedding(vector));
+                    finished.push((entry.id, Ok(FinishReason::Stop)));
+                }
+                continue;
+            }
             if let Some(told) = &mut stream.prompt_logprobs {
-                let logprobs = told.read(entry, &seq.tokens, &rows);
+                let logprobs = told.read(entry, &seq.tokens, &rows_of);
                 if !logprobs.is_empty() {
                     let _ = stream.events.send(Event::PromptLogprobs(logprobs));
                 }
             }
-            let Some(logits) = rows.last_mut().filter(|_| entry.samples) else { continue };
+            let Some(logits) = rows_of.last_mut().filter(|_| entry.samples) else { continue };
             match stream.sampler.draw_next(logits) {
                 Ok(drawn) => {
                     let reason = stream.take(drawn, seq);

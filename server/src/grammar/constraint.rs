@@ -13,7 +13,8 @@ const MAX_SLOW: usize = 3;
 /// The state of a grammar within one answer. A clone goes on by itself.
 #[derive(Clone)]
 pub struct Constraint {
-    matcher: Matcher,
+    /// Boxed: it is large.
+    matcher: Box<Matcher>,
     /// Masks that took too long.
     num_slow: usize,
 }
@@ -29,7 +30,7 @@ pub enum Verdict {
 
 impl Constraint {
     pub(super) fn new(matcher: Matcher) -> Self {
-        Self { matcher, num_slow: 0 }
+        Self { matcher: Box::new(matcher), num_slow: 0 }
     }
 
     pub(super) fn num_slow(&self) -> usize {

@@ -81,20 +81,25 @@ impl Whole {
 
 pub type Updates = BoxStream<'static, Update>;
 
-/// Runs the job. Dropping the answer, or the future of it, cancels what runs.
+/// Runs the job. Dropping the updates cancels what runs.
+pub fn run(app: &App, job: Job, stopwatch: Stopwatch) -> Result<(Updates, Usage), ApiError> {
+    let num_prompt_tokens = job.prompts.iter().map(|prompt| prompt.ids.len()).sum();
+    let usage = Usage::new(num_prompt_tokens, job.params.kv_cache.budget);
+    check_num_choices(job.prompts.len() * job.params.n, app.limits.max_waiting, "n")?;
+    let updates = submit(app, job, stopwatch)?;
+    Ok((until(app.limits.request_timeout, updates), usage))
+}
+
+/// Answers with the job's outcome. Dropping the answer, or the future of it, cancels what runs.
 pub async fn answer(
     app: &App,
     job: Job,
     shape: impl Shape,
     stopwatch: Stopwatch,
 ) -> Result<Response, ApiError> {
-    let num_prompt_tokens = job.prompts.iter().map(|prompt| prompt.ids.len()).sum();
-    let usage = Usage::new(num_prompt_tokens, job.params.kv_cache.budget);
     let num_choices = job.prompts.len() * job.params.n;
-    check_num_choices(num_choices, app.limits.max_waiting)?;
     let stream = job.params.stream;
-    let updates = submit(app, job, stopwatch)?;
-    let updates = until(app.limits.request_timeout, updates);
+    let (updates, usage) = run(app, job, stopwatch)?;
     match stream {
         Some(options) => sse::answer(updates, num_choices, shape, usage, options).await,
         None => whole(updates, num_choices, &shape, usage).await,
@@ -102,7 +107,11 @@ pub async fn answer(
 }
 
 /// No later time would be better for a request that is longer than the queue.
-fn check_num_choices(num_choices: usize, max_waiting: usize) -> Result<(), ApiError> {
+pub fn check_num_choices(
+    num_choices: usize,
+    max_waiting: usize,
+    param: &str,
+) -> Result<(), ApiError> {
     if num_choices <= max_waiting {
         return Ok(());
     }
@@ -110,7 +119,7 @@ fn check_num_choices(num_choices: usize, max_waiting: usize) -> Result<(), ApiEr
         "the request asks for {num_choices} choices, the server queues {max_waiting} at most: \
          lower `n` or send fewer prompts"
     );
-    Err(ApiError::invalid("n", message))
+    Err(ApiError::invalid(param, message))
 }
 
 /// Hands every choice to the engine.
@@ -147,6 +156,7 @@ fn request(prompt: &JobPrompt, params: &Params, nth: usize) -> GenerateRequest {
         kv_cache: params.kv_cache,
         priority: params.priority,
         constraint: params.constraint.clone(),
+        pooling: None,
     }
 }
 
@@ -164,7 +174,7 @@ fn until(timeout: Duration, updates: Updates) -> Updates {
     stream::unfold(Some(updates), next).boxed()
 }
 
-fn too_slow(timeout: Duration) -> ApiError {
+pub fn too_slow(timeout: Duration) -> ApiError {
     let message = format!("the request was not finished within {timeout:?}");
     ApiError::new(StatusCode::GATEWAY_TIMEOUT, message).code("request_timeout")
 }

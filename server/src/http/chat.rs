@@ -29,11 +29,14 @@ use crate::grammar::Constraint;
 
 const CHUNK: &str = "chat.completion.chunk";
 
+use super::openapi::{ChatRequest, ErrorEnvelope};
+
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/v1/chat/completions", post(create))
 }
 
-async fn create(
+#[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn create(
     State(app): State<Arc<App>>,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {
@@ -44,24 +47,28 @@ async fn create(
 }
 
 fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, ChatShape), ApiError> {
-    let fields = Fields::root(body);
-    let mut params = Params::read(&fields, app)?;
-    params.sampling.logprobs = num_logprobs(&fields, app)?;
-    let names = ["max_completion_tokens", "max_tokens"];
-    let max_tokens = MaxTokens::read(&fields, &names, 1, usize::MAX)?;
-    let tools = Tools::read(&fields)?;
-    params.constraint = constraint(params.constraint.take(), tools.as_ref(), app)?;
-    let prompt = prompt_with(&fields, tools.as_ref(), app)?;
-    let limit = max_tokens.within(app, prompt.len(), "messages")?;
-    params.check_min_tokens(limit)?;
+    let job = job(app, &Fields::root(body))?;
     let shape = ChatShape {
         identity: Identity::new("chatcmpl", &app.model.name),
         text: app.text.clone(),
-        logprobs: params.sampling.logprobs.is_some(),
+        logprobs: job.params.sampling.logprobs.is_some(),
     };
-    let prompts = vec![JobPrompt { ids: prompt, limit, echo: None }];
-    let job = Job { prompts, continues: false, params, tools };
     Ok((job, shape))
+}
+
+/// What to generate for a chat.
+pub fn job(app: &App, fields: &Fields) -> Result<Job, ApiError> {
+    let mut params = Params::read(fields, app)?;
+    params.sampling.logprobs = num_logprobs(fields, app)?;
+    let names = ["max_completion_tokens", "max_tokens"];
+    let max_tokens = MaxTokens::read(fields, &names, 1, usize::MAX)?;
+    let tools = Tools::read(fields)?;
+    params.constraint = constraint(params.constraint.take(), tools.as_ref(), app)?;
+    let prompt = prompt_with(fields, tools.as_ref(), app)?;
+    let limit = max_tokens.within(app, prompt.len(), "messages")?;
+    params.check_min_tokens(limit)?;
+    let prompts = vec![JobPrompt { ids: prompt, limit, echo: None }];
+    Ok(Job { prompts, continues: false, params, tools })
 }
 
 fn num_logprobs(fields: &Fields, app: &App) -> Result<Option<usize>, ApiError> {

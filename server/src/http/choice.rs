@@ -123,6 +123,7 @@ impl Choice {
             }
             match self.generation.next().await {
                 Some(Event::PromptLogprobs(logprobs)) => self.take_prompt(logprobs),
+                Some(Event::Embedding(_)) => {} // Not asked for.
                 Some(Event::Token(token)) => self.take(token),
                 Some(Event::Finished(outcome)) => self.finish(outcome),
                 Some(Event::Failed(error)) => self.fail(error),

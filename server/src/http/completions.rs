@@ -29,11 +29,14 @@ const OBJECT: &str = "text_completion";
 /// OpenAI's, and vLLM's.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
+use super::openapi::{CompletionRequest, ErrorEnvelope};
+
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/v1/completions", post(create))
 }
 
-async fn create(
+#[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn create(
     State(app): State<Arc<App>>,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {

@@ -33,6 +33,25 @@ fn check_len(prompt_len: usize, app: &App, param: &str) -> Result<(), ApiError> 
     Err(ApiError::invalid(param, message).code("prompt_too_long"))
 }
 
+/// For a prompt with which nothing is to be generated: it may fill the context.
+///
+/// # Errors
+/// The prompt is too long, or has no tokens.
+pub fn whole(app: &App, prompt_len: usize, param: &str) -> Result<TokenLimit, ApiError> {
+    check_len(prompt_len, app, param)?;
+    let max_model_len = app.model.max_model_len;
+    match prompt_len {
+        0 => Err(ApiError::invalid(param, "the prompt has no tokens")),
+        len if len > max_model_len => {
+            let message =
+                format!("the model's context is {max_model_len} tokens, the prompt has {len}");
+            let error = ApiError::new(StatusCode::BAD_REQUEST, message);
+            Err(error.at(param).code("context_length_exceeded"))
+        }
+        _ => Ok(TokenLimit { max_tokens: 0, may_shorten: true }),
+    }
+}
+
 /// How many tokens a prompt's choices may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenLimit {

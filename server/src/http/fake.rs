@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::{
-    ApiKeys, App, Chat, Detokenizer, Draining, KvDefaults, Limits, Load, ServedModel, TOOL_FORMATS,
-    Text, ToolStyle, grammars,
+    ApiKeys, App, Chat, Detokenizer, Draining, KvDefaults, Limits, Load, ServedModel,
+    StoredResponses, TOOL_FORMATS, Text, ToolStyle, grammars,
 };
 use crate::compress::PolicyId;
 use crate::engine::EngineHandle;
@@ -105,7 +105,7 @@ pub fn app(engine: EngineHandle) -> App {
         engine,
         text: Arc::new(ByteText),
         grammars: grammars(&ByteText, &[EOS]).unwrap(),
-        model: ServedModel::new(MODEL.into(), MAX_MODEL_LEN, vec![EOS]),
+        model: ServedModel::new(MODEL.into(), MAX_MODEL_LEN, vec![EOS], 3),
         kv_cache: KvDefaults {
             budget: 0.5,
             min_budget: Some(0.25),
@@ -120,6 +120,7 @@ pub fn app(engine: EngineHandle) -> App {
         api_keys: ApiKeys::default(),
         cors_origins: vec![],
         load: Load::default(),
+        responses: StoredResponses::default(),
         draining: Draining::default(),
     }
 }

@@ -32,6 +32,8 @@ impl Draining {
     }
 }
 
+use super::openapi::ErrorEnvelope;
+
 pub fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/health", get(health))
@@ -39,14 +41,16 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/ready", get(ready))
 }
 
-async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(get, path = "/health", responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     match app.engine.is_alive() {
         true => Ok(ok()),
         false => Err(EngineError::Stopped.into()),
     }
 }
 
-async fn live(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(get, path = "/live", responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn live(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     let busy = app.engine.busy_since();
     match app.engine.is_alive() && busy.is_none_or(|since| since < LONGEST_STEP) {
         true => Ok(ok()),
@@ -54,7 +58,8 @@ async fn live(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     }
 }
 
-async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(get, path = "/ready", responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     match app.engine.is_alive() && !app.draining.began() {
         true => Ok(ok()),
         false => Err(unavailable("the server is shutting down", "shutting_down")),

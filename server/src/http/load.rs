@@ -16,12 +16,15 @@ use serde_json::{Value, json};
 use super::App;
 use super::error::ApiError;
 
+use super::openapi::ErrorEnvelope;
+
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/load", get(load))
 }
 
 /// vLLM's name for it.
-async fn load(State(app): State<Arc<App>>) -> Json<Value> {
+#[utoipa::path(get, path = "/load", responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn load(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({"server_load": app.load.num_requests()}))
 }
 

@@ -11,6 +11,7 @@ mod choice;
 mod completions;
 mod context;
 mod echo;
+mod embeddings;
 mod envelope;
 mod error;
 #[cfg(test)]
@@ -24,9 +25,11 @@ mod logprobs;
 mod messages;
 mod metrics;
 mod models;
+mod openapi;
 mod params;
 mod prompts;
 mod recorder;
+mod responses;
 mod sse;
 mod stop;
 mod structured;
@@ -57,6 +60,7 @@ pub use self::limits::Limits;
 pub use self::load::Load;
 pub use self::params::KvDefaults;
 pub use self::recorder::{describe, recorder};
+pub use self::responses::StoredResponses;
 pub use self::text::{Chat, Detokenizer, Text, grammars};
 pub use self::tools::{TOOL_FORMATS, ToolFormat, ToolStyle};
 
@@ -77,6 +81,7 @@ pub struct App {
     /// Web pages that may read answers.
     pub cors_origins: Vec<HeaderValue>,
     pub load: Load,
+    pub responses: StoredResponses,
     pub draining: Draining,
 }
 
@@ -87,14 +92,22 @@ pub struct ServedModel {
     pub max_model_len: usize,
     /// Tokens that end a generation unless the request ignores them.
     pub eos_token_ids: Vec<u32>,
+    /// Length of an embedding.
+    pub hidden_size: usize,
     /// Unix seconds.
     pub created: u64,
 }
 
 impl ServedModel {
     /// Serves a model as of now.
-    pub fn new(name: String, max_model_len: usize, eos_token_ids: Vec<u32>) -> Self {
-        Self { name, max_model_len, eos_token_ids, created: envelope::unix_seconds() }
+    pub fn new(
+        name: String,
+        max_model_len: usize,
+        eos_token_ids: Vec<u32>,
+        hidden_size: usize,
+    ) -> Self {
+        let created = envelope::unix_seconds();
+        Self { name, max_model_len, eos_token_ids, hidden_size, created }
     }
 }
 
@@ -119,14 +132,17 @@ pub fn router(app: App) -> Router {
     let work = Router::new()
         .merge(chat::routes())
         .merge(completions::routes())
+        .merge(embeddings::routes())
+        .merge(responses::routes())
         .merge(tokenize::routes())
         .layer(RequestBodyTimeoutLayer::new(app.limits.body_timeout))
         .layer(middleware::from_fn_with_state(app.clone(), load::admit))
         .layer(DefaultBodyLimit::max(app.limits.max_body_bytes));
-    Router::new()
+    let router = Router::new()
         .merge(work)
         .merge(load::routes())
         .merge(models::routes())
+        .merge(openapi::routes())
         .merge(health::routes())
         .merge(metrics::routes())
         .merge(version::routes())
@@ -135,18 +151,22 @@ pub fn router(app: App) -> Router {
         .layer(middleware::map_response_with_state(app.clone(), load::overload_status))
         .layer(middleware::from_fn_with_state(app.clone(), auth::check))
         .layer(CatchPanicLayer::custom(|_| body::panicked().into_response()))
-        .layer(cors(&app.cors_origins))
-        .layer(middleware::from_fn(trace::log))
-        .with_state(app)
+        .layer(middleware::from_fn(trace::log));
+    match cors(&app.cors_origins) {
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
+    .with_state(app)
 }
 
 /// Off unless origins are named; never with credentials.
-fn cors(origins: &[HeaderValue]) -> CorsLayer {
-    match origins {
-        [] => CorsLayer::new(),
-        [any] if any == "*" => allowing().allow_origin(AllowOrigin::any()),
-        named => allowing().allow_origin(AllowOrigin::list(named.iter().cloned())),
-    }
+fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
+    let allowed = match origins {
+        [] => return None,
+        [any] if any == "*" => AllowOrigin::any(),
+        named => AllowOrigin::list(named.iter().cloned()),
+    };
+    Some(allowing().allow_origin(allowed))
 }
 
 fn allowing() -> CorsLayer {

@@ -11,19 +11,21 @@ use serde::Serialize;
 use super::error::ApiError;
 use super::{App, ServedModel};
 
+use super::openapi::ErrorEnvelope;
+
 pub fn routes() -> Router<Arc<App>> {
     // Names of the hub have a slash in them.
     Router::new().route("/v1/models", get(list)).route("/v1/models/{*id}", get(retrieve))
 }
 
 #[derive(Serialize)]
-struct List {
+pub(super) struct List {
     object: &'static str,
     data: Vec<Model>,
 }
 
 #[derive(Serialize)]
-struct Model {
+pub(super) struct Model {
     id: String,
     object: &'static str,
     created: u64,
@@ -32,11 +34,13 @@ struct Model {
     max_model_len: usize,
 }
 
-async fn list(State(app): State<Arc<App>>) -> Json<List> {
+#[utoipa::path(get, path = "/v1/models", responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn list(State(app): State<Arc<App>>) -> Json<List> {
     Json(List { object: "list", data: vec![model(&app.model)] })
 }
 
-async fn retrieve(
+#[utoipa::path(get, path = "/v1/models/{id}", params(("id" = String, Path)), responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn retrieve(
     State(app): State<Arc<App>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {

@@ -118,6 +118,12 @@ pub fn refuse(fields: &Fields, table: &[(&str, AsksNothing)]) -> Result<(), ApiE
     }
 }
 
+/// # Errors
+/// The field is there and is no integer above 0.
+pub fn integer_at_least_one(fields: &Fields, name: &str) -> Result<(), ApiError> {
+    fields.integer::<i64>(name, 1..=i64::from(u32::MAX)).map(drop)
+}
+
 fn sampling(fields: &Fields, app: &App) -> Result<SamplingParams, ApiError> {
     let default = SamplingParams::default();
     // vLLM's -1 and our 0 are both "off".
@@ -166,7 +172,7 @@ fn logit_bias(fields: &Fields, app: &App) -> Result<Vec<(u32, f32)>, ApiError> {
 }
 
 /// Lower is more urgent, as in vLLM.
-fn priority(fields: &Fields) -> Result<i32, ApiError> {
+pub fn priority(fields: &Fields) -> Result<i32, ApiError> {
     let range = i64::from(i32::MIN)..=i64::from(i32::MAX);
     Ok(fields.integer("priority", range)?.unwrap_or(0))
 }
@@ -237,7 +243,7 @@ fn stream_options(fields: &Fields) -> Result<Option<StreamOptions>, ApiError> {
     Ok(stream.then_some(StreamOptions { include_usage, continuous_usage_stats }))
 }
 
-fn kv_cache(fields: &Fields, defaults: &KvDefaults) -> Result<KvCacheParams, ApiError> {
+pub fn kv_cache(fields: &Fields, defaults: &KvDefaults) -> Result<KvCacheParams, ApiError> {
     let Some(fields) = fields.object("kv_cache")? else {
         let min_budget = defaults.min_budget.unwrap_or(defaults.budget).min(defaults.budget);
         return Ok(KvCacheParams { budget: defaults.budget, min_budget, policy: defaults.policy });

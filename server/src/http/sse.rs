@@ -38,15 +38,21 @@ pub async fn answer(
     first_word(updates.as_mut()).await?;
     let body =
         Body { updates, shape, usage, options, num_tokens: vec![0; num_choices], ended: false };
-    let events = stream::iter(body.openings()).chain(chunks(body)).map(event);
-    let mut response =
-        Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
-    // Else nginx collects the stream before it passes it on.
-    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
-    Ok(response)
+    let chunks = stream::iter(body.openings()).chain(chunks(body));
+    Ok(response(chunks.map(|chunk| Event::default().data(chunk))))
 }
 
-async fn first_word(updates: Pin<&mut Peekable<Updates>>) -> Result<(), ApiError> {
+/// A stream of events as an answer.
+pub fn response(events: impl Stream<Item = Event> + Send + 'static) -> Response {
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    let events = events.map(Ok::<_, Infallible>);
+    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
+    // Else nginx collects the stream before it passes it on.
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+pub async fn first_word(updates: Pin<&mut Peekable<Updates>>) -> Result<(), ApiError> {
     match tokio::time::timeout(FIRST_WORD, updates.peek()).await {
         Ok(Some(Update::Failed(error))) => Err(error.clone()),
         _ => Ok(()),
@@ -109,8 +115,4 @@ impl<S: Shape> Body<S> {
 fn chunks<S: Shape>(body: Body<S>) -> impl Stream<Item = String> {
     let next = |mut body: Body<S>| async { Some((stream::iter(body.next().await?), body)) };
     stream::unfold(body, next).flatten()
-}
-
-fn event(chunk: String) -> Result<Event, Infallible> {
-    Ok(Event::default().data(chunk))
 }

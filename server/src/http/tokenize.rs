@@ -16,12 +16,14 @@ use super::fields::Fields;
 use super::params::token_ids;
 use super::{chat, fields};
 
+use super::openapi::{DetokenizeRequest, ErrorEnvelope, TokenizeRequest};
+
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/tokenize", post(tokenize)).route("/detokenize", post(detokenize))
 }
 
 #[derive(Serialize)]
-struct Tokens {
+pub(super) struct Tokens {
     count: usize,
     max_model_len: usize,
     tokens: Vec<u32>,
@@ -29,11 +31,12 @@ struct Tokens {
 }
 
 #[derive(Serialize)]
-struct Detokenized {
+pub(super) struct Detokenized {
     prompt: String,
 }
 
-async fn tokenize(
+#[utoipa::path(post, path = "/tokenize", request_body = TokenizeRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn tokenize(
     State(app): State<Arc<App>>,
     JsonObject(body): JsonObject,
 ) -> Result<Json<Tokens>, ApiError> {
@@ -67,7 +70,8 @@ fn prompt_tokens(app: &App, fields: &Fields) -> Result<Vec<u32>, ApiError> {
     app.text.encode(text, add_special).map_err(refused)
 }
 
-async fn detokenize(
+#[utoipa::path(post, path = "/detokenize", request_body = DetokenizeRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn detokenize(
     State(app): State<Arc<App>>,
     JsonObject(body): JsonObject,
 ) -> Result<Json<Detokenized>, ApiError> {

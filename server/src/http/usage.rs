@@ -16,9 +16,9 @@ pub struct Usage {
 
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct TokenCounts {
-    prompt_tokens: usize,
-    completion_tokens: usize,
-    total_tokens: usize,
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+    pub total_tokens: usize,
 }
 
 /// What a chunk before the last one says of the usage: no such field, `null`, or the tokens so far.
@@ -58,6 +58,11 @@ impl Usage {
     pub fn new(prompt_tokens: usize, budget: f32) -> Self {
         let kv_cache = KvCache { budget, ..KvCache::default() };
         Self { tokens: TokenCounts::new(prompt_tokens, 0), kv_cache, ..Self::default() }
+    }
+
+    /// Prompt and answer.
+    pub fn tokens(&self) -> TokenCounts {
+        self.tokens
     }
 
     /// The tokens when the choices have this many so far.

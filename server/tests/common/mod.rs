@@ -89,6 +89,7 @@ pub fn greedy(prompt: &[u32], max_tokens: usize, kv_cache: KvCacheParams) -> Gen
         kv_cache,
         priority: 0,
         constraint: None,
+        pooling: None,
     }
 }
 
@@ -96,7 +97,7 @@ pub fn collect(mut generation: Generation) -> Result<(Vec<SampledToken>, Outcome
     let mut tokens = Vec::new();
     loop {
         match generation.blocking_next() {
-            Some(Event::PromptLogprobs(_)) => {}
+            Some(Event::PromptLogprobs(_) | Event::Embedding(_)) => {}
             Some(Event::Token(token)) => tokens.push(token),
             Some(Event::Finished(outcome)) => return Ok((tokens, outcome)),
             Some(Event::Failed(error)) => return Err(error),

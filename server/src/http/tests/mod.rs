@@ -2,10 +2,13 @@
 
 mod chat;
 mod completions;
+mod embeddings;
 mod errors;
 mod lifecycle;
 mod limits;
+mod openapi;
 mod params;
+mod responses;
 mod streaming;
 mod structured;
 mod tokenize;
