@@ -41,17 +41,16 @@ pub fn read_only(fields: &Fields, app: &App, name: &'static str) -> Result<Vec<P
 
 impl Reader<'_> {
     fn read(&self, fields: &Fields) -> Result<Vec<Prompt>, ApiError> {
-        let (reader, name) = (self, self.name);
-        let prompts = match fields.required(name)? {
-            Value::String(text) => vec![reader.text(text, name.into())?],
+        let name = self.name;
+        match fields.required(name)? {
+            Value::String(text) => Ok(vec![self.text(text, name.into())?]),
             Value::Array(items) => match items.first() {
-                None => return Err(ApiError::invalid(name, format!("`{name}` must not be empty"))),
-                Some(Value::Number(_)) => vec![reader.ids(items, name.into())?],
-                Some(_) => reader.list(items)?,
+                None => Err(ApiError::invalid(name, format!("`{name}` must not be empty"))),
+                Some(Value::Number(_)) => Ok(vec![self.ids(items, name.into())?]),
+                Some(_) => self.list(items),
             },
-            _ => return Err(wrong_type(name, EXPECTED)),
-        };
-        Ok(prompts)
+            _ => Err(wrong_type(name, EXPECTED)),
+        }
     }
 
     fn list(&self, items: &[Value]) -> Result<Vec<Prompt>, ApiError> {
