@@ -164,7 +164,7 @@ def test_responses_go_on_from_each_other(ai):
 
 def test_a_response_streams(ai):
     with ai.responses.stream(
-        model=MODEL, input="Say hello", temperature=0, max_output_tokens=20
+        model=MODEL, input="What is the capital of France?", temperature=0
     ) as stream:
         text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
         assert stream.get_final_response().output_text == text and text

@@ -65,8 +65,7 @@ struct Sampling {
     #[schema(minimum = 0)]
     min_tokens: Option<u32>,
     ignore_eos: Option<bool>,
-    /// Of up to four strings.
-    stop: Option<Value>,
+    stop: Option<Stop>,
     #[schema(max_items = 100)]
     stop_token_ids: Option<Vec<u32>>,
     #[schema(minimum = 1, maximum = 16)]
@@ -84,20 +83,71 @@ struct Sampling {
     guided_grammar: Option<String>,
 }
 
+/// Up to four strings.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Stop {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// A text, token ids, or a list of either.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+    Texts(Vec<String>),
+    ManyIds(Vec<Vec<u32>>),
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    System,
+    Developer,
+    User,
+    Assistant,
+    Tool,
+}
+
+/// A string, or parts of text.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Serialize, ToSchema)]
+struct Part {
+    r#type: PartType,
+    text: String,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum PartType {
+    Text,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum ToolType {
+    Function,
+}
+
 #[derive(Serialize, ToSchema)]
 struct Message {
-    /// system, developer, user, assistant or tool.
-    role: String,
-    /// A string, or parts of type `text`.
-    content: Option<Value>,
+    role: Role,
+    content: Option<Content>,
     tool_calls: Option<Vec<Value>>,
     tool_call_id: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
 struct Tool {
-    /// `function`.
-    r#type: String,
+    r#type: ToolType,
     function: Function,
 }
 
@@ -133,8 +183,7 @@ pub struct ChatRequest {
 pub struct CompletionRequest {
     #[serde(flatten)]
     sampling: Sampling,
-    /// A text, token ids, or a list of either.
-    prompt: Value,
+    prompt: Prompt,
     #[schema(minimum = 0)]
     max_tokens: Option<u32>,
     echo: Option<bool>,
@@ -145,8 +194,7 @@ pub struct CompletionRequest {
 #[derive(Serialize, ToSchema)]
 pub struct EmbeddingRequest {
     model: Option<String>,
-    /// A text, token ids, or a list of either.
-    input: Value,
+    input: Prompt,
     /// `float` or `base64`.
     encoding_format: Option<String>,
     #[schema(minimum = 1)]

@@ -10,7 +10,6 @@ const CALL: &str = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\
 fn fields(extra: Value) -> Value {
     let parameters = json!({
         "type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"],
-        "additionalProperties": false,
     });
     let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
     let mut fields = json!({"tools": [tool("add"), tool("get")], "max_tokens": 200});
@@ -99,6 +98,7 @@ async fn what_must_be_called_is_forced_by_a_grammar() {
     assert!(accepts(&required, &format!("{CALL}\n{get}")));
     assert!(!accepts(&required, "text") && !accepts(&required, ""));
     assert!(!accepts(&required, &CALL.replace("1", "\"x\"")), "the schema counts");
+    assert!(!accepts(&required, &CALL.replace("1", "1, \"b\": 2")), "nothing is made up");
     let one = json!({"tool_choice": "required", "parallel_tool_calls": false});
     assert!(!accepts(&constraint(one).await, &format!("{CALL}\n{get}")));
     let named = json!({"tool_choice": {"type": "function", "function": {"name": "get"}}});

@@ -1,5 +1,7 @@
 //! How models write tool calls.
 
+use serde_json::Value;
+
 use crate::grammar::{Grammar, embeddable, lark_string};
 
 use super::Function;
@@ -59,6 +61,18 @@ fn literal(text: &str) -> String {
     if text.is_empty() { String::new() } else { lark_string(text) }
 }
 
+/// Who must call does not make arguments up: others than the named ones need to be allowed.
+fn closed(parameters: &Value) -> Value {
+    let mut schema = parameters.clone();
+    if let Some(object) = schema.as_object_mut()
+        && object.contains_key("properties")
+        && !object.contains_key("patternProperties")
+    {
+        object.entry("additionalProperties").or_insert(Value::Bool(false));
+    }
+    schema
+}
+
 impl ToolFormat {
     /// Calls of these functions and nothing else.
     pub fn grammar(&self, functions: &[&Function], parallel: bool) -> Grammar {
@@ -74,7 +88,7 @@ impl ToolFormat {
         let mut lark = format!("start: {start}\ncall: {call}\n");
         for (rule, function) in names.iter().zip(functions) {
             let head = format!("{{\"name\": \"{}\", \"{}\": ", function.name, self.arguments);
-            let schema = embeddable(&function.parameters);
+            let schema = embeddable(&closed(&function.parameters));
             lark += &format!("{rule}: {} {rule}_arguments \"}}\"\n", lark_string(&head));
             lark += &format!("{rule}_arguments: %json {schema}\n");
         }
