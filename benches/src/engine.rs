@@ -148,6 +148,7 @@ fn measure(
         max_step_tokens: STEP_TOKENS,
         max_running: case.batch,
         max_waiting: case.batch,
+        max_waiting_tokens: usize::MAX,
     };
     // An eighth for page metadata and slack.
     let kv_memory = case.batch * len * token_bytes / 8 * 9 + (64 << 20);
@@ -188,6 +189,9 @@ fn request(prompt: usize, generated: usize, index: usize, budget: f32) -> Genera
         stop_token_ids: vec![],
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         kv_cache: KvCacheParams { budget, min_budget: budget, policy: PolicyId::default() },
+        priority: 0,
+        constraint: None,
+        pooling: None,
     }
 }
 
@@ -199,7 +203,7 @@ pub fn tokens(len: usize, index: usize) -> Vec<u32> {
 fn finish(mut generation: Generation) -> Result<()> {
     loop {
         match generation.blocking_next() {
-            Some(Event::Token(_)) => {}
+            Some(Event::Token(_) | Event::PromptLogprobs(_) | Event::Embedding(_)) => {}
             Some(Event::Finished(_)) => return Ok(()),
             other => bail!("the generation broke off: {other:?}"),
         }

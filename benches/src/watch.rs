@@ -84,6 +84,14 @@ impl Model for Watched {
         &self.config
     }
 
+    fn hidden(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor> {
+        lock(&self.model).hidden(arena, batch)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        lock(&self.model).logits(hidden)
+    }
+
     fn forward(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor> {
         lock(&self.steps).push(Step {
             start: Instant::now(),

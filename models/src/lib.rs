@@ -43,11 +43,26 @@ pub type Probe<'a> = dyn Fn(usize, &Tensor) -> Result<()> + 'a;
 pub trait Model: Send {
     fn config(&self) -> &ModelConfig;
 
-    /// Writes the batch's K and V to the cache and returns logits (logit_rows.len(), vocab).
+    /// Writes the batch's K and V to the cache and returns the last layer's states of the wanted
+    /// rows, normed: (logit_rows.len(), hidden).
     ///
     /// # Errors
     /// A batch that does not fit the plan or the vocabulary, or a failing kernel.
-    fn forward(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor>;
+    fn hidden(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor>;
+
+    /// hidden (rows, hidden), returns (rows, vocab).
+    ///
+    /// # Errors
+    /// Another width, or a failing kernel.
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor>;
+
+    /// Writes the batch's K and V to the cache and returns logits (logit_rows.len(), vocab).
+    ///
+    /// # Errors
+    /// Those of its two parts.
+    fn forward(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor> {
+        self.logits(&self.hidden(arena, batch)?)
+    }
 
     /// Resident bytes of all weights.
     fn bytes(&self) -> usize;

@@ -85,3 +85,12 @@ fn a_broken_or_endless_template_is_an_error() {
         assert!(matches!(render(source, &user("a")), Err(TemplateError::Failed(_))), "{source}");
     }
 }
+
+#[test]
+fn a_template_tells_whether_it_reads_tools() {
+    let with =
+        ChatTemplate::new("{% if tools %}<tool_call>{{ tools }}{% endif %}", "", "").unwrap();
+    assert!(with.reads_tools() && with.mentions("<tool_call>"));
+    let without = ChatTemplate::new("{{ messages[0].tools }}", "", "").unwrap();
+    assert!(!without.reads_tools() && !without.mentions("<tool_call>"));
+}

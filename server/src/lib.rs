@@ -6,6 +6,7 @@ pub mod cli;
 pub mod compress;
 pub mod dashboard;
 pub mod engine;
+pub mod grammar;
 pub mod http;
 pub mod metrics;
 pub mod sched;

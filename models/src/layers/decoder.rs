@@ -89,7 +89,7 @@ impl Model for Decoder {
         &self.config
     }
 
-    fn forward(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor> {
+    fn hidden(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor> {
         check_batch(batch, self.config.vocab_size)?;
         let rope = self.config.rope.table(&batch.plan.positions);
         let Batch { plan, probe, .. } = *batch;
@@ -111,9 +111,18 @@ impl Model for Decoder {
             x = step.backend.add(&x, &layer.mlp.forward(step.backend, &normed)?)?;
         }
         if batch.logit_rows.is_empty() {
-            return Ok(Tensor::zeros((0, self.config.vocab_size), x.dtype(), x.device())?);
+            return Ok(Tensor::zeros((0, self.config.hidden_size), x.dtype(), x.device())?);
         }
-        Ok(self.lm_head.forward(&self.norm.forward(step.backend, &x)?)?)
+        self.norm.forward(step.backend, &x)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let (num_rows, _) = hidden.dims2()?;
+        if num_rows == 0 {
+            let shape = (0, self.config.vocab_size);
+            return Ok(Tensor::zeros(shape, hidden.dtype(), hidden.device())?);
+        }
+        Ok(self.lm_head.forward(hidden)?)
     }
 
     fn bytes(&self) -> usize {

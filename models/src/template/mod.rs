@@ -58,6 +58,18 @@ impl ChatTemplate {
         Ok(Self { environment, bos_token: bos_token.to_owned(), eos_token: eos_token.to_owned() })
     }
 
+    /// Whether the template does anything with the tools it is given.
+    pub fn reads_tools(&self) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains("tools"))
+    }
+
+    /// Whether `text` stands in the template's source.
+    pub fn mentions(&self, text: &str) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|template| template.source().contains(text))
+    }
+
     /// The prompt's text, special tokens included; encode it without adding any.
     ///
     /// # Errors

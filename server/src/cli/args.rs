@@ -88,6 +88,15 @@ pub struct ModelArgs {
     )]
     pub max_waiting: u32,
 
+    /// Tokens of the sequences that wait for their turn; more are refused with 429
+    #[arg(
+        long,
+        env = "KEEPWELL_MAX_WAITING_TOKENS",
+        default_value_t = 1 << 20,
+        value_parser = value_parser!(u32).range(1..)
+    )]
+    pub max_waiting_tokens: u32,
+
     /// Threads that compute [default: one per core]
     #[arg(long, env = "KEEPWELL_THREADS", value_parser = value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,

@@ -1,17 +1,17 @@
 //! Serving until a signal, then finishing what runs within a deadline.
 
-use std::future::IntoFuture;
 use std::io;
 use std::time::Duration;
 
 use axum::Router;
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
+use super::listen::{self, ConnectionLimits};
 use crate::engine::EngineHandle;
+use crate::http::Draining;
 
 /// How long aborted answers may take to reach their clients.
 const ABORT_GRACE: Duration = Duration::from_secs(5);
@@ -21,7 +21,7 @@ const ABORT_GRACE: Duration = Duration::from_secs(5);
 pub enum Ended {
     /// Every request had its answer, aborted ones included.
     Drained,
-    /// A second signal, or a client that did not take its answer.
+    /// A second signal, a client that did not take its answer, or an engine that died.
     Cut,
 }
 
@@ -47,41 +47,62 @@ pub fn signals() -> io::Result<mpsc::UnboundedReceiver<()>> {
     Ok(receiver)
 }
 
-/// Serves until the first of `signals`, then takes no more connections and gives running requests
-/// `timeout`; what runs on after that is aborted. A second signal ends it at once.
-///
-/// # Errors
-/// The listener fails.
+/// What is told that the server ends, and how long each may take.
+pub struct Ending {
+    pub engine: EngineHandle,
+    pub draining: Draining,
+    /// From "not ready" to the refusal of new connections: load balancers need it to notice.
+    pub grace: Duration,
+    /// For running requests to finish.
+    pub timeout: Duration,
+}
+
+/// Serves until the first of `signals`: then is not ready, takes no more connections after the
+/// grace, gives running requests their time, and aborts what runs on after that. A second signal
+/// ends it at once, and so does the end of the engine.
 pub async fn serve_until(
     listener: TcpListener,
     router: Router,
-    engine: &EngineHandle,
+    limits: ConnectionLimits,
+    ending: &Ending,
     signals: &mut mpsc::UnboundedReceiver<()>,
-    timeout: Duration,
-) -> io::Result<Ended> {
-    let (drain, mut draining) = watch::channel(false);
-    // Tokens are small and each is wanted now.
-    let listener = listener.tap_io(|stream| _ = stream.set_nodelay(true));
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+) -> Ended {
+    let (close, mut closing) = watch::channel(false);
+    let server = listen::serve(listener, router, limits, async move {
         // A closed channel ends serving as well.
-        let _ = draining.wait_for(|drain| *drain).await;
+        let _ = closing.wait_for(|close| *close).await;
     });
-    let mut server = std::pin::pin!(server.into_future());
-    tokio::select! {
-        result = &mut server => return result.map(|()| Ended::Drained),
-        _ = signals.recv() => drain.send_replace(true),
+    let mut server = std::pin::pin!(server);
+    let Ending { engine, draining, grace, timeout } = ending;
+    let engine_died = tokio::select! {
+        () = &mut server => return Ended::Drained,
+        () = engine.closed() => true,
+        _ = signals.recv() => false,
     };
+    draining.begin();
+    if engine_died {
+        tracing::error!("the engine has ended: so does the server");
+        close.send_replace(true);
+        // Those that it failed hear of it.
+        let _ = tokio::time::timeout(ABORT_GRACE, server).await;
+        return Ended::Cut;
+    }
     tracing::info!("shutting down: running requests have {timeout:?} to finish");
     tokio::select! {
-        result = &mut server => return result.map(|()| Ended::Drained),
-        () = sleep(timeout) => tracing::warn!("aborting what still runs"),
-        _ = signals.recv() => return Ok(Ended::Cut),
+        () = &mut server => return Ended::Drained,
+        () = sleep(*grace) => close.send_replace(true),
+        _ = signals.recv() => return Ended::Cut,
+    };
+    tokio::select! {
+        () = &mut server => return Ended::Drained,
+        () = sleep(*timeout) => tracing::warn!("aborting what still runs"),
+        _ = signals.recv() => return Ended::Cut,
     }
     engine.shutdown();
     tokio::select! {
-        result = &mut server => result.map(|()| Ended::Drained),
-        () = sleep(ABORT_GRACE) => Ok(Ended::Cut),
-        _ = signals.recv() => Ok(Ended::Cut),
+        () = &mut server => Ended::Drained,
+        () = sleep(ABORT_GRACE) => Ended::Cut,
+        _ = signals.recv() => Ended::Cut,
     }
 }
 
@@ -104,13 +125,27 @@ mod tests {
         script: Script,
         timeout: Duration,
     ) -> (SocketAddr, mpsc::UnboundedSender<()>, JoinHandle<Ended>) {
-        let engine = FakeEngine::new(vec![script]).handle;
+        graceful_server(FakeEngine::new(vec![script]).handle, Duration::ZERO, timeout).await
+    }
+
+    async fn graceful_server(
+        engine: EngineHandle,
+        grace: Duration,
+        timeout: Duration,
+    ) -> (SocketAddr, mpsc::UnboundedSender<()>, JoinHandle<Ended>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (signal, mut signals) = mpsc::unbounded_channel();
         let serving = tokio::spawn(async move {
-            let router = router(app(engine.clone()));
-            serve_until(listener, router, &engine, &mut signals, timeout).await.unwrap()
+            let app = app(engine.clone());
+            let draining = app.draining.clone();
+            let ending = Ending { engine, draining, grace, timeout };
+            let limits = ConnectionLimits {
+                header_timeout: Duration::from_millis(200),
+                max_header_bytes: 8 << 10,
+                ..ConnectionLimits::default()
+            };
+            serve_until(listener, router(app), limits, &ending, &mut signals).await
         });
         (address, signal, serving)
     }
@@ -128,6 +163,51 @@ mod tests {
             let _ = stream.read_to_string(&mut answer);
             answer
         })
+    }
+
+    /// The whole answer to these bytes.
+    async fn raw(address: SocketAddr, bytes: Vec<u8>) -> String {
+        let ask = move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            let _ = stream.write_all(&bytes);
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer);
+            answer
+        };
+        tokio::task::spawn_blocking(ask).await.unwrap()
+    }
+
+    const READY: &[u8] = b"GET /ready HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
+
+    #[tokio::test]
+    async fn in_its_grace_a_server_is_not_ready_and_still_answers() {
+        let engine = FakeEngine::new(vec![says("hello")]).handle;
+        let (address, signal, serving) = graceful_server(engine, LONG, LONG).await;
+        assert!(raw(address, READY.to_vec()).await.starts_with("HTTP/1.1 200"));
+        signal.send(()).unwrap();
+        a_moment().await;
+        assert!(raw(address, READY.to_vec()).await.starts_with("HTTP/1.1 503"));
+        assert!(request(address).await.unwrap().contains("[DONE]"));
+        signal.send(()).unwrap();
+        assert_eq!(serving.await.unwrap(), Ended::Cut);
+    }
+
+    #[tokio::test]
+    async fn a_server_whose_engine_dies_does_not_outlive_it() {
+        let (_, _signal, serving) = graceful_server(FakeEngine::dead(), Duration::ZERO, LONG).await;
+        assert_eq!(serving.await.unwrap(), Ended::Cut);
+    }
+
+    #[tokio::test]
+    async fn headers_that_never_end_or_are_too_long_end_the_connection() {
+        let (address, signal, serving) = server(says("hello"), LONG).await;
+        let slow = raw(address, b"GET /ready HTTP/1.1\r\nhost:".to_vec());
+        tokio::time::timeout(Duration::from_secs(5), slow).await.unwrap();
+        let long = format!("GET /ready HTTP/1.1\r\nhost: {}\r\n\r\n", "x".repeat(9 << 10));
+        let answer = raw(address, long.into_bytes()).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+        signal.send(()).unwrap();
+        assert_eq!(serving.await.unwrap(), Ended::Drained);
     }
 
     /// Time for a request to reach the engine.

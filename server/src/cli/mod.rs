@@ -6,6 +6,8 @@ mod chat;
 mod command;
 mod drain;
 mod health;
+mod limits;
+mod listen;
 mod logs;
 mod memory;
 #[cfg(feature = "otlp")]

@@ -7,17 +7,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use bytesize::ByteSize;
 use clap::{Args, value_parser};
 use keepwell_models::fetch::served_name;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
-use super::args::{ModelArgs, duration, memory};
-use super::drain::{Ended, serve_until, signals};
+use super::args::{ModelArgs, duration};
+use super::drain::{Ended, Ending, serve_until, signals};
+use super::limits::LimitArgs;
+use super::listen;
 use super::start::{Started, start};
-use crate::http::{self, App};
+use crate::http::{self, ApiKeys, App, Draining, Load, StoredResponses};
 use crate::metrics;
 
 /// HTTP needs little: the work is done by the engine's threads.
@@ -39,9 +42,9 @@ pub struct ServeArgs {
     #[arg(long, env = "KEEPWELL_SERVED_MODEL_NAME")]
     pub served_model_name: Option<String>,
 
-    /// Largest body of a request
-    #[arg(long, env = "KEEPWELL_MAX_BODY_SIZE", default_value = "32MiB", value_parser = memory)]
-    pub max_body_size: ByteSize,
+    /// How long the server stays open, and not ready, after SIGINT or SIGTERM
+    #[arg(long, env = "KEEPWELL_SHUTDOWN_GRACE", default_value = "0s", value_parser = duration)]
+    pub shutdown_grace: Duration,
 
     /// How long running requests may take to finish after SIGINT or SIGTERM
     #[arg(long, env = "KEEPWELL_SHUTDOWN_TIMEOUT", default_value = "30s", value_parser = duration)]
@@ -53,19 +56,27 @@ pub struct ServeArgs {
     pub debug_kv: bool,
 
     #[command(flatten)]
+    pub limits: LimitArgs,
+
+    #[command(flatten)]
     pub model: ModelArgs,
 }
 
 /// Loads the model and serves it until a signal.
 pub fn run(args: &ServeArgs) -> Result<ExitCode> {
     let runtime = Builder::new_multi_thread().worker_threads(HTTP_THREADS).enable_all().build()?;
-    // Before the model: a port in use should not cost a minute to find out.
-    let listener = runtime.block_on(bind(&args.host, args.port))?;
+    // Before the model: a port in use or a wrong path should not cost a minute to find out.
+    let api_keys = args.limits.api_keys()?;
+    let listener = bind(&args.host, args.port)?;
     let name = args.served_model_name.clone().unwrap_or_else(|| served_name(&args.model.model));
     let metrics = metrics::recorder(&name)?.install_recorder()?;
     metrics::describe();
+    let loading = runtime.block_on(Loading::begin(listener.try_clone()?, args))?;
     let started = start(&args.model, name)?;
-    let ended = runtime.block_on(serve(args, listener, started, metrics))?;
+    runtime.block_on(loading.end());
+    let summary = started.summary.clone();
+    let app = app(args, started, metrics, api_keys)?;
+    let ended = runtime.block_on(serve(args, listener, app, &summary))?;
     // Tokenizing of a request that nobody waits for may still run.
     runtime.shutdown_background();
     Ok(match ended {
@@ -74,38 +85,78 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
     })
 }
 
-async fn bind(host: &str, port: u16) -> Result<TcpListener> {
-    let listener = TcpListener::bind((host, port)).await;
-    listener.with_context(|| format!("cannot listen on {host}:{port}"))
+fn bind(host: &str, port: u16) -> Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind((host, port));
+    let listener = listener.with_context(|| format!("cannot listen on {host}:{port}"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
-async fn serve(
+/// What answers on the address while the model loads.
+struct Loading {
+    end: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+impl Loading {
+    async fn begin(listener: std::net::TcpListener, args: &ServeArgs) -> Result<Self> {
+        let listener = TcpListener::from_std(listener)?;
+        let (end, ended) = oneshot::channel();
+        let ended = async move { _ = ended.await };
+        let limits = args.limits.connections();
+        let serving = tokio::spawn(listen::serve(listener, http::loading(), limits, ended));
+        Ok(Self { end, serving })
+    }
+
+    /// Returns when nobody is told any more that the model is loading.
+    async fn end(self) {
+        drop(self.end);
+        // A panic there is no reason not to serve.
+        let _ = self.serving.await;
+    }
+}
+
+fn app(
     args: &ServeArgs,
-    listener: TcpListener,
     started: Started,
     metrics: PrometheusHandle,
-) -> Result<Ended> {
-    let mut signals = signals()?;
-    let mut summary = started.summary.clone();
-    if args.debug_kv {
-        summary += "\ndebug     prompts are kept and shown to whoever asks /debug/kv";
-    }
-    tokio::spawn(upkeep(metrics.clone()));
-    announce(&summary, listener.local_addr()?);
-    let engine = started.engine.clone();
-    let app = App {
+    api_keys: ApiKeys,
+) -> Result<App> {
+    Ok(App {
+        grammars: http::grammars(&*started.text, &started.model.eos_token_ids)?,
         engine: started.engine,
         text: started.text,
         model: started.model,
         kv_cache: args.model.kv_defaults(),
         metrics,
         views: args.debug_kv.then(Arc::default),
-        max_waiting: args.model.max_waiting as usize,
-        max_body_bytes: usize::try_from(args.max_body_size.as_u64()).unwrap_or(usize::MAX),
+        limits: args.limits.limits(args.model.max_waiting as usize),
+        api_keys,
+        cors_origins: args.limits.cors_origin.clone(),
+        load: Load::default(),
+        responses: StoredResponses::default(),
+        draining: Draining::default(),
+    })
+}
+
+async fn serve(
+    args: &ServeArgs,
+    listener: std::net::TcpListener,
+    app: App,
+    summary: &str,
+) -> Result<Ended> {
+    let listener = TcpListener::from_std(listener)?;
+    let mut signals = signals()?;
+    tokio::spawn(upkeep(app.metrics.clone()));
+    let ending = Ending {
+        engine: app.engine.clone(),
+        draining: app.draining.clone(),
+        grace: args.shutdown_grace,
+        timeout: args.shutdown_timeout,
     };
-    let router = http::router(app);
-    let timeout = args.shutdown_timeout;
-    Ok(serve_until(listener, router, &engine, &mut signals, timeout).await?)
+    announce(summary, listener.local_addr()?);
+    let limits = args.limits.connections();
+    Ok(serve_until(listener, http::router(app), limits, &ending, &mut signals).await)
 }
 
 fn announce(summary: &str, address: SocketAddr) {

@@ -87,7 +87,8 @@ impl Session {
 
     fn request(&self) -> Result<GenerateRequest> {
         let messages = Value::Array(self.messages.clone());
-        let prompt = self.text.render_chat(&Chat { messages, add_generation_prompt: true })?;
+        let prompt =
+            self.text.render_chat(&Chat { messages, tools: None, add_generation_prompt: true })?;
         let prompt = self.text.encode(&prompt, false)?;
         let rest = self.model.max_model_len.saturating_sub(prompt.len());
         ensure!(rest > 0, "the conversation fills the model's context; /clear starts anew");
@@ -98,6 +99,9 @@ impl Session {
             stop_token_ids: self.model.eos_token_ids.clone(),
             sampling: self.sampling.clone(),
             kv_cache: self.kv_cache,
+            priority: 0,
+            constraint: None,
+            pooling: None,
         })
     }
 
@@ -111,6 +115,7 @@ impl Session {
         let mut first_token = None;
         loop {
             match generation.next().await.context("the engine ended without an answer")? {
+                Event::PromptLogprobs(_) | Event::Embedding(_) => {}
                 Event::Token(token) => {
                     answer.num_tokens += 1;
                     answer.decoding = first_token.get_or_insert_with(Instant::now).elapsed();
@@ -165,7 +170,7 @@ mod tests {
         Session {
             engine: engine.handle.clone(),
             text: Arc::new(ByteText),
-            model: ServedModel::new("bytes".into(), 100, vec![EOS]),
+            model: ServedModel::new("bytes".into(), 100, vec![EOS], 3),
             layout: PageLayout::new(64),
             sampling: SamplingParams::default(),
             kv_cache: KvCacheParams { budget: 1.0, min_budget: 0.5, policy: PolicyId::default() },

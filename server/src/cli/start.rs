@@ -41,7 +41,8 @@ pub fn start(args: &ModelArgs, served_name: String) -> Result<Started> {
     let calibration = obtain(text.as_deref(), &loaded, &*backend);
     let options = engine_options(args, &config, (calibration, &*backend))?;
     let (engine, info) = Engine::spawn(loaded.model, backend.clone(), options)?;
-    let model = ServedModel::new(served_name, config.context_len, loaded.eos_token_ids);
+    let model =
+        ServedModel::new(served_name, config.context_len, loaded.eos_token_ids, config.hidden_size);
     let summary = [
         format!("keepwell  {}", env!("CARGO_PKG_VERSION")),
         describe_model(&model.name, &config),
@@ -85,6 +86,7 @@ fn engine_options(
             max_step_tokens: args.max_batch_tokens as usize,
             max_running: args.max_sequences as usize,
             max_waiting: args.max_waiting as usize,
+            max_waiting_tokens: args.max_waiting_tokens as usize,
         },
         protection: Protection::default(),
         calibration,

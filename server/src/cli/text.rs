@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use keepwell_models::{ChatTemplate, DecodeStream, TextTokenizer, template::Prompt};
 
-use crate::http::{Chat, Detokenizer, Text};
+use crate::http::{Chat, Detokenizer, TOOL_FORMATS, Text, ToolFormat, ToolStyle};
 
 pub struct ModelText {
     tokenizer: TextTokenizer,
@@ -31,14 +31,26 @@ impl Text for ModelText {
     fn render_chat(&self, chat: &Chat) -> Result<String> {
         let template = self.template.as_ref();
         let template = template.context("this model has no chat template: use /v1/completions")?;
-        let Chat { messages, add_generation_prompt } = chat;
-        let add_generation_prompt = *add_generation_prompt;
-        Ok(template.render(&Prompt { messages, tools: None, add_generation_prompt })?)
+        let Chat { messages, tools, add_generation_prompt } = chat;
+        let (tools, add_generation_prompt) = (tools.as_ref(), *add_generation_prompt);
+        Ok(template.render(&Prompt { messages, tools, add_generation_prompt })?)
+    }
+
+    fn tool_style(&self) -> ToolStyle {
+        let template = self.template.as_ref();
+        let native = template.is_some_and(ChatTemplate::reads_tools);
+        let taught = |format: &&ToolFormat| template.is_some_and(|t| t.mentions(format.mark));
+        let format = TOOL_FORMATS.iter().find(taught).filter(|_| native);
+        ToolStyle { format: format.unwrap_or(&TOOL_FORMATS[0]), native }
     }
 
     fn detokenizer(&self, continues: bool) -> Box<dyn Detokenizer> {
         let stream = self.tokenizer.stream();
         Box::new(Streaming(if continues { stream.continuing() } else { stream }))
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.is_special(id)
     }
 
     fn token_bytes(&self, id: u32) -> Vec<u8> {

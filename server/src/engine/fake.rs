@@ -65,14 +65,14 @@ async fn run(
         match command {
             Command::Generate { request, events, .. } => {
                 let nth = requests.lock().unwrap().len().min(scripts.len() - 1);
-                requests.lock().unwrap().push(request.clone());
+                requests.lock().unwrap().push((*request).clone());
                 let (end, ends) = mpsc::unbounded_channel();
                 running.push((events.clone(), end));
                 let script = scripts[nth].clone();
                 if matches!(script, Script::Die) {
                     running.pop();
                 }
-                tokio::spawn(play(script, request, events, ends, cancelled.clone()));
+                tokio::spawn(play(script, *request, events, ends, cancelled.clone()));
             }
             Command::Stop { events } => {
                 let of_events = running.iter().find(|(e, _)| e.same_channel(&events));
@@ -105,6 +105,20 @@ async fn play(
         Script::Abort(tokens) => (&tokens[..], finished(&request, FinishReason::Abort)),
         Script::Die => return,
     };
+    if request.pooling.is_some() && !matches!(script, Script::Fail(..)) {
+        // The length tells prompts apart.
+        let vector =
+            vec![3.0 * request.prompt.len() as f32, 4.0 * request.prompt.len() as f32, 0.0];
+        let _ = events.send(Event::Embedding(vector));
+    }
+    if let Some(num) = request.sampling.prompt_logprobs {
+        // In chunks of two tokens, the first token told of by nobody.
+        let told: Vec<_> =
+            request.prompt.iter().zip(0..).map(|(id, n)| logprobs(*id, n, num)).collect();
+        for chunk in told[1..].chunks(2) {
+            let _ = events.send(Event::PromptLogprobs(chunk.to_vec()));
+        }
+    }
     for (nth, &id) in tokens.iter().enumerate() {
         let logprobs = request.sampling.logprobs.map(|num| logprobs(id, nth, num));
         let _ = events.send(Event::Token(SampledToken { id, logprobs }));

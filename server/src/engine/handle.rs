@@ -1,12 +1,13 @@
 //! The engine as others see it: a channel that takes requests and one that gives events back.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use keepwell_kernels::PerTier;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{snapshot::Snapshot, view::KvView};
+use super::{heartbeat::Heartbeat, pooling::Pooling, snapshot::Snapshot, view::KvView};
 use crate::compress::PolicyId;
+use crate::grammar::Constraint;
 
 /// One sequence to generate. Text never enters the engine: token ids in, token ids out.
 #[derive(Clone, Debug)]
@@ -20,6 +21,12 @@ pub struct GenerateRequest {
     pub stop_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
     pub kv_cache: KvCacheParams,
+    /// Lower ones leave the queue first; equal ones in the order they came.
+    pub priority: i32,
+    /// What the answer must follow. It ends the answer where nothing more can follow.
+    pub constraint: Option<Constraint>,
+    /// Wanted is the prompt's vector: [`Event::Embedding`] instead of tokens.
+    pub pooling: Option<Pooling>,
 }
 
 /// How the next token is chosen. Defaults: sample from the whole distribution at temperature 1.
@@ -36,8 +43,14 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     pub frequency_penalty: f32,
     pub repetition_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Stop tokens cannot be drawn before this many others.
+    pub min_tokens: usize,
     /// Report the chosen token's log-probability and those of this many likeliest tokens.
     pub logprobs: Option<usize>,
+    /// The same of the prompt's tokens, but for the first, which nothing predicts.
+    pub prompt_logprobs: Option<usize>,
 }
 
 impl Default for SamplingParams {
@@ -51,7 +64,10 @@ impl Default for SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             repetition_penalty: 1.0,
+            logit_bias: vec![],
+            min_tokens: 0,
             logprobs: None,
+            prompt_logprobs: None,
         }
     }
 }
@@ -68,7 +84,11 @@ pub struct KvCacheParams {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// Of the prompt's next tokens, as far as they were computed; before the first token.
+    PromptLogprobs(Vec<TokenLogprobs>),
     Token(SampledToken),
+    /// The vector (hidden) of a prompt that asked for it.
+    Embedding(Vec<f32>),
     /// The last event of a generation that ran.
     Finished(Outcome),
     /// The last event of a generation that could not run on; the engine lives on.
@@ -135,12 +155,14 @@ pub enum EngineError {
          shorten the prompt or max_tokens, or lower kv_cache.budget"
     )]
     DoesNotFit { needed_bytes: usize, total_bytes: usize },
-    #[error("{num_waiting} requests are waiting already, try again later")]
-    QueueFull { num_waiting: usize },
+    #[error("{num_waiting} requests with {num_tokens} tokens are waiting already, try again later")]
+    QueueFull { num_waiting: usize, num_tokens: usize },
     #[error("the server is shutting down")]
     Stopped,
     #[error("the engine failed on this request: {0}")]
     Internal(String),
+    #[error("the grammar became too complex: {0}")]
+    Grammar(String),
 }
 
 impl FinishReason {
@@ -156,7 +178,7 @@ impl FinishReason {
 
 pub(super) enum Command {
     Generate {
-        request: GenerateRequest,
+        request: Box<GenerateRequest>,
         events: mpsc::UnboundedSender<Event>,
         /// Where the cache is described once the generation has ended.
         view: Option<oneshot::Sender<KvView>>,
@@ -174,6 +196,7 @@ pub(super) enum Command {
 pub struct EngineHandle {
     commands: mpsc::UnboundedSender<Command>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    heartbeat: Heartbeat,
 }
 
 /// The engine's ends of the channels.
@@ -186,7 +209,9 @@ impl EngineHandle {
     pub(super) fn new() -> (Self, Inbox) {
         let (commands, receiver) = mpsc::unbounded_channel();
         let (publisher, snapshots) = watch::channel(Arc::default());
-        (Self { commands, snapshots }, Inbox { commands: receiver, snapshots: publisher })
+        let heartbeat = Heartbeat::default();
+        let inbox = Inbox { commands: receiver, snapshots: publisher };
+        (Self { commands, snapshots, heartbeat }, inbox)
     }
 
     /// What the engine held a moment ago.
@@ -222,7 +247,12 @@ impl EngineHandle {
         let (sender, events) = mpsc::unbounded_channel();
         let span = tracing::Span::current();
         self.commands
-            .send(Command::Generate { request, events: sender.clone(), view, span })
+            .send(Command::Generate {
+                request: Box::new(request),
+                events: sender.clone(),
+                view,
+                span,
+            })
             .map_err(|_| EngineError::Stopped)?;
         Ok(Generation { events, sender: sender.downgrade(), commands: self.commands.clone() })
     }
@@ -230,6 +260,20 @@ impl EngineHandle {
     /// Whether the engine still takes requests.
     pub fn is_alive(&self) -> bool {
         !self.commands.is_closed()
+    }
+
+    /// For how long the engine has been at its present step; `None` while it has nothing to do.
+    pub fn busy_since(&self) -> Option<Duration> {
+        self.heartbeat.busy_since()
+    }
+
+    pub(super) fn heartbeat(&self) -> Heartbeat {
+        self.heartbeat.clone()
+    }
+
+    /// Returns when the engine takes no more requests.
+    pub async fn closed(&self) {
+        self.commands.closed().await;
     }
 
     pub fn shutdown(&self) {

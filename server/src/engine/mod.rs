@@ -5,6 +5,9 @@ pub(crate) mod event;
 pub(crate) mod fake;
 pub(crate) mod gather;
 mod handle;
+mod heartbeat;
+mod pooling;
+mod prompt_logprobs;
 mod run;
 mod sampler;
 pub(crate) mod snapshot;
@@ -14,6 +17,7 @@ pub use handle::{
     EngineError, EngineHandle, Event, FinishReason, GenerateRequest, Generation, KvCacheParams,
     KvUsage, Outcome, SampledToken, SamplingParams, TokenLogprobs,
 };
+pub use pooling::Pooling;
 pub use run::{Engine, EngineInfo, EngineOptions};
 pub use snapshot::Snapshot;
 pub use view::KvView;

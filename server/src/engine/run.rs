@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use anyhow::Context;
+use candle_core::Tensor;
 use keepwell_kernels::{Arena, Backend, PageLayout};
 use keepwell_models::{Batch, Model};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -13,7 +14,10 @@ use super::{
     event::{Memory, compress_event, usage},
     gather::gather,
     handle::{Command, Inbox},
-    sampler::Sampler,
+    heartbeat::Heartbeat,
+    pooling::Pooler,
+    prompt_logprobs::PromptLogprobs,
+    sampler::{Drawn, Sampler},
     snapshot::Snapshot,
     view::KvView,
 };
@@ -52,8 +56,50 @@ struct Stream {
     events: mpsc::UnboundedSender<Event>,
     sampler: Sampler,
     stop_token_ids: Vec<u32>,
+    prompt_logprobs: Option<PromptLogprobs>,
+    pooler: Option<Pooler>,
     life: Lifecycle,
     view: Option<oneshot::Sender<KvView>>,
+}
+
+impl Stream {
+    fn new(
+        request: GenerateRequest,
+        events: mpsc::UnboundedSender<Event>,
+        view: Option<oneshot::Sender<KvView>>,
+        life: Lifecycle,
+    ) -> Self {
+        let GenerateRequest { prompt, sampling, stop_token_ids, constraint, pooling, .. } = request;
+        let prompt_logprobs =
+            sampling.prompt_logprobs.map(|num_top| PromptLogprobs::new(num_top, prompt.len()));
+        let sampler = Sampler::new(sampling, &prompt, &stop_token_ids, constraint);
+        let pooler = pooling.map(Pooler::new);
+        Self { events, sampler, stop_token_ids, prompt_logprobs, pooler, life, view }
+    }
+
+    /// Appends and streams what was drawn; tells whether the sequence is finished.
+    fn take(&self, drawn: Drawn, seq: &mut Sequence) -> Option<FinishReason> {
+        if let Some(token) = drawn.token {
+            seq.tokens.push(token.id);
+            if !self.stop_token_ids.contains(&token.id) {
+                // A closed channel is seen, and the sequence retired, at the next step.
+                let _ = self.events.send(Event::Token(token));
+            }
+        }
+        if drawn.is_last {
+            return Some(FinishReason::Stop);
+        }
+        (seq.tokens.len() >= seq.max_len).then_some(FinishReason::Length)
+    }
+
+    /// Last rows of the entry whose states are wanted: for logits, or for the prompt's vector.
+    fn num_rows(&self, entry: &Entry) -> usize {
+        if let Some(pooler) = &self.pooler {
+            return pooler.num_rows(entry);
+        }
+        let told = self.prompt_logprobs.as_ref().map_or(0, |told| told.num_rows(entry));
+        told.max(usize::from(entry.samples))
+    }
 }
 
 /// Owns all mutable state; lives on one thread.
@@ -84,9 +130,10 @@ impl Engine {
         let mut engine = Self::new(model, backend, options, snapshots)?;
         engine.publish();
         let info = engine.info();
+        let heartbeat = handle.heartbeat();
         std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || engine.run(commands))
+            .spawn(move || engine.run(commands, heartbeat))
             .context("cannot start the engine thread")?;
         Ok((handle, info))
     }
@@ -138,10 +185,12 @@ impl Engine {
         }
     }
 
-    fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+    fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>, heartbeat: Heartbeat) {
         loop {
+            heartbeat.beat();
             let command = if self.scheduler.is_idle() {
                 self.publish();
+                heartbeat.rest();
                 commands.blocking_recv().ok_or(mpsc::error::TryRecvError::Disconnected)
             } else {
                 commands.try_recv()
@@ -149,7 +198,7 @@ impl Engine {
             match command {
                 Ok(Command::Generate { request, events, view, span }) => {
                     let life = Lifecycle::queued(request.kv_cache.budget, &span);
-                    self.accept(request, events, view, life)
+                    self.accept(*request, events, view, life)
                 }
                 Ok(Command::Stop { events }) => self.stop(&events),
                 Ok(Command::Shutdown) | Err(mpsc::error::TryRecvError::Disconnected) => break,
@@ -186,9 +235,7 @@ impl Engine {
     ) {
         match self.sequence(&request) {
             Ok(seq) => {
-                let sampler = Sampler::new(request.sampling, &request.prompt);
-                let stop_token_ids = request.stop_token_ids;
-                self.streams.insert(seq.id, Stream { events, sampler, stop_token_ids, life, view });
+                self.streams.insert(seq.id, Stream::new(request, events, view, life));
                 self.scheduler.queue(seq);
             }
             Err(error) => {
@@ -201,9 +248,10 @@ impl Engine {
 
     /// Admission: refuses what no waiting would help.
     fn sequence(&mut self, request: &GenerateRequest) -> Result<Sequence, EngineError> {
-        let num_waiting = self.scheduler.num_waiting();
-        if !self.scheduler.can_queue() {
-            return Err(EngineError::QueueFull { num_waiting });
+        if !self.scheduler.can_queue(request.prompt.len()) {
+            let num_waiting = self.scheduler.num_waiting();
+            let num_tokens = self.scheduler.num_waiting_tokens();
+            return Err(EngineError::QueueFull { num_waiting, num_tokens });
         }
         let (budget, max_tokens) = self.grant(request)?;
         self.next_id += 1;
@@ -214,6 +262,7 @@ impl Engine {
             max_len: request.prompt.len() + max_tokens,
             budget,
             policy: request.kv_cache.policy,
+            priority: request.priority,
             table: PageTable::new(self.scheduler.demand().num_heads),
             since_event: 0,
             num_preemptions: 0,
@@ -264,11 +313,14 @@ impl Engine {
         }
         self.count(&step);
         match self.forward(&step) {
-            Ok(logits) => {
-                let finished = self.commit(&step, logits);
+            Ok(rows) => {
+                let finished = self.commit(&step, rows);
                 self.compress(&step);
-                for (id, reason) in finished {
-                    self.finish(id, reason);
+                for (id, outcome) in finished {
+                    match outcome {
+                        Ok(reason) => self.finish(id, reason),
+                        Err(error) => self.fail(id, error),
+                    }
                 }
             }
             Err(error) => {
@@ -301,12 +353,26 @@ impl Engine {
         }
     }
 
-    /// Logits (rows that sample, vocab).
+    fn num_rows(&self, entry: &Entry) -> usize {
+        self.streams.get(&entry.id).map_or(0, |stream| stream.num_rows(entry))
+    }
+
+    /// For each wanted row whether it is one of a prompt's vector.
+    fn pooled_rows(&self, step: &Step) -> Vec<bool> {
+        let rows = |entry: &Entry| {
+            let is_pooled = self.streams.get(&entry.id).is_some_and(|s| s.pooler.is_some());
+            std::iter::repeat_n(is_pooled, self.num_rows(entry))
+        };
+        step.entries.iter().flat_map(rows).collect()
+    }
+
+    /// Of the wanted rows, in the order of the entries: logits (vocab), or states (hidden) where a
+    /// vector is made of them.
     fn forward(&mut self, step: &Step) -> anyhow::Result<Vec<Vec<f32>>> {
         let sequence = |entry: &Entry| self.scheduler.running(entry.id);
         let parts: Vec<_> =
             step.entries.iter().filter_map(|entry| Some((entry, sequence(entry)?))).collect();
-        let mut gathered = gather(&parts, self.model.config(), |entry| usize::from(entry.samples));
+        let mut gathered = gather(&parts, self.model.config(), |entry| self.num_rows(entry));
         gathered.plan.basis = self.calibration.basis.clone();
         let batch = Batch {
             tokens: &gathered.tokens,
@@ -314,30 +380,64 @@ impl Engine {
             plan: &gathered.plan,
             probe: None,
         };
-        let logits = self.model.forward(&mut self.arena, &batch)?;
-        Ok(logits.to_vec2::<f32>()?)
+        let pooled = self.pooled_rows(step);
+        if !pooled.contains(&true) {
+            let logits = self.model.forward(&mut self.arena, &batch)?;
+            return Ok(logits.to_vec2::<f32>()?);
+        }
+        let states = self.model.hidden(&mut self.arena, &batch)?;
+        let mut logits = self.logits_of(&states, &pooled)?.into_iter();
+        let states = states.to_vec2::<f32>()?.into_iter().zip(pooled);
+        let row = |(state, is_pooled)| if is_pooled { Some(state) } else { logits.next() };
+        Ok(states.filter_map(row).collect())
+    }
+
+    /// states (rows, hidden), returns those of the rows that are not pooled.
+    fn logits_of(&self, states: &Tensor, pooled: &[bool]) -> anyhow::Result<Vec<Vec<f32>>> {
+        let rows: Vec<u32> = (0..).zip(pooled).filter(|(_, p)| !**p).map(|(row, _)| row).collect();
+        if rows.is_empty() {
+            return Ok(vec![]);
+        }
+        let len = rows.len();
+        let rows = Tensor::from_vec(rows, len, states.device())?;
+        Ok(self.model.logits(&states.index_select(&rows, 0)?)?.to_vec2::<f32>()?)
     }
 
     /// Samples and appends tokens, streams them, and tells who is finished.
-    fn commit(&mut self, step: &Step, logits: Vec<Vec<f32>>) -> Vec<(SeqId, FinishReason)> {
+    fn commit(
+        &mut self,
+        step: &Step,
+        rows: Vec<Vec<f32>>,
+    ) -> Vec<(SeqId, Result<FinishReason, EngineError>)> {
         let mut finished = Vec::new();
         let now = Instant::now();
-        let sampling = step.entries.iter().filter(|entry| entry.samples);
-        for (entry, mut logits) in sampling.zip(logits) {
+        let mut rows = rows.into_iter();
+        for entry in &step.entries {
             let Some(stream) = self.streams.get_mut(&entry.id) else { continue };
             let Some(seq) = self.scheduler.running_mut(entry.id) else { continue };
-            let token = stream.sampler.sample(&mut logits);
-            seq.tokens.push(token.id);
-            stream.life.token(now);
-            if stream.stop_token_ids.contains(&token.id) {
-                finished.push((entry.id, FinishReason::Stop));
+            let mut rows_of: Vec<_> = rows.by_ref().take(stream.num_rows(entry)).collect();
+            if let Some(pooler) = &mut stream.pooler {
+                if let Some(vector) = pooler.add(entry, &rows_of) {
+                    let _ = stream.events.send(Event::Embedding(vector));
+                    finished.push((entry.id, Ok(FinishReason::Stop)));
+                }
                 continue;
             }
-            if seq.tokens.len() >= seq.max_len {
-                finished.push((entry.id, FinishReason::Length));
+            if let Some(told) = &mut stream.prompt_logprobs {
+                let logprobs = told.read(entry, &seq.tokens, &rows_of);
+                if !logprobs.is_empty() {
+                    let _ = stream.events.send(Event::PromptLogprobs(logprobs));
+                }
             }
-            // A closed channel is seen, and the sequence retired, at the next step.
-            let _ = stream.events.send(Event::Token(token));
+            let Some(logits) = rows_of.last_mut().filter(|_| entry.samples) else { continue };
+            match stream.sampler.draw_next(logits) {
+                Ok(drawn) => {
+                    stream.life.token(now);
+                    let reason = stream.take(drawn, seq);
+                    finished.extend(reason.map(|reason| (entry.id, Ok(reason))));
+                }
+                Err(error) => finished.push((entry.id, Err(error))),
+            }
         }
         finished
     }

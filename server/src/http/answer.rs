@@ -1,31 +1,39 @@
 //! From a prepared job to an HTTP answer, streamed or whole. The endpoints differ in their shapes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, BoxStream, StreamExt};
 
 use super::App;
-use super::choice::{Choice, Delta, TextToken, Update};
+use super::choice::{Choice, Delta, Finished, Making, PromptDelta, TextToken, Update};
 use super::context::TokenLimit;
+use super::echo::Echo;
 use super::error::ApiError;
 use super::params::Params;
 use super::sse;
 use super::stop::StopStrings;
-use super::usage::Usage;
+use super::tools::{CallPiece, Tools};
+use super::usage::{ChunkUsage, Usage};
 use crate::dashboard::views::Views;
 use crate::engine::{EngineError, FinishReason, GenerateRequest, Generation, SamplingParams};
 use crate::metrics::{latency::Stopwatch, table::REQUEST_PARAMS_N};
 
 /// What to generate: `params.n` choices of each prompt.
 pub struct Job {
-    pub prompts: Vec<Vec<u32>>,
-    /// For each prompt.
-    pub limits: Vec<TokenLimit>,
+    pub prompts: Vec<JobPrompt>,
     /// Whether the answer goes on in the prompt's last line, as a completion does.
     pub continues: bool,
     pub params: Params,
+    pub tools: Option<Tools>,
+}
+
+pub struct JobPrompt {
+    pub ids: Vec<u32>,
+    pub limit: TokenLimit,
+    /// Present when the answer repeats the prompt.
+    pub echo: Option<Echo>,
 }
 
 /// How an endpoint writes its answer: JSON texts.
@@ -33,10 +41,14 @@ pub trait Shape: Send + 'static {
     /// The answer's id, the same in all chunks.
     fn id(&self) -> &str;
     /// The chunk before the first text of a choice.
-    fn opening(&self, index: usize) -> Option<String>;
-    fn delta(&self, delta: &Delta) -> String;
+    fn opening(&self, index: usize, usage: ChunkUsage) -> Option<String>;
+    /// The chunk with a prompt's log-probabilities.
+    fn prompt(&self, _prompt: &PromptDelta, _usage: ChunkUsage) -> Option<String> {
+        None
+    }
+    fn delta(&self, delta: &Delta, usage: ChunkUsage) -> String;
     /// The one chunk of a choice that has a finish reason.
-    fn finish(&self, index: usize, reason: FinishReason) -> String;
+    fn finish(&self, finished: &Finished, usage: ChunkUsage) -> String;
     fn usage(&self, usage: &Usage) -> String;
     /// The answer of a request that does not stream.
     fn whole(&self, choices: &[Whole], usage: &Usage) -> String;
@@ -47,36 +59,68 @@ pub trait Shape: Send + 'static {
 pub struct Whole {
     pub text: String,
     pub tokens: Vec<TextToken>,
+    pub calls: Vec<ToolCall>,
     pub reason: Option<FinishReason>,
+}
+
+/// A whole call.
+#[derive(Default)]
+pub struct ToolCall {
+    pub name: String,
+    pub arguments: String,
+}
+
+impl Whole {
+    fn take_calls(&mut self, pieces: Vec<CallPiece>) {
+        for CallPiece { name, arguments, .. } in pieces {
+            if let Some(name) = name {
+                self.calls.push(ToolCall { name, ..ToolCall::default() });
+            }
+            // Calls arrive one after the other, each with its name first.
+            self.calls.last_mut().into_iter().for_each(|call| call.arguments += &arguments);
+        }
+    }
 }
 
 pub type Updates = BoxStream<'static, Update>;
 
-/// Runs the job. Dropping the answer, or the future of it, cancels what runs.
+/// Runs the job, whose answer has this id. Dropping the updates cancels what runs.
+pub fn run(
+    app: &App,
+    job: Job,
+    id: &str,
+    stopwatch: Stopwatch,
+) -> Result<(Updates, Usage), ApiError> {
+    let num_prompt_tokens = job.prompts.iter().map(|prompt| prompt.ids.len()).sum();
+    let usage = Usage::new(num_prompt_tokens, job.params.kv_cache.budget);
+    check_num_choices(job.prompts.len() * job.params.n, app.limits.max_waiting, "n")?;
+    REQUEST_PARAMS_N.histogram(vec![]).record(job.params.n as f64);
+    let updates = submit(app, job, id, stopwatch)?;
+    Ok((until(app.limits.request_timeout, updates), usage))
+}
+
+/// Answers with the job's outcome. Dropping the answer, or the future of it, cancels what runs.
 pub async fn answer(
     app: &App,
     job: Job,
     shape: impl Shape,
     stopwatch: Stopwatch,
 ) -> Result<Response, ApiError> {
-    let num_prompt_tokens = job.prompts.iter().map(Vec::len).sum();
-    let usage = Usage::new(num_prompt_tokens, job.params.kv_cache.budget);
     let num_choices = job.prompts.len() * job.params.n;
-    check_num_choices(num_choices, app.max_waiting)?;
-    REQUEST_PARAMS_N.histogram(vec![]).record(job.params.n as f64);
     let stream = job.params.stream;
-    let updates = submit(app, job, shape.id(), stopwatch)?;
+    let (updates, usage) = run(app, job, shape.id(), stopwatch)?;
     match stream {
-        Some(options) => {
-            let opening = (0..num_choices).filter_map(|index| shape.opening(index)).collect();
-            sse::answer(updates, opening, shape, usage, options.include_usage).await
-        }
+        Some(options) => sse::answer(updates, num_choices, shape, usage, options).await,
         None => whole(updates, num_choices, &shape, usage).await,
     }
 }
 
 /// No later time would be better for a request that is longer than the queue.
-fn check_num_choices(num_choices: usize, max_waiting: usize) -> Result<(), ApiError> {
+pub fn check_num_choices(
+    num_choices: usize,
+    max_waiting: usize,
+    param: &str,
+) -> Result<(), ApiError> {
     if num_choices <= max_waiting {
         return Ok(());
     }
@@ -84,37 +128,32 @@ fn check_num_choices(num_choices: usize, max_waiting: usize) -> Result<(), ApiEr
         "the request asks for {num_choices} choices, the server queues {max_waiting} at most: \
          lower `n` or send fewer prompts"
     );
-    Err(ApiError::invalid("n", message))
+    Err(ApiError::invalid(param, message))
 }
 
 /// Hands every choice to the engine.
 fn submit(app: &App, job: Job, id: &str, stopwatch: Stopwatch) -> Result<Updates, ApiError> {
-    let Job { prompts, limits, continues, params } = job;
+    let Job { prompts, continues, params, tools } = job;
     let mut choices = Vec::new();
-    for (prompt, limit) in prompts.into_iter().zip(limits) {
+    for prompt in prompts {
         for nth in 0..params.n {
-            let request = GenerateRequest {
-                prompt: prompt.clone(),
-                max_tokens: limit.max_tokens,
-                may_shorten: limit.may_shorten,
-                stop_token_ids: params.stop_token_ids.clone(),
-                sampling: with_nth_seed(&params.sampling, nth),
-                kv_cache: params.kv_cache,
-            };
+            let request = request(&prompt, &params, nth);
             let is_first = choices.is_empty();
             let generation = match app.views.as_ref().filter(|_| is_first) {
                 Some(views) => viewed(app, views.clone(), id.to_owned(), request)?,
                 None => app.engine.generate(request)?,
             };
-            let stop = StopStrings::new(params.stop.clone());
-            let detokenizer = app.text.detokenizer(continues);
-            choices.push(Choice::new(
-                choices.len(),
-                generation,
-                detokenizer,
-                stop,
-                stopwatch.clone(),
-            ));
+            let making = Making {
+                index: choices.len(),
+                detokenizer: app.text.detokenizer(continues),
+                stop: StopStrings::new(params.stop.clone()),
+                min_tokens: params.sampling.min_tokens,
+                echo: prompt.echo.clone(),
+                tools: tools.as_ref().map(|tools| tools.parser(app)),
+                echo_only: prompt.limit.max_tokens == 0,
+                stopwatch: stopwatch.clone(),
+            };
+            choices.push(Choice::new(generation, making));
         }
     }
     Ok(stream::select_all(choices.into_iter().map(|choice| updates(choice).boxed())).boxed())
@@ -138,6 +177,40 @@ fn viewed(
     Ok(generation)
 }
 
+fn request(prompt: &JobPrompt, params: &Params, nth: usize) -> GenerateRequest {
+    GenerateRequest {
+        prompt: prompt.ids.clone(),
+        // Nothing comes out of an engine that does not draw a token.
+        max_tokens: prompt.limit.max_tokens.max(1),
+        may_shorten: prompt.limit.may_shorten,
+        stop_token_ids: params.stop_token_ids.clone(),
+        sampling: with_nth_seed(&params.sampling, nth),
+        kv_cache: params.kv_cache,
+        priority: params.priority,
+        constraint: params.constraint.clone(),
+        pooling: None,
+    }
+}
+
+/// Fails what is not finished in time.
+fn until(timeout: Duration, updates: Updates) -> Updates {
+    let deadline = tokio::time::Instant::now() + timeout;
+    let next = move |updates: Option<Updates>| async move {
+        let mut updates = updates?;
+        match tokio::time::timeout_at(deadline, updates.next()).await {
+            Ok(update) => Some((update?, Some(updates))),
+            // Dropping the updates cancels what runs.
+            Err(_elapsed) => Some((Update::Failed(too_slow(timeout)), None)),
+        }
+    };
+    stream::unfold(Some(updates), next).boxed()
+}
+
+pub fn too_slow(timeout: Duration) -> ApiError {
+    let message = format!("the request was not finished within {timeout:?}");
+    ApiError::new(StatusCode::GATEWAY_TIMEOUT, message).code("request_timeout")
+}
+
 /// The choices of one prompt draw from different seeds, else they would be equal.
 fn with_nth_seed(sampling: &SamplingParams, nth: usize) -> SamplingParams {
     let seed = sampling.seed.map(|seed| seed.wrapping_add(nth as u64));
@@ -158,9 +231,11 @@ async fn whole(
     choices.resize_with(num_choices, Whole::default);
     while let Some(update) = updates.next().await {
         match update {
+            Update::Prompt(prompt) => choices[prompt.index].tokens = prompt.tokens,
             Update::Delta(delta) => {
                 choices[delta.index].text += &delta.text;
                 choices[delta.index].tokens.extend(delta.tokens);
+                choices[delta.index].take_calls(delta.calls);
             }
             Update::Finished(finished) => {
                 choices[finished.index].reason = Some(finished.reason);

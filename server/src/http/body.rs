@@ -1,6 +1,7 @@
 //! From the bytes of a request to a JSON object, and work that may take long.
 
 use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value};
@@ -19,16 +20,24 @@ impl<S: Send + Sync> FromRequest<S> for JsonObject {
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
             let message = "the request's content-type must be application/json";
-            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+            let error = ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message);
+            return Err(error.code("unsupported_media_type"));
         }
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|rejection| ApiError::new(rejection.status(), rejection.body_text()))?;
+        let bytes = Bytes::from_request(request, state).await.map_err(unread)?;
         let object = match bytes.len() {
             ..INLINE_BYTES => parse(&bytes),
             _ => off_worker(move || parse(&bytes)).await,
         };
         object.map(Self)
+    }
+}
+
+/// The body did not arrive.
+fn unread(rejection: BytesRejection) -> ApiError {
+    let error = ApiError::new(rejection.status(), rejection.body_text());
+    match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => error.code("request_too_large"),
+        _ => error.code("incomplete_body"),
     }
 }
 

@@ -10,28 +10,33 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::App;
-use super::answer::{Job, Shape, Whole, answer};
+use super::answer::{Job, JobPrompt, Shape, ToolCall, Whole, answer};
 use super::body::{JsonObject, off_worker};
-use super::choice::Delta;
+use super::choice::{Delta, Finished};
 use super::context::{self, MaxTokens};
 use super::envelope::{Identity, finish_reason};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::logprobs::ChatLogprobs;
 use super::messages;
-use super::params::{MAX_LOGPROBS, Params};
+use super::params::Params;
 use super::text::{Chat, Text};
-use super::usage::Usage;
+use super::tools::{CallPiece, Tools, teach};
+use super::usage::{ChunkUsage, Usage};
 use crate::engine::FinishReason;
+use crate::grammar::Constraint;
 use crate::metrics::latency::Stopwatch;
 
 const CHUNK: &str = "chat.completion.chunk";
+
+use super::openapi::{ChatRequest, ErrorEnvelope};
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/v1/chat/completions", post(create))
 }
 
-async fn create(
+#[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn create(
     State(app): State<Arc<App>>,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {
@@ -42,26 +47,33 @@ async fn create(
 }
 
 fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, ChatShape), ApiError> {
-    let fields = Fields::root(body);
-    let mut params = Params::read(&fields, app)?;
-    params.sampling.logprobs = num_logprobs(&fields)?;
-    let max_tokens =
-        MaxTokens::read(&fields, &["max_completion_tokens", "max_tokens"], usize::MAX)?;
-    let prompt = tokenize(&chat(&fields)?, app)?;
-    let limit = max_tokens.within(app.model.max_model_len, prompt.len(), "messages")?;
-    let include_usage = params.stream.is_some_and(|options| options.include_usage);
+    let job = job(app, &Fields::root(body))?;
     let shape = ChatShape {
-        identity: Identity::new("chatcmpl", &app.model.name, include_usage),
+        identity: Identity::new("chatcmpl", &app.model.name),
         text: app.text.clone(),
-        logprobs: params.sampling.logprobs.is_some(),
+        logprobs: job.params.sampling.logprobs.is_some(),
     };
-    let job = Job { prompts: vec![prompt], limits: vec![limit], continues: false, params };
     Ok((job, shape))
 }
 
-fn num_logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
+/// What to generate for a chat.
+pub fn job(app: &App, fields: &Fields) -> Result<Job, ApiError> {
+    let mut params = Params::read(fields, app)?;
+    params.sampling.logprobs = num_logprobs(fields, app)?;
+    let names = ["max_completion_tokens", "max_tokens"];
+    let max_tokens = MaxTokens::read(fields, &names, 1, usize::MAX)?;
+    let tools = Tools::read(fields)?;
+    params.constraint = constraint(params.constraint.take(), tools.as_ref(), app)?;
+    let prompt = prompt_with(fields, tools.as_ref(), app)?;
+    let limit = max_tokens.within(app, prompt.len(), "messages")?;
+    params.check_min_tokens(limit)?;
+    let prompts = vec![JobPrompt { ids: prompt, limit, echo: None }];
+    Ok(Job { prompts, continues: false, params, tools })
+}
+
+fn num_logprobs(fields: &Fields, app: &App) -> Result<Option<usize>, ApiError> {
     let logprobs = fields.bool("logprobs")?.unwrap_or(false);
-    let top = fields.integer("top_logprobs", 0..=MAX_LOGPROBS)?;
+    let top = fields.integer("top_logprobs", 0..=app.limits.max_logprobs as i64)?;
     if !logprobs && top.is_some_and(|top| top > 0) {
         let message = "`top_logprobs` needs `logprobs` to be true";
         return Err(ApiError::invalid("top_logprobs", message));
@@ -69,10 +81,46 @@ fn num_logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
     Ok(logprobs.then(|| top.unwrap_or(0)))
 }
 
-fn chat(fields: &Fields) -> Result<Chat, ApiError> {
-    let messages = Value::Array(messages::read(fields)?);
+/// The tokens of a request's conversation.
+pub fn prompt(fields: &Fields, app: &App) -> Result<Vec<u32>, ApiError> {
+    prompt_with(fields, Tools::read(fields)?.as_ref(), app)
+}
+
+fn prompt_with(fields: &Fields, tools: Option<&Tools>, app: &App) -> Result<Vec<u32>, ApiError> {
+    let messages = messages::read(fields)?;
     let add_generation_prompt = fields.bool("add_generation_prompt")?.unwrap_or(true);
-    Ok(Chat { messages, add_generation_prompt })
+    tokenize(&with_tools(messages, tools, add_generation_prompt, app), app)
+}
+
+fn with_tools(
+    mut messages: Vec<Value>,
+    tools: Option<&Tools>,
+    add_generation_prompt: bool,
+    app: &App,
+) -> Chat {
+    let specs = tools.map(|tools| tools.specs.clone());
+    let tools = match app.text.tool_style().native {
+        true => specs.map(Value::Array),
+        false => {
+            teach(&mut messages, specs.as_deref().unwrap_or_default());
+            None
+        }
+    };
+    Chat { messages: Value::Array(messages), tools, add_generation_prompt }
+}
+
+/// Of the answer's form, or of the calls that it must make.
+fn constraint(
+    form: Option<Constraint>,
+    tools: Option<&Tools>,
+    app: &App,
+) -> Result<Option<Constraint>, ApiError> {
+    let forced = tools.map(|tools| tools.constraint(app)).transpose()?.flatten();
+    if form.is_some() && forced.is_some() {
+        let message = "an answer that must call a tool cannot have a `response_format`";
+        return Err(ApiError::invalid("tool_choice", message));
+    }
+    Ok(form.or(forced))
 }
 
 /// The texts of special tokens in messages are special tokens too, as in vLLM: who passes on what
@@ -102,8 +150,25 @@ struct Choice<'a> {
 #[derive(Serialize)]
 struct Message<'a> {
     role: &'static str,
-    content: &'a str,
+    /// `null` when there is nothing but calls.
+    content: Option<&'a str>,
     refusal: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<MessageCall<'a>>,
+}
+
+#[derive(Serialize)]
+struct MessageCall<'a> {
+    id: String,
+    r#type: &'static str,
+    function: CallFunction<'a>,
+}
+
+#[derive(Serialize)]
+struct CallFunction<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
 }
 
 #[derive(Serialize)]
@@ -120,6 +185,49 @@ struct MessageDelta<'a> {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<DeltaCall<'a>>,
+}
+
+#[derive(Serialize)]
+struct DeltaCall<'a> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    function: CallFunction<'a>,
+}
+
+impl<'a> DeltaCall<'a> {
+    fn new(piece: &'a CallPiece) -> Self {
+        let name = piece.name.as_deref();
+        Self {
+            index: piece.nth,
+            id: name.map(|_| call_id()),
+            r#type: name.map(|_| "function"),
+            function: CallFunction { name, arguments: &piece.arguments },
+        }
+    }
+}
+
+impl<'a> MessageCall<'a> {
+    fn new(call: &'a ToolCall) -> Self {
+        let function = CallFunction { name: Some(&call.name), arguments: &call.arguments };
+        Self { id: call_id(), r#type: "function", function }
+    }
+}
+
+fn call_id() -> String {
+    format!("call_{:032x}", rand::random::<u128>())
+}
+
+/// An answer that ends with its calls is waiting for their results.
+fn reason(reason: FinishReason, has_called: bool) -> &'static str {
+    match reason {
+        FinishReason::Stop if has_called => "tool_calls",
+        reason => finish_reason(reason),
+    }
 }
 
 impl Shape for ChatShape {
@@ -127,22 +235,27 @@ impl Shape for ChatShape {
         self.identity.id()
     }
 
-    fn opening(&self, index: usize) -> Option<String> {
-        let delta = MessageDelta { role: Some("assistant"), content: Some("") };
-        Some(self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason: None }))
+    fn opening(&self, index: usize, usage: ChunkUsage) -> Option<String> {
+        let delta =
+            MessageDelta { role: Some("assistant"), content: Some(""), ..MessageDelta::default() };
+        Some(self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason: None }, usage))
     }
 
-    fn delta(&self, delta: &Delta) -> String {
+    fn delta(&self, delta: &Delta, usage: ChunkUsage) -> String {
         let logprobs = self.logprobs.then(|| ChatLogprobs::new(&delta.tokens, &*self.text));
-        let message = MessageDelta { role: None, content: Some(&delta.text) };
+        let message = MessageDelta {
+            role: None,
+            content: Some(&*delta.text).filter(|text| !text.is_empty() || delta.calls.is_empty()),
+            tool_calls: delta.calls.iter().map(DeltaCall::new).collect(),
+        };
         let index = delta.index;
-        self.chunk(ChunkChoice { index, delta: message, logprobs, finish_reason: None })
+        self.chunk(ChunkChoice { index, delta: message, logprobs, finish_reason: None }, usage)
     }
 
-    fn finish(&self, index: usize, reason: FinishReason) -> String {
-        let delta = MessageDelta::default();
-        let finish_reason = Some(finish_reason(reason));
-        self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason })
+    fn finish(&self, finished: &Finished, usage: ChunkUsage) -> String {
+        let (index, delta) = (finished.index, MessageDelta::default());
+        let finish_reason = Some(reason(finished.reason, finished.has_called));
+        self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason }, usage)
     }
 
     fn usage(&self, usage: &Usage) -> String {
@@ -157,16 +270,21 @@ impl Shape for ChatShape {
 }
 
 impl ChatShape {
-    fn chunk(&self, choice: ChunkChoice) -> String {
-        self.identity.chunk(CHUNK, choice)
+    fn chunk(&self, choice: ChunkChoice, usage: ChunkUsage) -> String {
+        self.identity.chunk(CHUNK, choice, usage)
     }
 
     fn choice<'a>(&self, index: usize, whole: &'a Whole) -> Choice<'a> {
         Choice {
             index,
-            message: Message { role: "assistant", content: &whole.text, refusal: None },
+            message: Message {
+                role: "assistant",
+                content: Some(&*whole.text).filter(|t| !t.is_empty() || whole.calls.is_empty()),
+                refusal: None,
+                tool_calls: whole.calls.iter().map(MessageCall::new).collect(),
+            },
             logprobs: self.logprobs.then(|| ChatLogprobs::new(&whole.tokens, &*self.text)),
-            finish_reason: whole.reason.map(finish_reason),
+            finish_reason: whole.reason.map(|r| reason(r, !whole.calls.is_empty())),
         }
     }
 }

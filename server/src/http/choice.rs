@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 
+use super::echo::Echo;
 use super::error::ApiError;
 use super::stop::StopStrings;
 use super::text::Detokenizer;
+use super::tools::{CallPiece, Parsed, ToolParser};
 use crate::engine::{
     EngineError, Event, FinishReason, Generation, KvUsage, Outcome, SampledToken, TokenLogprobs,
 };
@@ -13,6 +15,8 @@ use crate::metrics::latency::Stopwatch;
 /// What happened to one choice.
 #[derive(Debug)]
 pub enum Update {
+    /// Before the first delta of a choice that repeats its prompt with log-probabilities.
+    Prompt(PromptDelta),
     Delta(Delta),
     /// The choice's last update.
     Finished(Finished),
@@ -26,12 +30,23 @@ pub struct Delta {
     pub index: usize,
     pub text: String,
     pub tokens: Vec<TextToken>,
+    pub calls: Vec<CallPiece>,
+    /// Tokens of the choice so far, those of this delta included.
+    pub num_tokens: usize,
+}
+
+#[derive(Debug, PartialEq)]
+pub struct PromptDelta {
+    pub index: usize,
+    pub tokens: Vec<TextToken>,
 }
 
 #[derive(Debug, PartialEq)]
 pub struct Finished {
     pub index: usize,
     pub reason: FinishReason,
+    /// Whether the choice called tools.
+    pub has_called: bool,
     pub num_tokens: usize,
     pub kv_cache: KvUsage,
 }
@@ -40,22 +55,38 @@ pub struct Finished {
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextToken {
     pub id: u32,
-    pub logprobs: TokenLogprobs,
+    /// Absent where nothing predicts the token.
+    pub logprobs: Option<TokenLogprobs>,
     /// Characters of the text before the token's own.
     pub offset: usize,
 }
 
+/// What the text of a choice is made with.
+pub struct Making {
+    pub index: usize,
+    pub detokenizer: Box<dyn Detokenizer>,
+    pub stop: StopStrings,
+    /// Stop strings count from this token on.
+    pub min_tokens: usize,
+    /// The prompt, when the answer repeats it.
+    pub echo: Option<Echo>,
+    /// Finds the calls in the text, when there are tools.
+    pub tools: Option<ToolParser>,
+    /// Whether the answer is the prompt alone: what is generated is dropped.
+    pub echo_only: bool,
+    pub stopwatch: Stopwatch,
+}
+
 /// A running choice. Dropping it cancels the generation.
 pub struct Choice {
-    index: usize,
     generation: Generation,
-    detokenizer: Box<dyn Detokenizer>,
-    stop: StopStrings,
-    stopwatch: Stopwatch,
+    making: Making,
     /// Tokens whose text was not given out yet.
     held: VecDeque<TextToken>,
+    /// Tokens whose text the tool parser holds back.
+    unparsed: Vec<TextToken>,
     num_tokens: usize,
-    /// Characters decoded, those held back included.
+    /// Characters decoded, an echo and those held back included.
     num_decoded: usize,
     /// Characters given out.
     num_given: usize,
@@ -65,23 +96,16 @@ pub struct Choice {
 }
 
 impl Choice {
-    pub fn new(
-        index: usize,
-        generation: Generation,
-        detokenizer: Box<dyn Detokenizer>,
-        stop: StopStrings,
-        stopwatch: Stopwatch,
-    ) -> Self {
+    pub fn new(generation: Generation, making: Making) -> Self {
+        let num_echoed = making.echo.as_ref().map_or(0, |echo| echo.num_chars);
         Self {
-            index,
             generation,
-            detokenizer,
-            stop,
-            stopwatch,
+            making,
             held: VecDeque::new(),
+            unparsed: vec![],
             num_tokens: 0,
-            num_decoded: 0,
-            num_given: 0,
+            num_decoded: num_echoed,
+            num_given: num_echoed,
             found_stop: false,
             ended: false,
             ready: VecDeque::new(),
@@ -98,6 +122,8 @@ impl Choice {
                 return None;
             }
             match self.generation.next().await {
+                Some(Event::PromptLogprobs(logprobs)) => self.take_prompt(logprobs),
+                Some(Event::Embedding(_)) => {} // Not asked for.
                 Some(Event::Token(token)) => self.take(token),
                 Some(Event::Finished(outcome)) => self.finish(outcome),
                 Some(Event::Failed(error)) => self.fail(error),
@@ -106,22 +132,42 @@ impl Choice {
         }
     }
 
+    fn take_prompt(&mut self, logprobs: Vec<TokenLogprobs>) {
+        if let Some(echo) = &mut self.making.echo {
+            echo.extend(logprobs);
+        }
+    }
+
+    /// Whatever follows the prompt's log-probabilities: they are complete then.
+    fn give_prompt(&mut self) {
+        if let Some(echo) = self.making.echo.take() {
+            let prompt = PromptDelta { index: self.making.index, tokens: echo.into_tokens() };
+            self.ready.push_back(Update::Prompt(prompt));
+        }
+    }
+
     fn take(&mut self, token: SampledToken) {
-        if self.found_stop {
-            return; // Drawn before the engine heard that it should stop.
+        self.give_prompt();
+        // After a stop it was drawn before the engine heard of it.
+        if self.found_stop || self.making.echo_only {
+            return;
         }
-        self.stopwatch.token();
+        self.making.stopwatch.token();
         self.num_tokens += 1;
-        if let Some(logprobs) = token.logprobs {
-            self.held.push_back(TextToken { id: token.id, logprobs, offset: self.num_decoded });
+        if token.logprobs.is_some() {
+            let offset = self.num_decoded;
+            self.held.push_back(TextToken { id: token.id, logprobs: token.logprobs, offset });
         }
-        let piece = self.detokenizer.push(token.id);
+        let piece = self.making.detokenizer.push(token.id);
         self.scan(&piece);
     }
 
     fn scan(&mut self, piece: &str) {
         self.num_decoded += piece.chars().count();
-        let scan = self.stop.push(piece);
+        if self.num_tokens < self.making.min_tokens {
+            return self.give(piece.to_owned());
+        }
+        let scan = self.making.stop.push(piece);
         self.give(scan.text);
         if scan.found {
             self.found_stop = true;
@@ -138,19 +184,50 @@ impl Choice {
         self.num_given += text.chars().count();
         let given = self.held.partition_point(|token| token.offset < self.num_given);
         let tokens = self.held.drain(..given).collect();
-        self.ready.push_back(Update::Delta(Delta { index: self.index, text, tokens }));
+        self.give_delta(text, tokens);
+    }
+
+    /// Text that became certain. Of calls that are not, the tokens wait.
+    fn give_delta(&mut self, text: String, tokens: Vec<TextToken>) {
+        let parsed = match &mut self.making.tools {
+            Some(tools) => tools.push(&text),
+            None => Parsed { text, calls: vec![] },
+        };
+        self.unparsed.extend(tokens);
+        if !parsed.text.is_empty() || !parsed.calls.is_empty() {
+            self.push_delta(parsed);
+        }
+    }
+
+    fn push_delta(&mut self, Parsed { text, calls }: Parsed) {
+        let (index, num_tokens) = (self.making.index, self.num_tokens);
+        let tokens = std::mem::take(&mut self.unparsed);
+        self.ready.push_back(Update::Delta(Delta { index, text, tokens, calls, num_tokens }));
+    }
+
+    /// What is left in the parser is no call.
+    fn end_calls(&mut self) -> bool {
+        let tools = self.making.tools.as_mut();
+        let parsed = tools.map(ToolParser::flush).unwrap_or_default();
+        if !parsed.text.is_empty() || !self.unparsed.is_empty() {
+            self.push_delta(parsed);
+        }
+        self.making.tools.as_ref().is_some_and(ToolParser::has_called)
     }
 
     fn finish(&mut self, outcome: Outcome) {
+        self.give_prompt();
         self.give_the_rest();
+        let has_called = self.end_calls();
         // Tokens after a stop string are not part of the answer.
         let (reason, num_tokens) = match self.found_stop {
+            _ if self.making.echo_only => (FinishReason::Length, 0),
             true => (FinishReason::Stop, self.num_tokens),
             false => (outcome.reason, outcome.num_generated_tokens),
         };
-        self.stopwatch.finished();
-        let kv_cache = outcome.kv_cache;
-        let finished = Finished { index: self.index, reason, num_tokens, kv_cache };
+        self.making.stopwatch.finished();
+        let (index, kv_cache) = (self.making.index, outcome.kv_cache);
+        let finished = Finished { index, reason, has_called, num_tokens, kv_cache };
         self.ready.push_back(Update::Finished(finished));
         self.ended = true;
     }
@@ -159,15 +236,15 @@ impl Choice {
         if self.found_stop {
             return;
         }
-        let piece = self.detokenizer.flush();
+        let piece = self.making.detokenizer.flush();
         self.scan(&piece);
         if self.found_stop {
             return;
         }
-        let text = self.stop.flush();
+        let text = self.making.stop.flush();
         let tokens = self.held.drain(..).collect::<Vec<_>>();
         if !text.is_empty() || !tokens.is_empty() {
-            self.ready.push_back(Update::Delta(Delta { index: self.index, text, tokens }));
+            self.give_delta(text, tokens);
         }
     }
 

@@ -10,30 +10,33 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::App;
-use super::answer::{Job, Shape, Whole, answer};
+use super::answer::{Job, JobPrompt, Shape, Whole, answer};
 use super::body::{JsonObject, off_worker};
-use super::choice::Delta;
+use super::choice::{Delta, Finished, PromptDelta};
 use super::context::MaxTokens;
+use super::echo::Echo;
 use super::envelope::{Identity, finish_reason};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::logprobs::CompletionLogprobs;
-use super::params::{MAX_LOGPROBS, Params};
+use super::params::{Params, is_empty, refuse};
 use super::prompts::{self, Prompt};
 use super::text::Text;
-use super::usage::Usage;
-use crate::engine::FinishReason;
+use super::usage::{ChunkUsage, Usage};
 use crate::metrics::latency::Stopwatch;
 
 const OBJECT: &str = "text_completion";
 /// OpenAI's, and vLLM's.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
+use super::openapi::{CompletionRequest, ErrorEnvelope};
+
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/v1/completions", post(create))
 }
 
-async fn create(
+#[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn create(
     State(app): State<Arc<App>>,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {
@@ -45,31 +48,37 @@ async fn create(
 
 fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, CompletionShape), ApiError> {
     let fields = Fields::root(body);
+    refuse(&fields, &[("tools", is_empty)])?;
     let mut params = Params::read(&fields, app)?;
-    params.sampling.logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?;
-    let echo = echo(&fields, params.sampling.logprobs.is_some())?;
-    let max_tokens = MaxTokens::read(&fields, &["max_tokens"], DEFAULT_MAX_TOKENS)?;
+    params.sampling.logprobs = fields.integer("logprobs", 0..=app.limits.max_logprobs as i64)?;
+    let echo = fields.bool("echo")?.unwrap_or(false);
+    if echo {
+        params.sampling.prompt_logprobs = params.sampling.logprobs;
+    }
+    // Without a token of its own an answer has only the prompt to show.
+    let least = i64::from(!echo);
+    let max_tokens = MaxTokens::read(&fields, &["max_tokens"], least, DEFAULT_MAX_TOKENS)?;
     let prompts = prompts::read(&fields, app, max_tokens)?;
-    let limits = prompts.iter().map(|prompt| prompt.limit).collect();
-    let include_usage = params.stream.is_some_and(|options| options.include_usage);
+    prompts.iter().try_for_each(|prompt| params.check_min_tokens(prompt.limit))?;
+    let echoes = if echo { echoes(&prompts, app)? } else { vec![] };
     let shape = CompletionShape {
-        identity: Identity::new("cmpl", &app.model.name, include_usage),
+        identity: Identity::new("cmpl", &app.model.name),
         text: app.text.clone(),
         logprobs: params.sampling.logprobs.is_some(),
-        echoes: if echo { echoes(&prompts, app)? } else { vec![] },
+        echoes,
         n: params.n,
     };
-    let prompts = prompts.into_iter().map(|p| p.ids).collect();
-    Ok((Job { prompts, limits, continues: true, params }, shape))
-}
-
-fn echo(fields: &Fields, logprobs: bool) -> Result<bool, ApiError> {
-    let echo = fields.bool("echo")?.unwrap_or(false);
-    if echo && logprobs {
-        let message = "log-probabilities of the prompt, `echo` with `logprobs`, are not supported";
-        return Err(ApiError::invalid("logprobs", message).code("unsupported_parameter"));
-    }
-    Ok(echo)
+    let job_prompt = |(index, prompt): (usize, Prompt)| JobPrompt {
+        echo: shape
+            .echoes
+            .get(index)
+            .filter(|_| shape.logprobs)
+            .map(|text| Echo::new(text, &prompt.ids, &*app.text)),
+        ids: prompt.ids,
+        limit: prompt.limit,
+    };
+    let prompts = prompts.into_iter().enumerate().map(job_prompt).collect();
+    Ok((Job { prompts, continues: true, params, tools: None }, shape))
 }
 
 /// The text of each prompt.
@@ -107,20 +116,29 @@ impl Shape for CompletionShape {
         self.identity.id()
     }
 
-    fn opening(&self, index: usize) -> Option<String> {
-        let text = self.echo(index)?;
-        Some(self.chunk(Choice { index, text, logprobs: None, finish_reason: None }))
+    fn opening(&self, index: usize, usage: ChunkUsage) -> Option<String> {
+        // With log-probabilities the prompt comes when they are known.
+        let text = self.echo(index).filter(|_| !self.logprobs)?;
+        Some(self.chunk(Choice { index, text, logprobs: None, finish_reason: None }, usage))
     }
 
-    fn delta(&self, delta: &Delta) -> String {
+    fn prompt(&self, prompt: &PromptDelta, usage: ChunkUsage) -> Option<String> {
+        let index = prompt.index;
+        let logprobs = Some(CompletionLogprobs::new(&prompt.tokens, &*self.text));
+        let text = self.echo(index)?;
+        Some(self.chunk(Choice { index, text, logprobs, finish_reason: None }, usage))
+    }
+
+    fn delta(&self, delta: &Delta, usage: ChunkUsage) -> String {
         let logprobs = self.logprobs.then(|| CompletionLogprobs::new(&delta.tokens, &*self.text));
         let (index, text) = (delta.index, delta.text.as_str());
-        self.chunk(Choice { index, text, logprobs, finish_reason: None })
+        self.chunk(Choice { index, text, logprobs, finish_reason: None }, usage)
     }
 
-    fn finish(&self, index: usize, reason: FinishReason) -> String {
-        let finish_reason = Some(finish_reason(reason));
-        self.chunk(Choice { index, text: "", logprobs: None, finish_reason })
+    fn finish(&self, finished: &Finished, usage: ChunkUsage) -> String {
+        let finish_reason = Some(finish_reason(finished.reason));
+        let index = finished.index;
+        self.chunk(Choice { index, text: "", logprobs: None, finish_reason }, usage)
     }
 
     fn usage(&self, usage: &Usage) -> String {
@@ -145,8 +163,8 @@ impl CompletionShape {
         self.echoes.get(index / self.n).map(String::as_str)
     }
 
-    fn chunk(&self, choice: Choice) -> String {
-        self.identity.chunk(OBJECT, choice)
+    fn chunk(&self, choice: Choice, usage: ChunkUsage) -> String {
+        self.identity.chunk(OBJECT, choice, usage)
     }
 
     fn choice<'a>(&self, index: usize, text: &'a str, whole: &Whole) -> Choice<'a> {

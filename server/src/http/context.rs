@@ -12,16 +12,44 @@ use super::fields::Fields;
 /// # Errors
 /// The text fills the context even with the longest tokens there are.
 pub fn check_text(text: &str, app: &App, param: &str) -> Result<(), ApiError> {
-    let max_model_len = app.model.max_model_len;
+    let max_model_len = app.model.max_model_len.min(app.limits.max_prompt_tokens);
     let least = text.len().div_ceil(app.text.longest_token().max(1));
     if least <= max_model_len {
         return Ok(());
     }
-    let message = format!(
-        "the model's context is {max_model_len} tokens, but the prompt has at least {least}"
-    );
+    let message = format!("the prompt has at least {least} tokens, {max_model_len} are the most");
     let error = ApiError::new(StatusCode::BAD_REQUEST, message);
     Err(error.at(param).code("context_length_exceeded"))
+}
+
+/// # Errors
+/// The prompt is longer than the operator allows.
+fn check_len(prompt_len: usize, app: &App, param: &str) -> Result<(), ApiError> {
+    let most = app.limits.max_prompt_tokens;
+    if prompt_len <= most {
+        return Ok(());
+    }
+    let message = format!("the prompt has {prompt_len} tokens, this server takes {most} at most");
+    Err(ApiError::invalid(param, message).code("prompt_too_long"))
+}
+
+/// For a prompt with which nothing is to be generated: it may fill the context.
+///
+/// # Errors
+/// The prompt is too long, or has no tokens.
+pub fn whole(app: &App, prompt_len: usize, param: &str) -> Result<TokenLimit, ApiError> {
+    check_len(prompt_len, app, param)?;
+    let max_model_len = app.model.max_model_len;
+    match prompt_len {
+        0 => Err(ApiError::invalid(param, "the prompt has no tokens")),
+        len if len > max_model_len => {
+            let message =
+                format!("the model's context is {max_model_len} tokens, the prompt has {len}");
+            let error = ApiError::new(StatusCode::BAD_REQUEST, message);
+            Err(error.at(param).code("context_length_exceeded"))
+        }
+        _ => Ok(TokenLimit { max_tokens: 0, may_shorten: true }),
+    }
 }
 
 /// How many tokens a prompt's choices may have.
@@ -42,10 +70,15 @@ pub enum MaxTokens {
 }
 
 impl MaxTokens {
-    /// From the first of `names` that the request has.
-    pub fn read(fields: &Fields, names: &[&'static str], default: usize) -> Result<Self, ApiError> {
+    /// From the first of `names` that the request has, `least` or more.
+    pub fn read(
+        fields: &Fields,
+        names: &[&'static str],
+        least: i64,
+        default: usize,
+    ) -> Result<Self, ApiError> {
         for name in names {
-            if let Some(asked) = fields.integer(name, 1..=i64::from(u32::MAX))? {
+            if let Some(asked) = fields.integer(name, least..=i64::from(u32::MAX))? {
                 return Ok(Self::Asked(name, asked));
             }
         }
@@ -56,18 +89,16 @@ impl MaxTokens {
     ///
     /// # Errors
     /// No room for the prompt and one token, or for the tokens asked for; a prompt without tokens.
-    pub fn within(
-        self,
-        max_model_len: usize,
-        prompt_len: usize,
-        param: &str,
-    ) -> Result<TokenLimit, ApiError> {
+    pub fn within(self, app: &App, prompt_len: usize, param: &str) -> Result<TokenLimit, ApiError> {
         if prompt_len == 0 {
             return Err(ApiError::invalid(param, "the prompt has no tokens"));
         }
+        check_len(prompt_len, app, param)?;
+        let max_model_len = app.model.max_model_len;
         let rest = max_model_len.saturating_sub(prompt_len);
         let (field, wanted, max_tokens, may_shorten) = match self {
-            Self::Asked(name, asked) => (name, asked, asked, false),
+            // Who asks for none gets the prompt's own log-probabilities: that takes a token, too.
+            Self::Asked(name, asked) => (name, asked.max(1), asked, false),
             Self::Default(default) => (param, 1, default.min(rest), true),
         };
         if wanted <= rest {

@@ -83,6 +83,9 @@ async fn replay(app: &App, viewed: &Viewed, budget: f32) -> Result<Arc<KvView>, 
         stop_token_ids: vec![],
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         kv_cache,
+        priority: 0,
+        constraint: None,
+        pooling: None,
     })?;
     // Dropping the generation early would cancel it.
     while let Some(event) = generation.next().await {

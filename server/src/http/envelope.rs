@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::usage::Usage;
+use super::usage::{ChunkUsage, Usage};
 use crate::engine::FinishReason;
 
 /// The identity of an answer.
@@ -12,25 +12,23 @@ pub struct Identity {
     id: String,
     created: u64,
     model: String,
-    /// Whether chunks carry `usage: null` before the last one, as they do when usage was asked for.
-    null_usage: bool,
 }
 
 #[derive(Serialize)]
-struct Envelope<'a, C> {
+struct Envelope<'a, C, U> {
     id: &'a str,
     object: &'static str,
     created: u64,
     model: &'a str,
     choices: &'a [C],
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<&'a Usage>>,
+    usage: Option<U>,
 }
 
 impl Identity {
-    pub fn new(prefix: &str, model: &str, null_usage: bool) -> Self {
+    pub fn new(prefix: &str, model: &str) -> Self {
         let id = format!("{prefix}-{:032x}", rand::random::<u128>());
-        Self { id, created: unix_seconds(), model: model.to_owned(), null_usage }
+        Self { id, created: unix_seconds(), model: model.to_owned() }
     }
 
     pub fn id(&self) -> &str {
@@ -44,19 +42,24 @@ impl Identity {
         choices: &[C],
         usage: &Usage,
     ) -> String {
-        self.json(object, choices, Some(Some(usage)))
+        self.json(object, choices, Some(usage))
     }
 
     /// A chunk before the last one.
-    pub fn chunk<C: Serialize>(&self, object: &'static str, choice: C) -> String {
-        self.json(object, &[choice], self.null_usage.then_some(None))
+    pub fn chunk<C: Serialize>(
+        &self,
+        object: &'static str,
+        choice: C,
+        usage: ChunkUsage,
+    ) -> String {
+        self.json(object, &[choice], usage)
     }
 
-    fn json<C: Serialize>(
+    fn json<C: Serialize, U: Serialize>(
         &self,
         object: &'static str,
         choices: &[C],
-        usage: Option<Option<&Usage>>,
+        usage: Option<U>,
     ) -> String {
         let Self { id, created, model, .. } = self;
         let envelope = Envelope { id, object, created: *created, model, choices, usage };

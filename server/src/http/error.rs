@@ -104,6 +104,7 @@ impl From<EngineError> for ApiError {
             EngineError::DoesNotFit { .. } => (StatusCode::BAD_REQUEST, "kv_memory_exceeded"),
             EngineError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             EngineError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+            EngineError::Grammar(_) => (StatusCode::BAD_REQUEST, "grammar_too_complex"),
             EngineError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
         };
         Self::new(status, error.to_string()).code(code)

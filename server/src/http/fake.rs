@@ -5,7 +5,10 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use metrics_exporter_prometheus::PrometheusBuilder;
 
-use super::{App, Chat, Detokenizer, KvDefaults, ServedModel, Text};
+use super::{
+    ApiKeys, App, Chat, Detokenizer, Draining, KvDefaults, Limits, Load, ServedModel,
+    StoredResponses, TOOL_FORMATS, Text, ToolStyle, grammars,
+};
 use crate::compress::PolicyId;
 use crate::engine::EngineHandle;
 use crate::engine::fake::Script;
@@ -46,8 +49,16 @@ impl Text for ByteText {
         Ok(prompt + if chat.add_generation_prompt { "assistant:" } else { "" })
     }
 
+    fn tool_style(&self) -> ToolStyle {
+        ToolStyle { format: &TOOL_FORMATS[0], native: false }
+    }
+
     fn detokenizer(&self, _continues: bool) -> Box<dyn Detokenizer> {
         Box::new(ByteDetokenizer::default())
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        id == EOS
     }
 
     fn token_bytes(&self, id: u32) -> Vec<u8> {
@@ -93,15 +104,24 @@ pub fn app(engine: EngineHandle) -> App {
     App {
         engine,
         text: Arc::new(ByteText),
-        model: ServedModel::new(MODEL.into(), MAX_MODEL_LEN, vec![EOS]),
+        grammars: grammars(&ByteText, &[EOS]).unwrap(),
+        model: ServedModel::new(MODEL.into(), MAX_MODEL_LEN, vec![EOS], 3),
         kv_cache: KvDefaults {
             budget: 0.5,
             min_budget: Some(0.25),
             policy: PolicyId::from_name("attribution").unwrap(),
         },
         metrics: PrometheusBuilder::new().build_recorder().handle(),
-        views: None,
-        max_body_bytes: MAX_BODY_BYTES,
-        max_waiting: MAX_WAITING,
+            views: None,
+        limits: Limits {
+            max_body_bytes: MAX_BODY_BYTES,
+            max_waiting: MAX_WAITING,
+            ..Limits::default()
+        },
+        api_keys: ApiKeys::default(),
+        cors_origins: vec![],
+        load: Load::default(),
+        responses: StoredResponses::default(),
+        draining: Draining::default(),
     }
 }

@@ -33,9 +33,10 @@ struct Alternative {
 #[derive(Serialize)]
 pub struct CompletionLogprobs {
     text_offset: Vec<usize>,
-    token_logprobs: Vec<f32>,
+    /// `null` for the first token of a prompt, which nothing predicts.
+    token_logprobs: Vec<Option<f32>>,
     tokens: Vec<String>,
-    top_logprobs: Vec<TopLogprobs>,
+    top_logprobs: Vec<Option<TopLogprobs>>,
 }
 
 /// An object from token to log-probability, likeliest first, the chosen one always among them.
@@ -53,9 +54,13 @@ fn chat_token(token: &TextToken, text: &dyn Text) -> ChatToken {
         let token = String::from_utf8_lossy(&bytes).into_owned();
         Alternative { token, logprob: logprob.max(LOWEST), bytes }
     };
+    let (chosen, top) = match &token.logprobs {
+        Some(logprobs) => (logprobs.chosen, &logprobs.top[..]),
+        None => (LOWEST, &[][..]),
+    };
     ChatToken {
-        chosen: alternative(&(token.id, token.logprobs.chosen)),
-        top_logprobs: token.logprobs.top.iter().map(alternative).collect(),
+        chosen: alternative(&(token.id, chosen)),
+        top_logprobs: top.iter().map(alternative).collect(),
     }
 }
 
@@ -63,19 +68,25 @@ impl CompletionLogprobs {
     pub fn new(tokens: &[TextToken], text: &dyn Text) -> Self {
         Self {
             text_offset: tokens.iter().map(|t| t.offset).collect(),
-            token_logprobs: tokens.iter().map(|t| t.logprobs.chosen.max(LOWEST)).collect(),
+            token_logprobs: tokens.iter().map(chosen_logprob).collect(),
             tokens: tokens.iter().map(|t| token_name(t.id, text)).collect(),
             top_logprobs: tokens.iter().map(|t| top_logprobs(t, text)).collect(),
         }
     }
 }
 
-fn top_logprobs(token: &TextToken, text: &dyn Text) -> TopLogprobs {
-    let mut top = token.logprobs.top.clone();
+fn chosen_logprob(token: &TextToken) -> Option<f32> {
+    token.logprobs.as_ref().map(|logprobs| logprobs.chosen.max(LOWEST))
+}
+
+fn top_logprobs(token: &TextToken, text: &dyn Text) -> Option<TopLogprobs> {
+    let logprobs = token.logprobs.as_ref()?;
+    let mut top = logprobs.top.clone();
     if !top.iter().any(|&(id, _)| id == token.id) {
-        top.push((token.id, token.logprobs.chosen));
+        top.push((token.id, logprobs.chosen));
     }
-    TopLogprobs(top.iter().map(|&(id, lp)| (token_name(id, text), lp.max(LOWEST))).collect())
+    let named = |&(id, logprob): &(u32, f32)| (token_name(id, text), logprob.max(LOWEST));
+    Some(TopLogprobs(top.iter().map(named).collect()))
 }
 
 /// A token's text or, when its bytes are only part of a character, `bytes:\xe2\x82`.

@@ -23,7 +23,29 @@ fn message(value: &Value, path: &str) -> Result<Value, ApiError> {
     let role = role(&fields)?;
     let mut message = value.clone();
     message["content"] = json!(content(&fields, role)?);
+    if let Some(calls) = fields.array("tool_calls")? {
+        message["tool_calls"] = json!(tool_calls(calls, &fields.path("tool_calls"))?);
+    }
     Ok(message)
+}
+
+/// Templates read the arguments as an object; requests have them as its text.
+fn tool_calls(calls: &[Value], path: &str) -> Result<Vec<Value>, ApiError> {
+    let call = |(i, call): (usize, &Value)| {
+        let fields = Fields::nested(call, &format!("{path}[{i}]"))?;
+        fields.required("function")?;
+        let Some(function) = fields.object("function")? else { unreachable!("it is required") };
+        function.required("name")?;
+        function.str("name")?;
+        let mut call = call.clone();
+        if let Some(Value::String(text)) = function.get("arguments")
+            && let Ok(arguments @ Value::Object(_)) = serde_json::from_str(text)
+        {
+            call["function"]["arguments"] = arguments;
+        }
+        Ok(call)
+    };
+    calls.iter().enumerate().map(call).collect()
 }
 
 fn role<'a>(fields: &Fields<'a>) -> Result<&'a str, ApiError> {

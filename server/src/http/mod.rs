@@ -4,6 +4,7 @@
 //! its fields into a job and says in a [`answer::Shape`] how its answers look.
 
 mod answer;
+mod auth;
 mod body;
 mod chat;
 mod choice;
@@ -11,23 +12,32 @@ mod completions;
 mod context;
 mod dashboard;
 mod debug_kv;
+mod echo;
+mod embeddings;
 mod envelope;
 mod error;
 #[cfg(test)]
 pub(crate) mod fake;
 mod fields;
 mod health;
+mod limits;
+mod load;
 mod logprobs;
 mod messages;
 mod metrics;
 mod models;
+mod openapi;
 mod params;
 mod prompts;
+mod responses;
 mod sse;
 mod stop;
+mod structured;
 #[cfg(test)]
 mod tests;
 mod text;
+mod tokenize;
+mod tools;
 mod trace;
 mod usage;
 mod version;
@@ -36,32 +46,46 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
+pub use self::auth::ApiKeys;
+pub use self::health::{Draining, loading};
+pub use self::limits::Limits;
+pub use self::load::Load;
 pub use self::params::KvDefaults;
-pub use self::text::{Chat, Detokenizer, Text};
+pub use self::responses::StoredResponses;
+pub use self::text::{Chat, Detokenizer, Text, grammars};
+pub use self::tools::{TOOL_FORMATS, ToolFormat, ToolStyle};
 
 use self::error::ApiError;
 use crate::dashboard::views::Views;
 use crate::engine::EngineHandle;
+use crate::grammar::Grammars;
 use crate::metrics::{resident_bytes, table::PROCESS_MEMORY};
 
 /// What the endpoints share.
 pub struct App {
     pub engine: EngineHandle,
     pub text: Arc<dyn Text>,
+    pub grammars: Grammars,
     pub model: ServedModel,
     pub kv_cache: KvDefaults,
     pub metrics: PrometheusHandle,
     /// What requests leave behind, if it is kept to be looked at.
     pub views: Option<Arc<Views>>,
-    pub max_body_bytes: usize,
-    /// Sequences that the engine's queue holds.
-    pub max_waiting: usize,
+    pub limits: Limits,
+    pub api_keys: ApiKeys,
+    /// Web pages that may read answers.
+    pub cors_origins: Vec<HeaderValue>,
+    pub load: Load,
+    pub responses: StoredResponses,
+    pub draining: Draining,
 }
 
 /// The model as clients see it.
@@ -71,14 +95,22 @@ pub struct ServedModel {
     pub max_model_len: usize,
     /// Tokens that end a generation unless the request ignores them.
     pub eos_token_ids: Vec<u32>,
+    /// Length of an embedding.
+    pub hidden_size: usize,
     /// Unix seconds.
     pub created: u64,
 }
 
 impl ServedModel {
     /// Serves a model as of now.
-    pub fn new(name: String, max_model_len: usize, eos_token_ids: Vec<u32>) -> Self {
-        Self { name, max_model_len, eos_token_ids, created: envelope::unix_seconds() }
+    pub fn new(
+        name: String,
+        max_model_len: usize,
+        eos_token_ids: Vec<u32>,
+        hidden_size: usize,
+    ) -> Self {
+        let created = envelope::unix_seconds();
+        Self { name, max_model_len, eos_token_ids, hidden_size, created }
     }
 }
 
@@ -107,11 +139,21 @@ impl App {
 
 /// Every endpoint, and the error envelope around all of them.
 pub fn router(app: App) -> Router {
-    let max_body_bytes = app.max_body_bytes;
-    Router::new()
+    let app = Arc::new(app);
+    let work = Router::new()
         .merge(chat::routes())
         .merge(completions::routes())
+        .merge(embeddings::routes())
+        .merge(responses::routes())
+        .merge(tokenize::routes())
+        .layer(RequestBodyTimeoutLayer::new(app.limits.body_timeout))
+        .layer(middleware::from_fn_with_state(app.clone(), load::admit))
+        .layer(DefaultBodyLimit::max(app.limits.max_body_bytes));
+    let router = Router::new()
+        .merge(work)
+        .merge(load::routes())
         .merge(models::routes())
+        .merge(openapi::routes())
         .merge(health::routes())
         .merge(metrics::routes())
         .merge(version::routes())
@@ -119,10 +161,31 @@ pub fn router(app: App) -> Router {
         .merge(debug_kv::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(DefaultBodyLimit::max(max_body_bytes))
+        .layer(middleware::map_response_with_state(app.clone(), load::overload_status))
+        .layer(middleware::from_fn_with_state(app.clone(), auth::check))
         .layer(CatchPanicLayer::custom(|_| body::panicked().into_response()))
-        .layer(middleware::from_fn(trace::log))
-        .with_state(Arc::new(app))
+        .layer(middleware::from_fn(trace::log));
+    match cors(&app.cors_origins) {
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
+    .with_state(app)
+}
+
+/// Off unless origins are named; never with credentials.
+fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
+    let allowed = match origins {
+        [] => return None,
+        [any] if any == "*" => AllowOrigin::any(),
+        named => AllowOrigin::list(named.iter().cloned()),
+    };
+    Some(allowing().allow_origin(allowed))
+}
+
+fn allowing() -> CorsLayer {
+    CorsLayer::new()
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE])
 }
 
 async fn not_found(uri: Uri) -> Response {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -10,19 +11,21 @@ use serde::Serialize;
 use super::error::ApiError;
 use super::{App, ServedModel};
 
+use super::openapi::ErrorEnvelope;
+
 pub fn routes() -> Router<Arc<App>> {
     // Names of the hub have a slash in them.
     Router::new().route("/v1/models", get(list)).route("/v1/models/{*id}", get(retrieve))
 }
 
 #[derive(Serialize)]
-struct List {
+pub(super) struct List {
     object: &'static str,
     data: Vec<Model>,
 }
 
 #[derive(Serialize)]
-struct Model {
+pub(super) struct Model {
     id: String,
     object: &'static str,
     created: u64,
@@ -31,14 +34,18 @@ struct Model {
     max_model_len: usize,
 }
 
-async fn list(State(app): State<Arc<App>>) -> Json<List> {
+#[utoipa::path(get, path = "/v1/models", responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn list(State(app): State<Arc<App>>) -> Json<List> {
     Json(List { object: "list", data: vec![model(&app.model)] })
 }
 
-async fn retrieve(
+#[utoipa::path(get, path = "/v1/models/{id}", params(("id" = String, Path)), responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn retrieve(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
+    let no_text = |_| ApiError::invalid("model", "the model's name in the path is no text");
+    let Path(id) = id.map_err(no_text)?;
     app.check_model(Some(&id))?;
     Ok(Json(model(&app.model)))
 }

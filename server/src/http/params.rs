@@ -3,29 +3,36 @@
 use serde_json::{Map, Value};
 
 use super::App;
+use super::context::TokenLimit;
 use super::error::ApiError;
 use super::fields::{self, Fields, above_zero, wrong_type};
+use super::structured;
 use crate::compress::{POLICIES, PolicyId};
 use crate::engine::{KvCacheParams, SamplingParams};
+use crate::grammar::Constraint;
 
-const MAX_CHOICES: i64 = 16;
-const MAX_STOP_STRINGS: usize = 4;
 /// Text is held back while it may be the start of a stop string, so these stay short.
 const MAX_STOP_BYTES: usize = 1024;
-pub const MAX_LOGPROBS: i64 = 20;
+const MAX_BIASES: usize = 1024;
 
 /// Fields that change the answer and that this server does not know how to honour, each with the
 /// values that ask for nothing. Silence would be a wrong answer, so anything else is refused.
 const UNSUPPORTED: &[(&str, AsksNothing)] = &[
+    ("allowed_token_ids", is_empty),
+    ("bad_words", is_empty),
     ("best_of", |v| v.as_u64() == Some(1)),
-    ("logit_bias", is_empty),
-    ("min_tokens", |v| v.as_u64() == Some(0)),
-    ("response_format", |v| v.get("type").is_some_and(|kind| kind == "text")),
+    ("function_call", |v| v == "none"),
+    ("functions", is_empty),
+    ("include_stop_str_in_output", is_false),
+    ("prompt_logprobs", |_| false),
+    ("return_token_ids", is_false),
+    ("return_tokens_as_token_ids", is_false),
     ("suffix", |v| v == ""),
-    ("tools", is_empty),
+    ("truncate_prompt_tokens", |_| false),
+    ("use_beam_search", is_false),
 ];
 
-type AsksNothing = fn(&Value) -> bool;
+pub type AsksNothing = fn(&Value) -> bool;
 
 /// What the server does for requests that do not say.
 #[derive(Clone, Copy, Debug)]
@@ -46,38 +53,63 @@ pub struct Params {
     pub n: usize,
     pub stream: Option<StreamOptions>,
     pub kv_cache: KvCacheParams,
+    pub priority: i32,
+    /// What the answer must follow.
+    pub constraint: Option<Constraint>,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct StreamOptions {
     pub include_usage: bool,
+    /// Whether each chunk has the tokens so far, which vLLM does on top of the usage at the end.
+    pub continuous_usage_stats: bool,
 }
 
 impl Params {
     /// Reads everything but `logprobs`, which the endpoints spell differently.
     pub fn read(fields: &Fields, app: &App) -> Result<Self, ApiError> {
         app.check_model(fields.str("model")?)?;
-        refuse_unsupported(fields)?;
+        refuse(fields, UNSUPPORTED)?;
+        // Known to other servers; here it changes nothing.
+        fields.str("user")?;
         Ok(Self {
-            sampling: sampling(fields)?,
-            stop: stop_strings(fields)?,
+            sampling: sampling(fields, app)?,
+            stop: stop_strings(fields, app.limits.max_stop_strings)?,
             stop_token_ids: stop_token_ids(fields, app)?,
-            n: fields.integer("n", 1..=MAX_CHOICES)?.unwrap_or(1),
+            n: fields.integer("n", 1..=app.limits.max_choices as i64)?.unwrap_or(1),
             stream: stream_options(fields)?,
             kv_cache: kv_cache(fields, &app.kv_cache)?,
+            priority: priority(fields)?,
+            constraint: structured::read(fields, app)?,
         })
+    }
+
+    /// # Errors
+    /// `min_tokens` asks for more than may be generated.
+    pub fn check_min_tokens(&self, limit: TokenLimit) -> Result<(), ApiError> {
+        let (min, max) = (self.sampling.min_tokens, limit.max_tokens);
+        if min <= max {
+            return Ok(());
+        }
+        let message = format!("`min_tokens` is {min}, but {max} tokens at most are generated");
+        Err(ApiError::invalid("min_tokens", message))
     }
 }
 
-fn is_empty(value: &Value) -> bool {
+fn is_false(value: &Value) -> bool {
+    *value == Value::Bool(false)
+}
+
+pub fn is_empty(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty)
 }
 
-fn refuse_unsupported(fields: &Fields) -> Result<(), ApiError> {
+/// Refuses those fields of `table` that ask for something.
+pub fn refuse(fields: &Fields, table: &[(&str, AsksNothing)]) -> Result<(), ApiError> {
     let asked = |&&(name, asks_nothing): &&(&str, AsksNothing)| {
         fields.get(name).is_some_and(|value| !asks_nothing(value))
     };
-    match UNSUPPORTED.iter().find(asked) {
+    match table.iter().find(asked) {
         None => Ok(()),
         Some((name, _)) => {
             let message = format!("this server does not support `{name}`");
@@ -86,7 +118,13 @@ fn refuse_unsupported(fields: &Fields) -> Result<(), ApiError> {
     }
 }
 
-fn sampling(fields: &Fields) -> Result<SamplingParams, ApiError> {
+/// # Errors
+/// The field is there and is no integer above 0.
+pub fn integer_at_least_one(fields: &Fields, name: &str) -> Result<(), ApiError> {
+    fields.integer::<i64>(name, 1..=i64::from(u32::MAX)).map(drop)
+}
+
+fn sampling(fields: &Fields, app: &App) -> Result<SamplingParams, ApiError> {
     let default = SamplingParams::default();
     // vLLM's -1 and our 0 are both "off".
     let top_k: Option<i64> = fields.integer("top_k", -1..=i64::from(u32::MAX))?;
@@ -105,16 +143,46 @@ fn sampling(fields: &Fields) -> Result<SamplingParams, ApiError> {
         repetition_penalty: fields
             .number("repetition_penalty", above_zero(10.0))?
             .unwrap_or(default.repetition_penalty),
+        logit_bias: logit_bias(fields, app)?,
+        min_tokens: fields.integer("min_tokens", 0..=i64::from(u32::MAX))?.unwrap_or(0),
         logprobs: None,
+        prompt_logprobs: None,
     })
 }
 
-fn stop_strings(fields: &Fields) -> Result<Vec<String>, ApiError> {
+/// An object from token ids, as strings, to biases.
+fn logit_bias(fields: &Fields, app: &App) -> Result<Vec<(u32, f32)>, ApiError> {
+    let Some(biases) = fields.object("logit_bias")? else { return Ok(vec![]) };
+    let num_biases = biases.keys().count();
+    if num_biases > MAX_BIASES {
+        let message = format!("`logit_bias` has {num_biases} tokens, {MAX_BIASES} at most");
+        return Err(ApiError::invalid("logit_bias", message));
+    }
+    let bias = |key: &str| {
+        let id = key.parse().ok().filter(|&id: &u32| (id as usize) < app.text.vocab_size());
+        let Some(id) = id else {
+            let path = biases.path(key);
+            let message = format!("`{path}`: its name must be the id of a token");
+            return Err(ApiError::invalid(path, message));
+        };
+        // `null` is no bias.
+        Ok((id, biases.number(key, -100.0..=100.0)?.unwrap_or(0.0)))
+    };
+    biases.keys().map(bias).collect()
+}
+
+/// Lower is more urgent, as in vLLM.
+pub fn priority(fields: &Fields) -> Result<i32, ApiError> {
+    let range = i64::from(i32::MIN)..=i64::from(i32::MAX);
+    Ok(fields.integer("priority", range)?.unwrap_or(0))
+}
+
+fn stop_strings(fields: &Fields, most: usize) -> Result<Vec<String>, ApiError> {
     match fields.get("stop") {
         None => Ok(vec![]),
         Some(Value::String(stop)) => Ok(vec![stop_string(stop, "stop")?]),
-        Some(Value::Array(stops)) if stops.len() > MAX_STOP_STRINGS => {
-            let message = format!("`stop` has {} strings, 4 at most are allowed", stops.len());
+        Some(Value::Array(stops)) if stops.len() > most => {
+            let message = format!("`stop` has {} strings, {most} at most are allowed", stops.len());
             Err(ApiError::invalid("stop", message))
         }
         Some(Value::Array(stops)) => stops
@@ -166,14 +234,16 @@ fn stream_options(fields: &Fields) -> Result<Option<StreamOptions>, ApiError> {
         let message = "`stream_options` needs `stream` to be true";
         return Err(ApiError::invalid("stream_options", message));
     }
-    let include_usage = match options {
-        None => false,
-        Some(options) => options.bool("include_usage")?.unwrap_or(false),
+    let flag = |name| -> Result<bool, ApiError> {
+        let asked = options.as_ref().map(|options| options.bool(name)).transpose()?;
+        Ok(asked.flatten().unwrap_or(false))
     };
-    Ok(stream.then_some(StreamOptions { include_usage }))
+    let include_usage = flag("include_usage")?;
+    let continuous_usage_stats = flag("continuous_usage_stats")?;
+    Ok(stream.then_some(StreamOptions { include_usage, continuous_usage_stats }))
 }
 
-fn kv_cache(fields: &Fields, defaults: &KvDefaults) -> Result<KvCacheParams, ApiError> {
+pub fn kv_cache(fields: &Fields, defaults: &KvDefaults) -> Result<KvCacheParams, ApiError> {
     let Some(fields) = fields.object("kv_cache")? else {
         let min_budget = defaults.min_budget.unwrap_or(defaults.budget).min(defaults.budget);
         return Ok(KvCacheParams { budget: defaults.budget, min_budget, policy: defaults.policy });

@@ -23,33 +23,44 @@ pub struct Prompt {
 /// What prompts are read for.
 struct Reader<'a> {
     app: &'a App,
-    max_tokens: MaxTokens,
+    /// The field they are in.
+    name: &'static str,
+    max_tokens: Option<MaxTokens>,
 }
 
 /// At least one prompt. Each is known to fit before the next is tokenized: a request has room for
 /// many that are just short enough to be tried.
 pub fn read(fields: &Fields, app: &App, max_tokens: MaxTokens) -> Result<Vec<Prompt>, ApiError> {
-    let reader = Reader { app, max_tokens };
-    let prompts = match fields.required("prompt")? {
-        Value::String(text) => vec![reader.text(text, "prompt".into())?],
-        Value::Array(items) => match items.first() {
-            None => return Err(ApiError::invalid("prompt", "`prompt` must not be empty")),
-            Some(Value::Number(_)) => vec![reader.ids(items, "prompt".into())?],
-            Some(_) => reader.list(items)?,
-        },
-        _ => return Err(wrong_type("prompt", EXPECTED)),
-    };
-    Ok(prompts)
+    Reader { app, name: "prompt", max_tokens: Some(max_tokens) }.read(fields)
+}
+
+/// The same in another field, with nothing to be generated.
+pub fn read_only(fields: &Fields, app: &App, name: &'static str) -> Result<Vec<Prompt>, ApiError> {
+    Reader { app, name, max_tokens: None }.read(fields)
 }
 
 impl Reader<'_> {
+    fn read(&self, fields: &Fields) -> Result<Vec<Prompt>, ApiError> {
+        let name = self.name;
+        match fields.required(name)? {
+            Value::String(text) => Ok(vec![self.text(text, name.into())?]),
+            Value::Array(items) => match items.first() {
+                None => Err(ApiError::invalid(name, format!("`{name}` must not be empty"))),
+                Some(Value::Number(_)) => Ok(vec![self.ids(items, name.into())?]),
+                Some(_) => self.list(items),
+            },
+            _ => Err(wrong_type(name, EXPECTED)),
+        }
+    }
+
     fn list(&self, items: &[Value]) -> Result<Vec<Prompt>, ApiError> {
         if items.len() > MAX_PROMPTS {
-            let message = format!("`prompt` has {} prompts, {MAX_PROMPTS} at most", items.len());
-            return Err(ApiError::invalid("prompt", message));
+            let name = self.name;
+            let message = format!("`{name}` has {} prompts, {MAX_PROMPTS} at most", items.len());
+            return Err(ApiError::invalid(name, message));
         }
         let prompt = |(i, item): (usize, &Value)| {
-            let param = format!("prompt[{i}]");
+            let param = format!("{}[{i}]", self.name);
             match item {
                 Value::String(text) => self.text(text, param),
                 Value::Array(ids) => self.ids(ids, param),
@@ -76,7 +87,10 @@ impl Reader<'_> {
         text: Option<String>,
         param: String,
     ) -> Result<Prompt, ApiError> {
-        let limit = self.max_tokens.within(self.app.model.max_model_len, ids.len(), &param)?;
+        let limit = match self.max_tokens {
+            Some(max_tokens) => max_tokens.within(self.app, ids.len(), &param)?,
+            None => context::whole(self.app, ids.len(), &param)?,
+        };
         Ok(Prompt { ids, text, param, limit })
     }
 }

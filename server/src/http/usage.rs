@@ -8,11 +8,27 @@ use crate::engine::KvUsage;
 /// Summed over the choices of a request; each prompt counts once.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Usage {
+    #[serde(flatten)]
+    tokens: TokenCounts,
+    prompt_tokens_details: PromptTokensDetails,
+    kv_cache: KvCache,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct TokenCounts {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
     pub total_tokens: usize,
-    prompt_tokens_details: PromptTokensDetails,
-    kv_cache: KvCache,
+}
+
+/// What a chunk before the last one says of the usage: no such field, `null`, or the tokens so far.
+pub type ChunkUsage = Option<Option<TokenCounts>>;
+
+impl TokenCounts {
+    pub fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
+        let total_tokens = prompt_tokens + completion_tokens;
+        Self { prompt_tokens, completion_tokens, total_tokens }
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -41,13 +57,22 @@ impl Usage {
     /// The account of a request with this budget, before any of its choices ended.
     pub fn new(prompt_tokens: usize, budget: f32) -> Self {
         let kv_cache = KvCache { budget, ..KvCache::default() };
-        Self { prompt_tokens, total_tokens: prompt_tokens, kv_cache, ..Self::default() }
+        Self { tokens: TokenCounts::new(prompt_tokens, 0), kv_cache, ..Self::default() }
+    }
+
+    /// Prompt and answer.
+    pub fn tokens(&self) -> TokenCounts {
+        self.tokens
+    }
+
+    /// The tokens when the choices have this many so far.
+    pub fn so_far(&self, completion_tokens: usize) -> TokenCounts {
+        TokenCounts::new(self.tokens.prompt_tokens, completion_tokens)
     }
 
     /// Adds a choice that ended. A budget that memory pressure lowered shows as the lowest one.
     pub fn add(&mut self, completion_tokens: usize, kv: &KvUsage) {
-        self.completion_tokens += completion_tokens;
-        self.total_tokens += completion_tokens;
+        self.tokens = self.so_far(self.tokens.completion_tokens + completion_tokens);
         let total = &mut self.kv_cache;
         total.budget = total.budget.min(kv.budget);
         total.bytes += kv.bytes;

@@ -8,10 +8,13 @@ use serde_json::{Value, json};
 
 use super::App;
 
+use super::openapi::ErrorEnvelope;
+
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/version", get(version))
 }
 
-async fn version() -> Json<Value> {
+#[utoipa::path(get, path = "/version", responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn version() -> Json<Value> {
     Json(json!({"version": env!("CARGO_PKG_VERSION")}))
 }

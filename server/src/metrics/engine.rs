@@ -109,7 +109,7 @@ impl EngineMetrics {
         match error {
             EngineError::QueueFull { .. } => queue_full().increment(1),
             EngineError::DoesNotFit { .. } => KV_REJECTIONS.counter(vec![]).increment(1),
-            EngineError::Stopped | EngineError::Internal(_) => {}
+            EngineError::Stopped | EngineError::Internal(_) | EngineError::Grammar(_) => {}
         }
     }
 

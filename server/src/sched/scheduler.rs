@@ -13,6 +13,8 @@ pub struct SchedulerLimits {
     pub max_step_tokens: usize,
     pub max_running: usize,
     pub max_waiting: usize,
+    /// Tokens of all waiting sequences; one alone may have more.
+    pub max_waiting_tokens: usize,
 }
 
 /// What one step computes.
@@ -97,12 +99,21 @@ impl Scheduler {
         needed + self.promised_pages() <= ledger.num_free()
     }
 
-    pub fn can_queue(&self) -> bool {
-        self.waiting.len() < self.limits.max_waiting
+    pub fn num_waiting_tokens(&self) -> usize {
+        self.waiting.iter().map(|seq| seq.tokens.len()).sum()
     }
 
+    /// Whether the queue has room for a sequence of `len` tokens.
+    pub fn can_queue(&self, len: usize) -> bool {
+        let has_room = self.num_waiting_tokens() + len <= self.limits.max_waiting_tokens;
+        self.waiting.len() < self.limits.max_waiting && (has_room || self.waiting.is_empty())
+    }
+
+    /// Behind all that are as urgent. One that was preempted keeps its place at the front.
     pub fn queue(&mut self, seq: Sequence) {
-        self.waiting.push_back(seq);
+        let before = |other: &Sequence| other.num_preemptions > 0 || other.priority <= seq.priority;
+        let index = self.waiting.iter().rposition(before).map_or(0, |last| last + 1);
+        self.waiting.insert(index, seq);
     }
 
     pub fn running(&self, id: SeqId) -> Option<&Sequence> {

@@ -21,6 +21,8 @@ pub struct Sequence {
     /// Share of the F16 bytes it may hold after an event; 1 is no compression.
     pub budget: f32,
     pub policy: PolicyId,
+    /// Lower ones leave the queue first.
+    pub priority: i32,
     pub table: PageTable,
     /// Tokens computed since the last compress event.
     pub since_event: usize,

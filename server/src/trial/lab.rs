@@ -75,6 +75,7 @@ impl<'a> Lab<'a> {
             prompt_len: 0,
             max_len: usize::MAX,
             budget: recipe.budget,
+            priority: 0,
             policy: recipe.policy,
             table: PageTable::new(self.demand.num_heads),
             since_event: 0,

@@ -45,7 +45,12 @@ pub fn fastest() -> Arc<dyn Backend> {
 pub fn options(kv_memory: usize, max_step_tokens: usize) -> EngineOptions {
     EngineOptions {
         kv_memory,
-        limits: SchedulerLimits { max_step_tokens, max_running: 64, max_waiting: 256 },
+        limits: SchedulerLimits {
+            max_step_tokens,
+            max_running: 64,
+            max_waiting: 256,
+            max_waiting_tokens: usize::MAX,
+        },
         protection: Protection::default(),
         calibration: Default::default(),
     }
@@ -82,6 +87,9 @@ pub fn greedy(prompt: &[u32], max_tokens: usize, kv_cache: KvCacheParams) -> Gen
             ..SamplingParams::default()
         },
         kv_cache,
+        priority: 0,
+        constraint: None,
+        pooling: None,
     }
 }
 
@@ -89,6 +97,7 @@ pub fn collect(mut generation: Generation) -> Result<(Vec<SampledToken>, Outcome
     let mut tokens = Vec::new();
     loop {
         match generation.blocking_next() {
+            Some(Event::PromptLogprobs(_) | Event::Embedding(_)) => {}
             Some(Event::Token(token)) => tokens.push(token),
             Some(Event::Finished(outcome)) => return Ok((tokens, outcome)),
             Some(Event::Failed(error)) => return Err(error),

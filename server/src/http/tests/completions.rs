@@ -95,3 +95,46 @@ async fn special_tokens_may_be_part_of_a_prompt() {
     server.complete(json!({"prompt": [97, EOS]})).await;
     assert_eq!(server.request(0).prompt, [97, EOS]);
 }
+
+#[tokio::test]
+async fn an_echo_with_logprobs_has_those_of_the_prompt() {
+    let server = Server::new(says("de"));
+    let body = server.complete(json!({"echo": true, "logprobs": 0, "n": 2})).await;
+    assert_eq!(server.request(0).sampling.prompt_logprobs, Some(0));
+    for choice in body["choices"].as_array().unwrap() {
+        assert_eq!(choice["text"], "abcde");
+        let logprobs = &choice["logprobs"];
+        assert_eq!(logprobs["tokens"], json!(["a", "b", "c", "d", "e"]));
+        assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 3, 4]));
+        assert_eq!(logprobs["token_logprobs"], json!([null, -1.0, -2.0, 0.0, -1.0]));
+        assert_eq!(logprobs["top_logprobs"][0], Value::Null);
+        assert_eq!(logprobs["top_logprobs"][1], json!({"b": -1.0}));
+    }
+}
+
+#[tokio::test]
+async fn an_echo_without_tokens_of_its_own_scores_the_prompt() {
+    for prompt in ["abc", "a"] {
+        let server = Server::new(says("x"));
+        let fields = json!({"prompt": prompt, "echo": true, "logprobs": 1, "max_tokens": 0});
+        let body = server.complete(fields).await;
+        assert_eq!(server.request(0).max_tokens, 1);
+        let choice = &body["choices"][0];
+        assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(prompt), &json!("length")));
+        let tokens = choice["logprobs"]["tokens"].as_array().unwrap();
+        assert_eq!(tokens.len(), prompt.len());
+        assert_eq!(body["usage"]["completion_tokens"], 0);
+    }
+}
+
+#[tokio::test]
+async fn an_echo_with_logprobs_streams_the_prompt_once_they_are_known() {
+    let server = Server::new(says("d"));
+    let body = super::completion_body(json!({"echo": true, "logprobs": 0}));
+    let (chunks, done) = server.stream("/v1/completions", body).await;
+    let texts: Vec<_> = chunks.iter().map(|c| c["choices"][0]["text"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["abc", "d", ""]);
+    assert_eq!(chunks[0]["choices"][0]["logprobs"]["token_logprobs"], json!([null, -1.0, -2.0]));
+    assert_eq!(chunks[1]["choices"][0]["logprobs"]["text_offset"], json!([3]));
+    assert!(done);
+}

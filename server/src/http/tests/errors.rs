@@ -43,6 +43,15 @@ async fn wrong_types_are_named() {
         (json!({"stop_token_ids": 5}), "stop_token_ids"),
         (json!({"stop_token_ids": [1, "a"]}), "stop_token_ids[1]"),
         (json!({"ignore_eos": 1}), "ignore_eos"),
+        (json!({"min_tokens": "1"}), "min_tokens"),
+        (json!({"logit_bias": [5]}), "logit_bias"),
+        (json!({"logit_bias": {"5": "1"}}), "logit_bias.5"),
+        (json!({"priority": 0.5}), "priority"),
+        (json!({"user": 5}), "user"),
+        (
+            json!({"stream": true, "stream_options": {"continuous_usage_stats": 1}}),
+            "stream_options.continuous_usage_stats",
+        ),
         (json!({"stream": "yes"}), "stream"),
         (json!({"stream": true, "stream_options": true}), "stream_options"),
         (
@@ -84,6 +93,14 @@ async fn values_out_of_range_are_named() {
         (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop"),
         (json!({"stop": "x".repeat(2000)}), "stop"),
         (json!({"stop_token_ids": [257]}), "stop_token_ids[0]"),
+        (json!({"min_tokens": -1}), "min_tokens"),
+        (json!({"min_tokens": 5, "max_tokens": 4}), "min_tokens"),
+        (json!({"min_tokens": 500}), "min_tokens"),
+        (json!({"logit_bias": {"5": 100.5}}), "logit_bias.5"),
+        (json!({"logit_bias": {"257": 1}}), "logit_bias.257"),
+        (json!({"logit_bias": {"a": 1}}), "logit_bias.a"),
+        (json!({"logit_bias": {"-1": 1}}), "logit_bias.-1"),
+        (json!({"priority": 1u64 << 40}), "priority"),
         (json!({"stream_options": {}}), "stream_options"),
         (json!({"kv_cache": {"budget": 0}}), "kv_cache.budget"),
         (json!({"kv_cache": {"budget": 1e-60}}), "kv_cache.budget"),
@@ -108,13 +125,15 @@ async fn unknown_fields_of_the_kv_cache_are_refused() {
 async fn what_would_change_the_answer_and_is_not_supported_is_refused() {
     let unsupported = |fields, param| (fields, param, "unsupported_parameter");
     let cases = [
-        unsupported(json!({"response_format": {"type": "json_object"}}), "response_format"),
-        unsupported(json!({"tools": [{"type": "function"}]}), "tools"),
-        unsupported(json!({"logit_bias": {"5": 1}}), "logit_bias"),
+        unsupported(json!({"bad_words": ["a"]}), "bad_words"),
+        unsupported(json!({"prompt_logprobs": 1}), "prompt_logprobs"),
     ];
     refuses(CHAT, chat_body, &cases).await;
-    let echo = json!({"echo": true, "logprobs": 1});
-    refuses(COMPLETIONS, completion_body, &[unsupported(echo, "logprobs")]).await;
+    let cases = [
+        unsupported(json!({"suffix": "x"}), "suffix"),
+        unsupported(json!({"tools": [{"type": "function"}]}), "tools"),
+    ];
+    refuses(COMPLETIONS, completion_body, &cases).await;
 }
 
 #[tokio::test]
@@ -270,7 +289,12 @@ async fn what_the_engine_says_becomes_a_status() {
             "kv_memory_exceeded",
             "invalid_request_error",
         ),
-        (EngineError::QueueFull { num_waiting: 9 }, 429, "queue_full", "rate_limit_error"),
+        (
+            EngineError::QueueFull { num_waiting: 9, num_tokens: 90 },
+            429,
+            "queue_full",
+            "rate_limit_error",
+        ),
         (EngineError::Stopped, 503, "shutting_down", "service_unavailable_error"),
         (EngineError::Internal("bug".into()), 500, "internal_error", "server_error"),
     ];

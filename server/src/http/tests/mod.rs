@@ -3,10 +3,17 @@
 mod chat;
 mod completions;
 mod dashboard;
+mod embeddings;
 mod errors;
 mod lifecycle;
+mod limits;
+mod openapi;
 mod params;
+mod responses;
 mod streaming;
+mod structured;
+mod tokenize;
+mod tools;
 
 use axum::Router;
 use axum::body::Body;
@@ -16,7 +23,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 pub use super::fake::{EOS, MAX_BODY_BYTES, MAX_MODEL_LEN, MAX_WAITING, MODEL, app, ids, says};
-use super::router;
+use super::{App, router};
 use crate::engine::GenerateRequest;
 use crate::engine::fake::{FakeEngine, Script};
 
@@ -34,6 +41,14 @@ impl Server {
     pub fn with_scripts(scripts: Vec<Script>) -> Self {
         let engine = FakeEngine::new(scripts);
         Self { router: router(app(engine.handle.clone())), engine }
+    }
+
+    /// With what `change` makes of the app.
+    pub fn changed(script: Script, change: impl FnOnce(&mut App)) -> Self {
+        let engine = FakeEngine::new(vec![script]);
+        let mut app = app(engine.handle.clone());
+        change(&mut app);
+        Self { router: router(app), engine }
     }
 
     pub fn request(&self, nth: usize) -> GenerateRequest {

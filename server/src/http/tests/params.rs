@@ -18,7 +18,7 @@ async fn every_sampling_field_reaches_the_engine() {
     let fields = json!({
         "temperature": 0, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": u64::MAX,
         "presence_penalty": -1.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1,
-        "logprobs": 3,
+        "logprobs": 3, "logit_bias": {"5": -1.5, "6": 100}, "min_tokens": 2, "user": "me",
     });
     server.complete(fields).await;
     let expected = SamplingParams {
@@ -30,9 +30,28 @@ async fn every_sampling_field_reaches_the_engine() {
         presence_penalty: -1.5,
         frequency_penalty: 0.5,
         repetition_penalty: 1.1,
+        logit_bias: vec![(5, -1.5), (6, 100.0)],
+        min_tokens: 2,
         logprobs: Some(3),
+        prompt_logprobs: None,
     };
     assert_eq!(server.request(0).sampling, expected);
+}
+
+#[tokio::test]
+async fn the_priority_reaches_the_engine() {
+    let server = Server::new(says("x"));
+    server.complete(json!({"priority": -3})).await;
+    server.complete(json!({})).await;
+    assert_eq!((server.request(0).priority, server.request(1).priority), (-3, 0));
+}
+
+#[tokio::test]
+async fn stop_strings_count_from_min_tokens_on() {
+    let server = Server::new(says("abcabc"));
+    let body = server.complete(json!({"stop": "b", "min_tokens": 3})).await;
+    assert_eq!(body["choices"][0]["text"], "abca");
+    assert_eq!(body["usage"]["completion_tokens"], 5);
 }
 
 #[tokio::test]

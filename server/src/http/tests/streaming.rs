@@ -101,7 +101,7 @@ async fn held_back_text_carries_the_logprobs_of_its_tokens() {
 
 #[tokio::test]
 async fn an_error_before_the_first_token_is_a_status() {
-    let error = EngineError::QueueFull { num_waiting: 3 };
+    let error = EngineError::QueueFull { num_waiting: 3, num_tokens: 30 };
     let server = Server::new(Script::Fail(vec![], error));
     let response = server.post(CHAT, chat_body(json!({"stream": true}))).await;
     assert_eq!(response.headers()["retry-after"], "1");
@@ -118,4 +118,23 @@ async fn an_error_in_mid_stream_is_the_last_event() {
     assert!(error["message"].as_str().unwrap().contains("cosmic ray"));
     assert_eq!(contents(&chunks), "a");
     assert!(!done);
+}
+
+#[tokio::test]
+async fn continuous_usage_counts_up_in_every_chunk() {
+    let server = Server::with_scripts(vec![says("abc"), says("d")]);
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let body = chat_body(json!({"stream_options": options, "n": 2}));
+    let (chunks, _) = server.stream(CHAT, body).await;
+    let counts: Vec<_> =
+        chunks.iter().map(|c| c["usage"]["completion_tokens"].as_u64().unwrap()).collect();
+    assert!(counts.is_sorted() && counts[0] == 0 && counts.last() == Some(&4), "{counts:?}");
+    let (last, others) = chunks.split_last().unwrap();
+    for usage in others.iter().map(|c| &c["usage"]) {
+        let sum =
+            usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap();
+        assert_eq!(usage["total_tokens"], sum);
+        assert_eq!(usage.as_object().unwrap().len(), 3);
+    }
+    assert!(last["usage"]["kv_cache"].is_object());
 }

@@ -19,7 +19,12 @@ impl World {
     fn new(num_pages: usize, max_step_tokens: usize) -> Self {
         let layout = PageLayout::new(64);
         let protection = Protection { sinks: 2, recent: 8, prompt_end: 8 };
-        let limits = SchedulerLimits { max_step_tokens, max_running: 8, max_waiting: 64 };
+        let limits = SchedulerLimits {
+            max_step_tokens,
+            max_running: 8,
+            max_waiting: 3,
+            max_waiting_tokens: 50,
+        };
         let demand =
             Demand { layout, num_heads: NUM_HEADS, max_chunk: max_step_tokens, protection };
         Self {
@@ -30,6 +35,16 @@ impl World {
     }
 
     fn queue(&mut self, prompt_len: usize, max_tokens: usize, budget: f32) -> SeqId {
+        self.queue_at(0, prompt_len, max_tokens, budget)
+    }
+
+    fn queue_at(
+        &mut self,
+        priority: i32,
+        prompt_len: usize,
+        max_tokens: usize,
+        budget: f32,
+    ) -> SeqId {
         let id = SeqId(self.next_id);
         self.next_id += 1;
         self.scheduler.queue(Sequence {
@@ -39,6 +54,7 @@ impl World {
             max_len: prompt_len + max_tokens,
             budget,
             policy: PolicyId::default(),
+            priority,
             table: PageTable::new(NUM_HEADS),
             since_event: 0,
             num_preemptions: 0,
@@ -144,6 +160,38 @@ fn first_come_is_first_served_when_memory_is_short() {
     let ids = [world.queue(20, 4, 1.0), world.queue(20, 4, 1.0), world.queue(20, 4, 1.0)];
     assert_eq!(world.run_dry(100), ids);
     assert_eq!(world.scheduler.num_preemptions(), 0);
+}
+
+#[test]
+fn the_more_urgent_leave_the_queue_first_and_equals_in_the_order_they_came() {
+    let mut world = World::new(12, 64);
+    let ids = [0, 5, -1, 5, -1, 0].map(|priority| world.queue_at(priority, 20, 4, 1.0));
+    let order = [2, 4, 0, 5, 1, 3].map(|i| ids[i]);
+    assert_eq!(world.run_dry(100), order);
+}
+
+#[test]
+fn one_that_gave_way_comes_back_before_the_more_urgent() {
+    let mut world = World::new(21, 64);
+    let first = world.queue(24, 24, 1.0);
+    let second = world.queue(24, 24, 1.0);
+    while world.scheduler.num_preemptions() == 0 {
+        world.step();
+    }
+    let urgent = world.queue_at(-1, 20, 4, 1.0);
+    let order: Vec<_> = world.scheduler.sequences().map(|seq| seq.id).collect();
+    assert_eq!(order, [first, second, urgent]);
+}
+
+#[test]
+fn the_queue_is_bounded_in_sequences_and_in_tokens() {
+    let mut world = World::new(12, 64);
+    assert!(world.scheduler.can_queue(51), "one alone may have more");
+    world.queue(40, 4, 1.0);
+    assert!(world.scheduler.can_queue(10) && !world.scheduler.can_queue(11));
+    world.queue(5, 4, 1.0);
+    world.queue(1, 4, 1.0);
+    assert!(!world.scheduler.can_queue(1));
 }
 
 #[test]
