@@ -56,7 +56,8 @@ fn measure(backend: &dyn Backend, name: &str, sequences: Sequences, read: f64) {
             shuffled: false,
         };
         let decode = sequences.iter().all(|(_, new)| *new == 1);
-        let worlds: Vec<_> = (0..if decode { NUM_LAYERS as usize } else { 1 }).map(|_| World::new(&case)).collect();
+        let worlds: Vec<_> =
+            (0..if decode { NUM_LAYERS as usize } else { 1 }).map(|_| World::new(&case)).collect();
         let seconds = time(backend, &worlds);
         let tokens: usize = sequences.iter().map(|(old, new)| old + new).sum();
         let layout = worlds[0].arena.layout();

@@ -93,9 +93,7 @@ impl Spread {
         let flip = _mm512_set1_epi8(flip as i8);
         // A run of its own for each case keeps what it needs in registers.
         match &self.look {
-            None => self.each(codes, (mask, ahead), rows, |bytes| {
-                _mm512_xor_si512(bytes, flip)
-            }),
+            None => self.each(codes, (mask, ahead), rows, |bytes| _mm512_xor_si512(bytes, flip)),
             Some(look) => {
                 const { assert!(LEVELS.len() == 2 * BLOCK) };
                 let (bytes, shifts) = (load(&look.bytes), load(&look.shifts));

@@ -128,7 +128,8 @@ pub fn assign_at_price(
         let price = if upgraded { finer } else { fits };
         candidates.iter().map(|c| c.fixed.or_else(|| head.choose(c, price))).collect()
     };
-    let tiers = market.par_iter().zip(upgraded).zip(heads).map(|(head, c)| decide(head, c)).collect();
+    let tiers =
+        market.par_iter().zip(upgraded).zip(heads).map(|(head, c)| decide(head, c)).collect();
     (tiers, Some(fits))
 }
 

@@ -112,7 +112,7 @@ pub fn app(engine: EngineHandle) -> App {
             policy: PolicyId::from_name("attribution").unwrap(),
         },
         metrics: PrometheusBuilder::new().build_recorder().handle(),
-            views: None,
+        views: None,
         limits: Limits {
             max_body_bytes: MAX_BODY_BYTES,
             max_waiting: MAX_WAITING,

@@ -115,7 +115,13 @@ impl Coded {
             let codes = &arena.page(page.page)[start..][tokens.start * bytes..tokens.end * bytes];
             // Half of it with the keys and half with the values.
             let (first, second) = ahead.split_at(ahead.len() / 2);
-            let ahead = if i > 0 { &[] } else if keys { first } else { second };
+            let ahead = if i > 0 {
+                &[]
+            } else if keys {
+                first
+            } else {
+                second
+            };
             let rows = &mut self.rows[next..next + tokens.len()];
             // SAFETY: the caller runs with AVX-512 BW and VBMI.
             unsafe { spread.unpack(codes, Wanted { flip, ahead }, rows) };
