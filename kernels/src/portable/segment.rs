@@ -84,7 +84,7 @@ pub fn decode_token(
     value: &mut [f32],
 ) {
     let (info, at) = (tier.info(), layout.arrays(tier));
-    let (k, v) = codes(&at, index);
+    let (k, v) = codes(at, index);
     // F16 has no scale, and does not look at the byte.
     info.key.decode(&page[k], page[at.key_scales + index], key);
     info.value.decode(&page[v], page[at.value_scales + index], value);
@@ -99,7 +99,7 @@ pub fn encode_token(
     value: &[f32],
 ) {
     let (info, at) = (tier.info(), layout.arrays(tier));
-    let (k, v) = codes(&at, index);
+    let (k, v) = codes(at, index);
     let key_scale = info.key.encode(key, &mut page[k]);
     if info.key.scale_bytes() > 0 {
         page[at.key_scales + index] = key_scale;

@@ -53,6 +53,7 @@ impl World {
             table: PageTable::new(NUM_HEADS),
             since_event: 0,
             num_preemptions: 0,
+            priority: 0,
         });
     }
 
@@ -116,8 +117,8 @@ impl World {
                 prompt_len: seq.prompt_len,
                 max_pages: limit,
             };
-            let assignments = decide(&seq.table, &tokens, &goal, &demand.layout);
-            for moves in repack(&mut seq.table, ledger, &tokens, &assignments) {
+            let decision = decide(&seq.table, &tokens, &goal, &demand.layout);
+            for moves in repack(&mut seq.table, ledger, &tokens, &decision.assignments) {
                 let lifted: Vec<_> = moves.iter().map(|m| stored[&m.from]).collect();
                 stored.extend(moves.iter().map(|m| m.to).zip(lifted));
             }
