@@ -1,36 +1,32 @@
 //! The engine thread.
 
+mod admission;
+mod forward;
+mod stream;
+
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use anyhow::Context;
-use candle_core::Tensor;
 use keepwell_kernels::{Arena, Backend, PageLayout};
-use keepwell_models::{Batch, Model};
+use keepwell_models::Model;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::stream::Stream;
 use super::{
-    EngineError, EngineHandle, Event, FinishReason, GenerateRequest, KvCacheParams, KvUsage,
-    Outcome,
+    EngineError, EngineHandle, Event, FinishReason, GenerateRequest, KvUsage, Outcome,
     event::{Memory, compress_event, usage},
-    gather::gather,
     handle::{Command, Inbox},
     heartbeat::Heartbeat,
-    pooling::Pooler,
-    prompt_logprobs::PromptLogprobs,
-    sampler::{Drawn, Sampler},
     snapshot::Snapshot,
     view::KvView,
 };
 use crate::{
-    cache::{Ledger, PageTable},
+    cache::Ledger,
     calibrate::Calibration,
     compress::Protection,
     metrics::{engine::EngineMetrics, lifecycle::Lifecycle},
     sched::{Demand, Entry, Scheduler, SchedulerLimits, SeqId, Sequence, Step},
 };
-
-/// Tokens that an answer without a limit of its own should have room for.
-const FAIR_ANSWER: usize = 256;
 
 /// How the engine shares out the machine.
 #[derive(Clone, Debug)]
@@ -49,57 +45,6 @@ pub struct EngineInfo {
     pub num_pages: usize,
     /// Plain F16 bytes of one token over all layers and heads.
     pub f16_token_bytes: usize,
-}
-
-/// Where the events of a sequence go, and how its tokens are drawn.
-struct Stream {
-    events: mpsc::UnboundedSender<Event>,
-    sampler: Sampler,
-    stop_token_ids: Vec<u32>,
-    prompt_logprobs: Option<PromptLogprobs>,
-    pooler: Option<Pooler>,
-    life: Lifecycle,
-    view: Option<oneshot::Sender<KvView>>,
-}
-
-impl Stream {
-    fn new(
-        request: GenerateRequest,
-        events: mpsc::UnboundedSender<Event>,
-        view: Option<oneshot::Sender<KvView>>,
-        life: Lifecycle,
-    ) -> Self {
-        let GenerateRequest { prompt, sampling, stop_token_ids, constraint, pooling, .. } = request;
-        let prompt_logprobs =
-            sampling.prompt_logprobs.map(|num_top| PromptLogprobs::new(num_top, prompt.len()));
-        let sampler = Sampler::new(sampling, &prompt, &stop_token_ids, constraint);
-        let pooler = pooling.map(Pooler::new);
-        Self { events, sampler, stop_token_ids, prompt_logprobs, pooler, life, view }
-    }
-
-    /// Appends and streams what was drawn; tells whether the sequence is finished.
-    fn take(&self, drawn: Drawn, seq: &mut Sequence) -> Option<FinishReason> {
-        if let Some(token) = drawn.token {
-            seq.tokens.push(token.id);
-            if !self.stop_token_ids.contains(&token.id) {
-                // A closed channel is seen, and the sequence retired, at the next step.
-                let _ = self.events.send(Event::Token(token));
-            }
-        }
-        if drawn.is_last {
-            return Some(FinishReason::Stop);
-        }
-        (seq.tokens.len() >= seq.max_len).then_some(FinishReason::Length)
-    }
-
-    /// Last rows of the entry whose states are wanted: for logits, or for the prompt's vector.
-    fn num_rows(&self, entry: &Entry) -> usize {
-        if let Some(pooler) = &self.pooler {
-            return pooler.num_rows(entry);
-        }
-        let told = self.prompt_logprobs.as_ref().map_or(0, |told| told.num_rows(entry));
-        told.max(usize::from(entry.samples))
-    }
 }
 
 /// Owns all mutable state; lives on one thread.
@@ -246,53 +191,6 @@ impl Engine {
         }
     }
 
-    /// Admission: refuses what no waiting would help.
-    fn sequence(&mut self, request: &GenerateRequest) -> Result<Sequence, EngineError> {
-        if !self.scheduler.can_queue(request.prompt.len()) {
-            let num_waiting = self.scheduler.num_waiting();
-            let num_tokens = self.scheduler.num_waiting_tokens();
-            return Err(EngineError::QueueFull { num_waiting, num_tokens });
-        }
-        let (budget, max_tokens) = self.grant(request)?;
-        self.next_id += 1;
-        Ok(Sequence {
-            id: SeqId(self.next_id),
-            tokens: request.prompt.clone(),
-            prompt_len: request.prompt.len(),
-            max_len: request.prompt.len() + max_tokens,
-            budget,
-            policy: request.kv_cache.policy,
-            priority: request.priority,
-            table: PageTable::new(self.scheduler.demand().num_heads),
-            since_event: 0,
-            num_preemptions: 0,
-        })
-    }
-
-    /// The budget and the number of tokens that memory can hold in the end, were the request alone.
-    /// One that does not fit at its budget is squeezed down to its own floor; one whose caller named
-    /// no limit is shortened before that, as long as a fair answer is left.
-    fn grant(&self, request: &GenerateRequest) -> Result<(f32, usize), EngineError> {
-        let KvCacheParams { budget, min_budget, .. } = request.kv_cache;
-        let num_pages = self.ledger.num_pages();
-        let needed = |budget: f32, max_tokens: usize| {
-            self.scheduler.demand().peak(budget, request.prompt.len() + max_tokens)
-        };
-        let fewest = if request.may_shorten { [FAIR_ANSWER, 1] } else { [usize::MAX; 2] };
-        let fewest = fewest.map(|tokens| tokens.min(request.max_tokens));
-        let choices = [(budget, fewest[0]), (min_budget, fewest[0]), (min_budget, fewest[1])];
-        let granted = choices.into_iter().find(|(b, tokens)| needed(*b, *tokens) <= num_pages);
-        let Some((budget, fewest)) = granted else {
-            let page_bytes = self.ledger.layout().page_bytes;
-            return Err(EngineError::DoesNotFit {
-                needed_bytes: needed(min_budget, request.max_tokens) * page_bytes,
-                total_bytes: num_pages * page_bytes,
-            });
-        };
-        let fits = |tokens: &usize| needed(budget, *tokens) <= num_pages;
-        Ok((budget, (fewest..=request.max_tokens).rev().find(fits).unwrap_or(fewest)))
-    }
-
     fn stop(&mut self, events: &mpsc::UnboundedSender<Event>) {
         let found = self.streams.iter().find(|(_, s)| s.events.same_channel(events));
         if let Some(id) = found.map(|(id, _)| *id) {
@@ -353,56 +251,6 @@ impl Engine {
         }
     }
 
-    fn num_rows(&self, entry: &Entry) -> usize {
-        self.streams.get(&entry.id).map_or(0, |stream| stream.num_rows(entry))
-    }
-
-    /// For each wanted row whether it is one of a prompt's vector.
-    fn pooled_rows(&self, step: &Step) -> Vec<bool> {
-        let rows = |entry: &Entry| {
-            let is_pooled = self.streams.get(&entry.id).is_some_and(|s| s.pooler.is_some());
-            std::iter::repeat_n(is_pooled, self.num_rows(entry))
-        };
-        step.entries.iter().flat_map(rows).collect()
-    }
-
-    /// Of the wanted rows, in the order of the entries: logits (vocab), or states (hidden) where a
-    /// vector is made of them.
-    fn forward(&mut self, step: &Step) -> anyhow::Result<Vec<Vec<f32>>> {
-        let sequence = |entry: &Entry| self.scheduler.running(entry.id);
-        let parts: Vec<_> =
-            step.entries.iter().filter_map(|entry| Some((entry, sequence(entry)?))).collect();
-        let mut gathered = gather(&parts, self.model.config(), |entry| self.num_rows(entry));
-        gathered.plan.basis = self.calibration.basis.clone();
-        let batch = Batch {
-            tokens: &gathered.tokens,
-            logit_rows: &gathered.logit_rows,
-            plan: &gathered.plan,
-            probe: None,
-        };
-        let pooled = self.pooled_rows(step);
-        if !pooled.contains(&true) {
-            let logits = self.model.forward(&mut self.arena, &batch)?;
-            return Ok(logits.to_vec2::<f32>()?);
-        }
-        let states = self.model.hidden(&mut self.arena, &batch)?;
-        let mut logits = self.logits_of(&states, &pooled)?.into_iter();
-        let states = states.to_vec2::<f32>()?.into_iter().zip(pooled);
-        let row = |(state, is_pooled)| if is_pooled { Some(state) } else { logits.next() };
-        Ok(states.filter_map(row).collect())
-    }
-
-    /// states (rows, hidden), returns those of the rows that are not pooled.
-    fn logits_of(&self, states: &Tensor, pooled: &[bool]) -> anyhow::Result<Vec<Vec<f32>>> {
-        let rows: Vec<u32> = (0..).zip(pooled).filter(|(_, p)| !**p).map(|(row, _)| row).collect();
-        if rows.is_empty() {
-            return Ok(vec![]);
-        }
-        let len = rows.len();
-        let rows = Tensor::from_vec(rows, len, states.device())?;
-        Ok(self.model.logits(&states.index_select(&rows, 0)?)?.to_vec2::<f32>()?)
-    }
-
     /// Samples and appends tokens, streams them, and tells who is finished.
     fn commit(
         &mut self,
@@ -415,29 +263,9 @@ impl Engine {
         for entry in &step.entries {
             let Some(stream) = self.streams.get_mut(&entry.id) else { continue };
             let Some(seq) = self.scheduler.running_mut(entry.id) else { continue };
-            let mut rows_of: Vec<_> = rows.by_ref().take(stream.num_rows(entry)).collect();
-            if let Some(pooler) = &mut stream.pooler {
-                if let Some(vector) = pooler.add(entry, &rows_of) {
-                    let _ = stream.events.send(Event::Embedding(vector));
-                    finished.push((entry.id, Ok(FinishReason::Stop)));
-                }
-                continue;
-            }
-            if let Some(told) = &mut stream.prompt_logprobs {
-                let logprobs = told.read(entry, &seq.tokens, &rows_of);
-                if !logprobs.is_empty() {
-                    let _ = stream.events.send(Event::PromptLogprobs(logprobs));
-                }
-            }
-            let Some(logits) = rows_of.last_mut().filter(|_| entry.samples) else { continue };
-            match stream.sampler.draw_next(logits) {
-                Ok(drawn) => {
-                    stream.life.token(now);
-                    let reason = stream.take(drawn, seq);
-                    finished.extend(reason.map(|reason| (entry.id, Ok(reason))));
-                }
-                Err(error) => finished.push((entry.id, Err(error))),
-            }
+            let rows_of = rows.by_ref().take(stream.num_rows(entry)).collect();
+            let outcome = stream.advance(entry, seq, rows_of, now);
+            finished.extend(outcome.map(|outcome| (entry.id, outcome)));
         }
         finished
     }
