@@ -56,7 +56,7 @@ pub fn page(
          95 % bootstrap intervals.</p>",
         results.seed
     )?;
-    legend(&mut html, results)?;
+    legend(&mut html, names(results).into_iter())?;
     for (task, mode) in results.tasks() {
         task_section(&mut html, results, task, mode)?;
     }
@@ -78,10 +78,11 @@ fn names(results: &Results) -> Vec<&'static str> {
     names
 }
 
-fn legend(html: &mut String, results: &Results) -> Result<()> {
+/// One entry for each name, in the colours of the lines.
+pub fn legend<'a>(html: &mut String, names: impl Iterator<Item = &'a str>) -> Result<()> {
     html.push_str("<p class=\"legend\">");
-    for (index, name) in names(results).iter().enumerate() {
-        let c = colour(index);
+    for (index, name) in names.enumerate() {
+        let (c, name) = (colour(index), escape(name));
         write!(
             html,
             "<span><i style=\"background:rgb({},{},{})\"></i>{name}</span> ",

@@ -9,7 +9,7 @@ use super::arrivals::Load;
 use super::plots::{Axes, Line, bits_colour, colour, lines, stacked};
 use super::report::{COLUMNS, Report, bytes};
 use super::stats::{Latency, Summary};
-use crate::eval::page::escape;
+use crate::eval::page::{escape, legend};
 
 const STYLE: &str = include_str!("../eval/page.css");
 
@@ -32,7 +32,7 @@ pub fn page(reports: &[Report]) -> Result<String> {
     for report in reports {
         run(&mut html, report)?;
     }
-    legend(&mut html, names.iter().map(String::as_str))?;
+    legend(&mut html, reports.iter().map(|report| report.name.as_str()))?;
     curves(&mut html, reports)?;
     percentiles(&mut html, reports)?;
     for report in reports {
@@ -108,20 +108,6 @@ fn notes(html: &mut String, stage: &Summary) -> Result<()> {
     Ok(())
 }
 
-fn legend<'a>(html: &mut String, names: impl Iterator<Item = &'a str>) -> Result<()> {
-    html.push_str("<p class=\"legend\">");
-    for (index, name) in names.enumerate() {
-        let c = colour(index);
-        write!(
-            html,
-            "<span><i style=\"background:rgb({},{},{})\"></i>{name}</span> ",
-            c.0, c.1, c.2
-        )?;
-    }
-    html.push_str("</p>");
-    Ok(())
-}
-
 /// One point for each stage.
 fn curves(html: &mut String, reports: &[Report]) -> Result<()> {
     let chart = |x: fn(&Summary) -> f64, y: fn(&Summary) -> Option<f64>, axes: &Axes| {
@@ -161,7 +147,7 @@ fn percentiles(html: &mut String, reports: &[Report]) -> Result<()> {
         .collect();
     let names: Vec<_> = stages
         .iter()
-        .map(|(report, stage)| format!("{}: {}", escape(&report.name), stage.load.name()))
+        .map(|(report, stage)| format!("{}: {}", report.name, stage.load.name()))
         .collect();
     legend(html, names.iter().map(String::as_str))?;
     html.push_str("<div class=\"charts\">");
