@@ -3,9 +3,10 @@
 use std::arch::x86_64::*;
 
 use super::{
-    Avx2,
+    Avx2, avx2_spread,
     simd::{EXP2_SERIES, Op, Simd},
 };
+use crate::codec::Format;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn run<S: Simd, O: Op<S>>(simd: S, op: O) -> O::Out {
@@ -141,6 +142,11 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_i8(self, from: *const u8) -> __m256 {
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+    }
+
+    #[inline(always)]
+    fn unpack(self, format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
+        unsafe { avx2_spread::unpack(format, dim, codes, bytes) }
     }
 
     #[inline(always)]

@@ -5,6 +5,7 @@ mod activation;
 mod attention;
 mod avx2;
 mod avx2_simd;
+mod avx2_spread;
 mod avx512;
 mod avx512_simd;
 mod compact;
