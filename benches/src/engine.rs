@@ -12,7 +12,7 @@ use keepwell_server::{
         Engine, EngineHandle, EngineOptions, Event, GenerateRequest, Generation, KvCacheParams,
         SamplingParams,
     },
-    sched::SchedulerLimits,
+    sched::{SchedulerLimits, UserId},
 };
 
 use crate::{
@@ -190,6 +190,7 @@ fn request(prompt: usize, generated: usize, index: usize, budget: f32) -> Genera
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         kv_cache: KvCacheParams { budget, min_budget: budget, policy: PolicyId::default() },
         priority: 0,
+        user: UserId::ANONYMOUS,
         constraint: None,
         pooling: None,
     }

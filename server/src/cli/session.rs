@@ -14,6 +14,7 @@ use crate::engine::{
     EngineHandle, Event, GenerateRequest, Generation, KvCacheParams, KvUsage, SamplingParams,
 };
 use crate::http::{Chat, ServedModel, Text};
+use crate::sched::UserId;
 
 pub struct Session {
     pub engine: EngineHandle,
@@ -100,6 +101,7 @@ impl Session {
             sampling: self.sampling.clone(),
             kv_cache: self.kv_cache,
             priority: 0,
+            user: UserId::ANONYMOUS,
             constraint: None,
             pooling: None,
         })

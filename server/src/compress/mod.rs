@@ -8,8 +8,10 @@ mod policies;
 mod policy;
 mod price;
 mod score;
+mod squeeze;
 
 pub use plan::{COARSEST_PROTECTED, Decision, Goal, HeadTokens, Protection, decide, repack};
 pub use policy::{POLICIES, Policy, PolicyId, Queries, TokenSignals};
 pub use price::{Candidate, HeadPrices, MAX_TIERS, Prices, assign, assign_at_price, normal_error};
 pub use score::refine;
+pub use squeeze::{Curve, Shares, share_out};

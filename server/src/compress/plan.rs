@@ -67,17 +67,27 @@ pub fn decide(
     goal: &Goal,
     layout: &PageLayout,
 ) -> Decision {
-    let protected = Protected::new(table, goal, layout);
-    let heads: Vec<_> = tokens
-        .par_iter()
-        .enumerate()
-        .map(|(head, tokens)| candidates(table, head, tokens, goal, &protected))
-        .collect();
+    let heads = all_candidates(table, tokens, goal, layout);
     // Pages that end early because the next position is out of their reach.
     let early_ends = table.num_heads() * MAX_TIERS * (table.len() / REACH);
     let max_pages = goal.max_pages.saturating_sub(early_ends);
     let (assignments, price) = assign_at_price(&heads, max_pages, goal.prices, layout);
     Decision { assignments, price }
+}
+
+/// The tokens of all heads, scored, as the price sees them.
+pub(super) fn all_candidates(
+    table: &PageTable,
+    tokens: &[HeadTokens],
+    goal: &Goal,
+    layout: &PageLayout,
+) -> Vec<Vec<Candidate>> {
+    let protected = Protected::new(table, goal, layout);
+    tokens
+        .par_iter()
+        .enumerate()
+        .map(|(head, tokens)| candidates(table, head, tokens, goal, &protected))
+        .collect()
 }
 
 /// What protected tokens are kept in, the finest that takes no more than an eighth of the pages.

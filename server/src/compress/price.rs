@@ -144,6 +144,26 @@ fn held(head: &[Candidate]) -> PerTier<usize> {
     counts
 }
 
+/// Pages that the tokens of all heads fill at each of `prices`, in parts of a page: without the one
+/// of each head and tier that is partly empty, it falls steadily as the price rises.
+pub fn filled_pages(
+    heads: &[Vec<Candidate>],
+    at: &[f32],
+    prices: &Prices,
+    layout: &PageLayout,
+) -> Vec<f32> {
+    let filled = |(index, candidates): (usize, &Vec<Candidate>)| -> Vec<f32> {
+        let head = Head::new(candidates, prices.head(index), layout);
+        at.iter().map(|price| filled(&head.counts(*price), layout)).collect()
+    };
+    let add = |sum: Vec<f32>, head: Vec<f32>| sum.iter().zip(head).map(|(a, b)| a + b).collect();
+    heads.par_iter().enumerate().map(filled).reduce(|| vec![0.0; at.len()], add)
+}
+
+fn filled(counts: &PerTier<usize>, layout: &PageLayout) -> f32 {
+    counts.iter().map(|(tier, count)| *count as f32 / layout.capacity(tier) as f32).sum()
+}
+
 fn pages(counts: &PerTier<usize>, layout: &PageLayout) -> usize {
     counts.iter().map(|(tier, count)| count.div_ceil(layout.capacity(tier))).sum()
 }

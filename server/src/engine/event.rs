@@ -1,5 +1,6 @@
 //! A compress event of one sequence: score -> price -> compact.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use keepwell_kernels::{Arena, Backend, PerTier, Result};
@@ -50,29 +51,32 @@ pub fn compress_event(
     prices: &Prices,
 ) -> Result<Option<Report>> {
     let max_pages = demand.limit(seq.budget, seq.budgeted_len());
-    if seq.table.num_pages() <= max_pages {
+    if !seq.is_compressed() || seq.table.num_pages() <= max_pages {
         return Ok(None);
     }
+    compress_to(max_pages, backend, memory, seq, (demand, prices)).map(Some)
+}
+
+/// Brings the sequence down to so many pages.
+pub fn compress_to(
+    max_pages: usize,
+    backend: &dyn Backend,
+    memory: Memory,
+    seq: &mut Sequence,
+    (demand, prices): (&Demand, &Prices),
+) -> Result<Report> {
     let started = Instant::now();
     let tokens = read_tokens(backend, memory.arena, &seq.table)?;
     let scored = Instant::now();
-    // While a prompt comes in, what reads it next may still ask for anything: demoted tokens can tell
-    // it, evicted ones cannot.
-    let reluctant = (seq.num_pending() > 1).then(|| prices.reluctant());
-    let goal = Goal {
-        policy: seq.policy.policy(),
-        prices: reluctant.as_ref().unwrap_or(prices),
-        protection: demand.protection,
-        prompt_len: seq.prompt_len,
-        max_pages,
-    };
+    let prices = prices_for(seq, prices);
+    let goal = goal(seq, demand, &prices, max_pages);
     let (pages_before, evicted_before) = (seq.table.num_pages(), seq.table.num_evicted());
     let layout = *memory.ledger.layout();
     let decision = decide(&seq.table, &tokens, &goal, &layout);
     let decided = Instant::now();
     let demoted = execute(backend, memory, &mut seq.table, &tokens, &decision.assignments)?;
     let freed = pages_before.saturating_sub(seq.table.num_pages());
-    Ok(Some(Report {
+    Ok(Report {
         reclaimed_bytes: freed * layout.page_bytes,
         demoted,
         num_evicted: seq.table.num_evicted() - evicted_before,
@@ -81,7 +85,31 @@ pub fn compress_event(
         score: scored - started,
         decide: decided - scored,
         compact: decided.elapsed(),
-    }))
+    })
+}
+
+/// While a prompt comes in, what reads it next may still ask for anything: demoted tokens can tell
+/// it, evicted ones cannot.
+pub(super) fn prices_for<'a>(seq: &Sequence, prices: &'a Prices) -> Cow<'a, Prices> {
+    match seq.num_pending() > 1 {
+        true => Cow::Owned(prices.reluctant()),
+        false => Cow::Borrowed(prices),
+    }
+}
+
+pub(super) fn goal<'a>(
+    seq: &Sequence,
+    demand: &Demand,
+    prices: &'a Prices,
+    max_pages: usize,
+) -> Goal<'a> {
+    Goal {
+        policy: seq.policy.policy(),
+        prices,
+        protection: demand.protection,
+        prompt_len: seq.prompt_len,
+        max_pages,
+    }
 }
 
 /// Share of the signals whose tokens are kept, mean over the heads that have any.
@@ -135,6 +163,7 @@ pub fn usage(seq: &Sequence, demand: &Demand) -> KvUsage {
     let holdings = seq.table.holdings();
     KvUsage {
         budget: seq.budget,
+        lowest_budget: seq.lowest_budget,
         bytes: holdings.num_pages() * page_bytes,
         peak_bytes: seq.table.peak_pages() * page_bytes,
         f16_bytes: demand.f16_bytes(seq.table.len()),

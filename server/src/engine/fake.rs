@@ -140,6 +140,7 @@ fn finished(request: &GenerateRequest, reason: FinishReason) -> Event {
         ended_by_stop_token: false,
         kv_cache: KvUsage {
             budget: request.kv_cache.budget,
+            lowest_budget: request.kv_cache.budget,
             bytes: KV_BYTES,
             peak_bytes: 2 * KV_BYTES,
             f16_bytes: 4 * KV_BYTES,

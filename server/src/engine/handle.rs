@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{heartbeat::Heartbeat, pooling::Pooling, snapshot::Snapshot, view::KvView};
 use crate::compress::PolicyId;
 use crate::grammar::Constraint;
+use crate::sched::UserId;
 
 /// One sequence to generate. Text never enters the engine: token ids in, token ids out.
 #[derive(Clone, Debug)]
@@ -21,8 +22,10 @@ pub struct GenerateRequest {
     pub stop_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
     pub kv_cache: KvCacheParams,
-    /// Lower ones leave the queue first; equal ones in the order they came.
+    /// Lower ones leave the queue first.
     pub priority: i32,
+    /// Among equally urgent ones, the least served user's leave the queue first.
+    pub user: UserId,
     /// What the answer must follow. It ends the answer where nothing more can follow.
     pub constraint: Option<Constraint>,
     /// Wanted is the prompt's vector: [`Event::Embedding`] instead of tokens.
@@ -134,7 +137,10 @@ pub struct Outcome {
 /// What a sequence's cache held when it ended, from the ledger.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct KvUsage {
+    /// In force at the end: what was asked for, unless memory pressure had lowered it and lasted.
     pub budget: f32,
+    /// The least that was ever in force.
+    pub lowest_budget: f32,
     /// Bytes of all pages held, metadata and slack included.
     pub bytes: usize,
     /// The largest that `bytes` has been.

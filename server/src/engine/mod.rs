@@ -11,6 +11,7 @@ mod prompt_logprobs;
 mod run;
 mod sampler;
 pub(crate) mod snapshot;
+pub(crate) mod squeeze;
 pub(crate) mod view;
 
 pub use handle::{

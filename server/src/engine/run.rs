@@ -2,6 +2,7 @@
 
 mod admission;
 mod forward;
+mod pressure;
 mod stream;
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
@@ -142,7 +143,7 @@ impl Engine {
             };
             match command {
                 Ok(Command::Generate { request, events, view, span }) => {
-                    let life = Lifecycle::queued(request.kv_cache.budget, &span);
+                    let life = Lifecycle::queued(&span);
                     self.accept(*request, events, view, life)
                 }
                 Ok(Command::Stop { events }) => self.stop(&events),
@@ -165,8 +166,7 @@ impl Engine {
     }
 
     fn publish(&mut self) {
-        let life = |id| self.streams.get(&id).map(|stream| &stream.life);
-        let snapshot = Snapshot::new(&self.scheduler, &self.ledger, life);
+        let snapshot = Snapshot::new(&self.scheduler, &self.ledger);
         self.metrics.publish(&snapshot);
         self.snapshots.send_replace(Arc::new(snapshot));
     }
@@ -201,6 +201,7 @@ impl Engine {
     /// schedule -> forward -> sample -> commit -> compress.
     fn step(&mut self) {
         self.drop_cancelled();
+        self.meet_pressure();
         let step = self.scheduler.schedule(&mut self.ledger);
         if let Some(id) = step.stuck {
             tracing::error!("a sequence that is alone found no page: admission miscounted");

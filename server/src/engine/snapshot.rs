@@ -4,7 +4,6 @@ use keepwell_kernels::PerTier;
 
 use crate::{
     cache::Ledger,
-    metrics::lifecycle::Lifecycle,
     sched::{Scheduler, SeqId, Sequence},
 };
 
@@ -15,6 +14,8 @@ pub struct Snapshot {
     pub sequences: Vec<SequenceState>,
     /// Since the engine started.
     pub num_preemptions: usize,
+    /// Whose sequences these are.
+    pub num_users: usize,
 }
 
 /// The ledger's account of the arena.
@@ -40,7 +41,7 @@ pub struct SequenceState {
     /// The most tokens it may generate.
     pub max_tokens: usize,
     pub budget: f32,
-    /// The budget it asked for; memory pressure may have granted less.
+    /// The budget it asked for; under memory pressure less is in force.
     pub asked_budget: f32,
     pub kv_bytes: usize,
     pub f16_bytes: usize,
@@ -90,12 +91,7 @@ impl Reason {
 }
 
 impl Snapshot {
-    /// `life` finds what is noted of a sequence.
-    pub fn new<'a>(
-        scheduler: &Scheduler,
-        ledger: &Ledger,
-        life: impl Fn(SeqId) -> Option<&'a Lifecycle>,
-    ) -> Self {
+    pub fn new(scheduler: &Scheduler, ledger: &Ledger) -> Self {
         let state = |(nth, seq): (usize, &Sequence)| SequenceState {
             id: seq.id,
             stage: match nth < scheduler.num_running() {
@@ -108,7 +104,7 @@ impl Snapshot {
             num_generated: seq.num_generated(),
             max_tokens: seq.max_len - seq.prompt_len,
             budget: seq.budget,
-            asked_budget: life(seq.id).map_or(seq.budget, |life| life.asked_budget),
+            asked_budget: seq.asked_budget,
             kv_bytes: seq.table.num_pages() * ledger.layout().page_bytes,
             f16_bytes: scheduler.demand().f16_bytes(seq.table.len()),
         };
@@ -122,6 +118,7 @@ impl Snapshot {
             },
             sequences: scheduler.sequences().enumerate().map(state).collect(),
             num_preemptions: scheduler.num_preemptions(),
+            num_users: scheduler.num_users(),
         }
     }
 

@@ -187,6 +187,7 @@ fn request(prompt: &JobPrompt, params: &Params, nth: usize) -> GenerateRequest {
         sampling: with_nth_seed(&params.sampling, nth),
         kv_cache: params.kv_cache,
         priority: params.priority,
+        user: params.user,
         constraint: params.constraint.clone(),
         pooling: None,
     }

@@ -11,6 +11,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::App;
 use super::error::ApiError;
+use super::user::hold_key;
 
 /// What probes and scrapers read without a key.
 const OPEN: &[&str] = &["/health", "/live", "/ready", "/metrics"];
@@ -38,12 +39,17 @@ impl ApiKeys {
         self.hashes.iter().fold(Choice::from(0), found).into()
     }
 
-    /// Whether the request may pass.
-    fn allow(&self, path: &str, headers: &HeaderMap) -> bool {
-        if self.is_empty() || OPEN.contains(&path) {
+    /// Whether the request may pass; with a key of ours it is its holder's.
+    fn allow(&self, request: &mut Request) -> bool {
+        if self.is_empty() || OPEN.contains(&request.uri().path()) {
             return true;
         }
-        bearer(headers).is_some_and(|key| self.has(key))
+        let Some(key) = bearer(request.headers()).map(<[u8]>::to_vec) else { return false };
+        let is_known = self.has(&key);
+        if is_known {
+            hold_key(request, &key);
+        }
+        is_known
     }
 }
 
@@ -59,8 +65,8 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 /// Refuses requests without a known key.
-pub async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if app.api_keys.allow(request.uri().path(), request.headers()) {
+pub async fn check(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    if app.api_keys.allow(&mut request) {
         return next.run(request).await;
     }
     let message = match request.headers().contains_key(header::AUTHORIZATION) {

@@ -23,6 +23,7 @@ use super::params::Params;
 use super::text::{Chat, Text};
 use super::tools::{CallPiece, Tools, teach};
 use super::usage::{ChunkUsage, Usage};
+use super::user::Caller;
 use crate::engine::FinishReason;
 use crate::grammar::Constraint;
 use crate::metrics::latency::Stopwatch;
@@ -38,11 +39,13 @@ pub fn routes() -> Router<Arc<App>> {
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    caller: Caller,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {
     let stopwatch = Stopwatch::start();
     let preparing = app.clone();
-    let (job, shape) = off_worker(move || prepare(&preparing, &body)).await?;
+    let (mut job, shape) = off_worker(move || prepare(&preparing, &body)).await?;
+    job.params.user = caller.or_named(job.params.user);
     answer(&app, job, shape, stopwatch).await
 }
 

@@ -23,6 +23,7 @@ use super::params::{Params, is_empty, refuse};
 use super::prompts::{self, Prompt};
 use super::text::Text;
 use super::usage::{ChunkUsage, Usage};
+use super::user::Caller;
 use crate::metrics::latency::Stopwatch;
 
 const OBJECT: &str = "text_completion";
@@ -38,11 +39,13 @@ pub fn routes() -> Router<Arc<App>> {
 #[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    caller: Caller,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {
     let stopwatch = Stopwatch::start();
     let preparing = app.clone();
-    let (job, shape) = off_worker(move || prepare(&preparing, &body)).await?;
+    let (mut job, shape) = off_worker(move || prepare(&preparing, &body)).await?;
+    job.params.user = caller.or_named(job.params.user);
     answer(&app, job, shape, stopwatch).await
 }
 

@@ -16,6 +16,7 @@ use super::error::ApiError;
 use crate::dashboard::attribution::Page;
 use crate::dashboard::views::{Viewed, Views};
 use crate::engine::{EngineError, Event, GenerateRequest, KvCacheParams, KvView, SamplingParams};
+use crate::sched::UserId;
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/debug/kv", get(list)).route("/debug/kv/{id}", get(show))
@@ -84,6 +85,7 @@ async fn replay(app: &App, viewed: &Viewed, budget: f32) -> Result<Arc<KvView>, 
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         kv_cache,
         priority: 0,
+        user: UserId::ANONYMOUS,
         constraint: None,
         pooling: None,
     })?;

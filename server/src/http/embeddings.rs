@@ -18,9 +18,11 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::params::{self, kv_cache, priority};
 use super::prompts;
+use super::user::{self, Caller};
 use crate::engine::{
     EngineError, Event, GenerateRequest, Generation, KvCacheParams, Pooling, SamplingParams,
 };
+use crate::sched::UserId;
 
 use super::openapi::{EmbeddingRequest, ErrorEnvelope};
 
@@ -37,6 +39,7 @@ struct Job {
     dimensions: Option<usize>,
     kv_cache: KvCacheParams,
     priority: i32,
+    user: UserId,
 }
 
 #[derive(Serialize)]
@@ -70,10 +73,12 @@ struct Usage {
 #[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    caller: Caller,
     JsonObject(body): JsonObject,
 ) -> Result<Json<List>, ApiError> {
     let preparing = app.clone();
-    let job = off_worker(move || prepare(&preparing, &body)).await?;
+    let mut job = off_worker(move || prepare(&preparing, &body)).await?;
+    job.user = caller.or_named(job.user);
     check_num_choices(job.prompts.len(), app.limits.max_waiting, "input")?;
     let timeout = app.limits.request_timeout;
     let vectors = tokio::time::timeout(timeout, vectors(&app, &job)).await;
@@ -95,7 +100,7 @@ pub(super) async fn create(
 fn prepare(app: &App, body: &Map<String, Value>) -> Result<Job, ApiError> {
     let fields = Fields::root(body);
     app.check_model(fields.str("model")?)?;
-    fields.str("user")?;
+    let user = user::named(&fields)?;
     params::refuse(&fields, &[("truncate_prompt_tokens", |_| false)])?;
     let as_base64 = word(&fields, "encoding_format", &["float", "base64"])? == 1;
     let pooling = [Pooling::Mean, Pooling::Last][word(&fields, "pooling", &["mean", "last"])?];
@@ -104,7 +109,7 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<Job, ApiError> {
     let priority = priority(&fields)?;
     let prompts = prompts::read_only(&fields, app, "input")?;
     let prompts = prompts.into_iter().map(|prompt| prompt.ids).collect();
-    Ok(Job { prompts, pooling, as_base64, dimensions, kv_cache, priority })
+    Ok(Job { prompts, pooling, as_base64, dimensions, kv_cache, priority, user })
 }
 
 /// Which of the words the field has; the first when it is absent.
@@ -126,6 +131,7 @@ async fn vectors(app: &App, job: &Job) -> Result<Vec<Vec<f32>>, ApiError> {
         sampling: SamplingParams::default(),
         kv_cache: job.kv_cache,
         priority: job.priority,
+        user: job.user,
         constraint: None,
         pooling: Some(job.pooling),
     };

@@ -40,6 +40,7 @@ mod tokenize;
 mod tools;
 mod trace;
 mod usage;
+mod user;
 mod version;
 
 use std::sync::Arc;

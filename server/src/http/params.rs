@@ -7,9 +7,11 @@ use super::context::TokenLimit;
 use super::error::ApiError;
 use super::fields::{self, Fields, above_zero, wrong_type};
 use super::structured;
+use super::user;
 use crate::compress::{POLICIES, PolicyId};
 use crate::engine::{KvCacheParams, SamplingParams};
 use crate::grammar::Constraint;
+use crate::sched::UserId;
 
 /// Text is held back while it may be the start of a stop string, so these stay short.
 const MAX_STOP_BYTES: usize = 1024;
@@ -54,6 +56,8 @@ pub struct Params {
     pub stream: Option<StreamOptions>,
     pub kv_cache: KvCacheParams,
     pub priority: i32,
+    /// Who asks, unless an API key tells better.
+    pub user: UserId,
     /// What the answer must follow.
     pub constraint: Option<Constraint>,
 }
@@ -70,8 +74,6 @@ impl Params {
     pub fn read(fields: &Fields, app: &App) -> Result<Self, ApiError> {
         app.check_model(fields.str("model")?)?;
         refuse(fields, UNSUPPORTED)?;
-        // Known to other servers; here it changes nothing.
-        fields.str("user")?;
         Ok(Self {
             sampling: sampling(fields, app)?,
             stop: stop_strings(fields, app.limits.max_stop_strings)?,
@@ -80,6 +82,7 @@ impl Params {
             stream: stream_options(fields)?,
             kv_cache: kv_cache(fields, &app.kv_cache)?,
             priority: priority(fields)?,
+            user: user::named(fields)?,
             constraint: structured::read(fields, app)?,
         })
     }

@@ -39,6 +39,8 @@ struct PromptTokensDetails {
 #[derive(Clone, Debug, Default, Serialize)]
 struct KvCache {
     budget: f32,
+    /// The least that was in force at any time.
+    lowest_budget: f32,
     bytes: usize,
     peak_bytes: usize,
     f16_bytes: usize,
@@ -56,7 +58,7 @@ struct Entries {
 impl Usage {
     /// The account of a request with this budget, before any of its choices ended.
     pub fn new(prompt_tokens: usize, budget: f32) -> Self {
-        let kv_cache = KvCache { budget, ..KvCache::default() };
+        let kv_cache = KvCache { budget, lowest_budget: budget, ..KvCache::default() };
         Self { tokens: TokenCounts::new(prompt_tokens, 0), kv_cache, ..Self::default() }
     }
 
@@ -70,11 +72,12 @@ impl Usage {
         TokenCounts::new(self.tokens.prompt_tokens, completion_tokens)
     }
 
-    /// Adds a choice that ended. A budget that memory pressure lowered shows as the lowest one.
+    /// Adds a choice that ended. Of the choices' budgets the lowest shows.
     pub fn add(&mut self, completion_tokens: usize, kv: &KvUsage) {
         self.tokens = self.so_far(self.tokens.completion_tokens + completion_tokens);
         let total = &mut self.kv_cache;
         total.budget = total.budget.min(kv.budget);
+        total.lowest_budget = total.lowest_budget.min(kv.lowest_budget);
         total.bytes += kv.bytes;
         total.peak_bytes += kv.peak_bytes;
         total.f16_bytes += kv.f16_bytes;

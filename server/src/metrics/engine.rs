@@ -8,13 +8,15 @@ use metrics::{Counter, Histogram, Label};
 use super::table::{
     BELOW_BUDGET, CACHE_CONFIG, COMPRESS_TIME, COMPRESSION_RATIO, GENERATION_TOKENS,
     ITERATION_TOKENS, KV_BYTES, KV_DEMOTED, KV_EVICTED, KV_PAGES, KV_RECLAIMED, KV_REJECTIONS,
-    KV_USAGE, MEMORY, PREEMPTIONS, PRICE, PROMPT_TOKENS, QUEUE, REJECTIONS, REQUEST_KV_PEAK,
-    RETAINED_ATTRIBUTION, RUNNING, SUCCESS, WAITING, WAITING_BY_REASON,
+    KV_USAGE, MEMORY, PREEMPTIONS, PRESSURE_PRICE, PRICE, PROMPT_TOKENS, QUEUE, REJECTIONS,
+    REQUEST_KV_PEAK, RETAINED_ATTRIBUTION, RUNNING, SQUEEZES, SUCCESS, USERS, WAITING,
+    WAITING_BY_REASON,
 };
 use crate::engine::{
     EngineError, EngineInfo, FinishReason, KvUsage,
     event::Report,
     snapshot::{Pages, Reason, Snapshot},
+    squeeze::Squeeze,
 };
 
 /// Gauges are published this often while steps run.
@@ -32,7 +34,7 @@ pub struct EngineMetrics {
 impl EngineMetrics {
     /// Of an engine with weights of `weight_bytes`. Counters start at 0: a rate needs a first value.
     pub fn new(info: &EngineInfo, weight_bytes: usize, max_model_len: usize) -> Self {
-        for family in [PREEMPTIONS, KV_RECLAIMED, KV_EVICTED, KV_REJECTIONS] {
+        for family in [PREEMPTIONS, SQUEEZES, KV_RECLAIMED, KV_EVICTED, KV_REJECTIONS] {
             family.counter(vec![]).absolute(0);
         }
         for reason in [FinishReason::Stop, FinishReason::Length, FinishReason::Abort] {
@@ -41,6 +43,7 @@ impl EngineMetrics {
         for info in &TIERS {
             KV_DEMOTED.counter(labels([("tier", info.name)])).absolute(0);
         }
+        PRESSURE_PRICE.gauge(vec![]).set(0.0);
         queue_full().absolute(0);
         MEMORY.gauge(labels([("component", "weights")])).set(weight_bytes as f64);
         cache_config(info, max_model_len);
@@ -74,6 +77,7 @@ impl EngineMetrics {
         WAITING_BY_REASON.gauge(labels([("reason", "deferred")])).set(num_deferred);
         RUNNING.gauge(vec![]).set(snapshot.num_running() as f64);
         BELOW_BUDGET.gauge(vec![]).set(snapshot.num_below_budget() as f64);
+        USERS.gauge(vec![]).set(snapshot.num_users as f64);
         let new = snapshot.num_preemptions - self.num_preemptions;
         PREEMPTIONS.counter(vec![]).increment(new as u64);
         self.num_preemptions = snapshot.num_preemptions;
@@ -103,6 +107,18 @@ impl EngineMetrics {
         if let Some(price) = report.price {
             PRICE.gauge(vec![]).set(f64::from(price));
         }
+    }
+
+    /// Memory pressure had tokens demoted.
+    pub fn squeezed(&self, squeeze: &Squeeze) {
+        SQUEEZES.counter(vec![]).increment(1);
+        PRESSURE_PRICE.gauge(vec![]).set(f64::from(squeeze.price));
+        squeeze.reports.iter().for_each(|report| self.compressed(report));
+    }
+
+    /// There is no memory pressure.
+    pub fn relieved(&self) {
+        PRESSURE_PRICE.gauge(vec![]).set(0.0);
     }
 
     pub fn refused(&self, error: &EngineError) {
@@ -194,7 +210,7 @@ mod tests {
         };
         let pages = Pages { num_pages: 10, num_live: 4, page_bytes: 2112, ..Pages::default() };
         let sequences = (0..num_sequences).map(sequence).collect();
-        Snapshot { pages, sequences, num_preemptions: 3 }
+        Snapshot { pages, sequences, num_preemptions: 3, num_users: 2 }
     }
 
     #[test]

@@ -13,8 +13,6 @@ use crate::sched::{Entry, Sequence};
 
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
-    /// The budget that the request asked for; it may have been granted less.
-    pub asked_budget: f32,
     queued: Instant,
     scheduled: Option<Instant>,
     first_token: Option<Instant>,
@@ -26,7 +24,7 @@ pub struct Lifecycle {
 
 impl Lifecycle {
     /// `request` is the span of the request that asked.
-    pub fn queued(asked_budget: f32, request: &Span) -> Self {
+    pub fn queued(request: &Span) -> Self {
         let span = info_span!(
             parent: request,
             "sequence",
@@ -39,7 +37,6 @@ impl Lifecycle {
         );
         Self {
             span,
-            asked_budget,
             queued: Instant::now(),
             scheduled: None,
             first_token: None,
@@ -116,7 +113,7 @@ mod tests {
 
     #[test]
     fn prompt_tokens_count_once_however_often_they_are_computed() {
-        let mut life = Lifecycle::queued(1.0, &Span::none());
+        let mut life = Lifecycle::queued(&Span::none());
         let now = Instant::now();
         let counts: Vec<_> = [(0, 6), (6, 4), (10, 1), (0, 8), (8, 3), (11, 1)]
             .map(|(start, num)| life.computed(&entry(start, num), 10, now))

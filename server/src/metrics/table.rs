@@ -81,10 +81,13 @@ families! {
     KV_REJECTIONS: C, "keepwell_kv_budget_rejections_total", "Requests refused because the whole arena could not hold them at their budget";
     COMPRESS_TIME: H(buckets::STAGE_TIME), "keepwell_compress_seconds", "Stages of a compress event: score, price, compact";
     PRICE: G, "keepwell_price", "Price of a byte in the last compress event that was short of pages: attribution weighted distortion that a byte must save to be kept";
+    PRESSURE_PRICE: G, "keepwell_pressure_price", "Price of a byte that memory pressure puts on the tokens of all running sequences; 0 without pressure";
+    SQUEEZES: C, "keepwell_squeezes_total", "Times that memory pressure had the cheapest tokens of running sequences demoted";
     COMPRESSION_RATIO: H(buckets::RATIO), "keepwell_kv_compression_ratio", "F16 bytes of a sequence's tokens over the bytes it held when it ended";
     RETAINED_ATTRIBUTION: H(buckets::SHARE), "keepwell_kv_retained_attribution", "Share of the attribution that is still held after a compress event, mean over heads";
     REQUEST_KV_PEAK: H(buckets::BYTES), "keepwell_request_kv_peak_bytes", "The most KV bytes that a sequence held";
-    BELOW_BUDGET: G, "keepwell_requests_below_budget", "Sequences that memory pressure granted less than they asked for";
+    BELOW_BUDGET: G, "keepwell_requests_below_budget", "Running sequences that memory pressure holds below the budget they asked for";
+    USERS: G, "keepwell_users", "Users, by API key or `user`, who have sequences that run or wait";
     QUEUE: G, "keepwell_queue", "Waiting sequences by what they wait for: `sequences` (a place), `memory`, `step` (the next one), `preempted` (memory, again)";
 }
 

@@ -36,22 +36,47 @@ impl Demand {
         share.max(self.num_heads * window.max(self.protected_pages(len)))
     }
 
+    /// The share of `len` tokens' F16 bytes that so many pages are, metadata included.
+    pub fn share(&self, num_pages: usize, len: usize) -> f32 {
+        (num_pages * self.layout.page_bytes) as f32 / self.f16_bytes(len).max(1) as f32
+    }
+
     /// Pages per head of the tokens that are never evicted, at the coarsest tier.
     fn protected_pages(&self, len: usize) -> usize {
         let Protection { sinks, recent, prompt_end } = self.protection;
         len.min(sinks + recent + prompt_end).div_ceil(self.layout.capacity(COARSEST_PROTECTED))
     }
 
-    /// The most pages the sequence holds on its way to `len` tokens: what it may keep plus what it
-    /// writes in F16 until the next event.
+    /// The most pages the sequence holds on its way to `len` tokens, were it alone: what it may keep
+    /// plus what it writes in F16 until the next event.
     pub fn peak(&self, budget: f32, len: usize) -> usize {
+        self.with_window(budget, len, self.max_chunk.max(EVENT_INTERVAL))
+    }
+
+    /// Pages to set aside for a sequence on its way to `len` tokens: as [`Demand::peak`], but for the
+    /// prefill chunk, of which a step has one for all ([`Demand::chunk`]).
+    pub fn reserve(&self, budget: f32, len: usize) -> usize {
+        self.with_window(budget, len, EVENT_INTERVAL)
+    }
+
+    /// Pages of the tokens that one step writes at most.
+    pub fn chunk(&self) -> usize {
+        self.num_heads * self.max_chunk.div_ceil(self.layout.capacity(Tier::F16))
+    }
+
+    /// Pages of the tokens that a sequence decodes between two events.
+    pub fn window(&self) -> usize {
+        self.num_heads * EVENT_INTERVAL.div_ceil(self.layout.capacity(Tier::F16))
+    }
+
+    fn with_window(&self, budget: f32, len: usize, window: usize) -> usize {
         let f16_pages = |len: usize| len.div_ceil(self.layout.capacity(Tier::F16));
         if budget >= 1.0 {
             return self.num_heads * f16_pages(len);
         }
         // One page of slack: the open page need not start with the chunk.
-        let window = len.min(self.max_chunk.max(EVENT_INTERVAL));
-        let compressed = self.limit(budget, len) + self.num_heads * (f16_pages(window) + 1);
+        let written = f16_pages(len.min(window)) + 1;
+        let compressed = self.limit(budget, len) + self.num_heads * written;
         // An event never takes more pages than it found; a tier in use adds one that is partly
         // empty.
         let exact = self.num_heads * (f16_pages(len) + MAX_TIERS_HELD);

@@ -1,9 +1,11 @@
 //! Which sequences run in a step, with how many tokens each. Plain Rust: no tensors, no runtime.
 
 mod demand;
+mod fairness;
 mod scheduler;
 mod sequence;
 
 pub use demand::{Demand, MAX_TIERS_HELD};
-pub use scheduler::{Entry, Scheduler, SchedulerLimits, Step};
-pub use sequence::{EVENT_INTERVAL, SeqId, Sequence};
+pub use fairness::UserId;
+pub use scheduler::{Entry, FAIR_ANSWER, Pressure, Scheduler, SchedulerLimits, Step};
+pub use sequence::{EVENT_INTERVAL, Reserve, SeqId, Sequence};

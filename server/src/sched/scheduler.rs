@@ -1,11 +1,19 @@
-//! First come, first served, with chunked prefill and preemption by recomputation.
+//! Chunked prefill; memory reserved at admission; the most urgent first, of these the least served
+//! user's, of these the first; and, where more was taken than reserved, preemption by recomputation.
 
 use std::collections::VecDeque;
 
 use keepwell_kernels::{Scoring, Write};
 
-use super::{Demand, SeqId, Sequence};
+use super::{Demand, Reserve, SeqId, Sequence, fairness::Fairness};
 use crate::cache::Ledger;
+
+/// Tokens that an answer without a limit of its own has memory reserved for, from each admission on.
+pub const FAIR_ANSWER: usize = 256;
+
+/// What memory pressure gives back at a time, at most: this part of the arena. Less would cost an
+/// event of all sequences every few steps, more would lose tokens that nobody had to lose.
+const MARGIN_PART: usize = 8;
 
 #[derive(Clone, Copy, Debug)]
 pub struct SchedulerLimits {
@@ -24,6 +32,17 @@ pub struct Step {
     /// A sequence that is alone and still finds no page. Admission rules it out; the engine ends
     /// the sequence rather than wait for ever.
     pub stuck: Option<SeqId>,
+}
+
+/// What memory asks of the running sequences before a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pressure {
+    /// So many pages are to be given back: the next step lacks some of them.
+    High(usize),
+    /// What is there may be used as it is.
+    Steady,
+    /// So much is free that everybody may have the budget they asked for.
+    Low,
 }
 
 /// One sequence's part of a step: positions `start..start + num_tokens`.
@@ -60,12 +79,20 @@ pub struct Scheduler {
     demand: Demand,
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
+    fairness: Fairness,
     num_preemptions: usize,
 }
 
 impl Scheduler {
     pub fn new(limits: SchedulerLimits, demand: Demand) -> Self {
-        Self { limits, demand, waiting: VecDeque::new(), running: Vec::new(), num_preemptions: 0 }
+        Self {
+            limits,
+            demand,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            fairness: Fairness::default(),
+            num_preemptions: 0,
+        }
     }
 
     pub fn demand(&self) -> &Demand {
@@ -93,10 +120,36 @@ impl Scheduler {
         self.running.len() < self.limits.max_running
     }
 
-    /// Whether the sequence fits beside what running ones will still take.
+    /// Users who have sequences here.
+    pub fn num_users(&self) -> usize {
+        self.fairness.num_users()
+    }
+
+    /// Whether what the sequence may need in the end fits beside what is set aside for those that
+    /// run. All are counted at their floors: what they hold beyond these can be had back.
     pub fn has_memory(&self, seq: &Sequence, ledger: &Ledger) -> bool {
-        let needed = self.demand.peak(seq.budget, seq.tokens.len());
-        needed + self.promised_pages() <= ledger.num_free()
+        let reserved = self.running.iter().map(|seq| self.set_aside(seq)).sum::<usize>();
+        let needed = reserved + self.reserve(seq).num_pages;
+        // What is compressed holds a chunk in full until the event after it.
+        let is_any_scored = seq.is_scored() || self.running.iter().any(Sequence::is_scored);
+        let chunk = if is_any_scored { self.demand.chunk() } else { 0 };
+        needed + chunk <= ledger.num_pages()
+    }
+
+    /// Pages that a running sequence counts for: more than its reserve once it is beyond that.
+    fn set_aside(&self, seq: &Sequence) -> usize {
+        match seq.is_beyond_reserve() {
+            true => self.demand.reserve(seq.min_budget, seq.tokens.len()),
+            false => seq.reserve.num_pages,
+        }
+    }
+
+    /// What is set aside for a sequence that starts now: memory for all tokens it named, or for a
+    /// fair answer from here on if it named no limit.
+    fn reserve(&self, seq: &Sequence) -> Reserve {
+        let fair = seq.tokens.len() + FAIR_ANSWER;
+        let len = if seq.may_shorten { fair.min(seq.max_len) } else { seq.max_len };
+        Reserve { len, num_pages: self.demand.reserve(seq.min_budget, len) }
     }
 
     pub fn num_waiting_tokens(&self) -> usize {
@@ -111,6 +164,7 @@ impl Scheduler {
 
     /// Behind all that are as urgent. One that was preempted keeps its place at the front.
     pub fn queue(&mut self, seq: Sequence) {
+        self.fairness.join(seq.user);
         let before = |other: &Sequence| other.num_preemptions > 0 || other.priority <= seq.priority;
         let index = self.waiting.iter().rposition(before).map_or(0, |last| last + 1);
         self.waiting.insert(index, seq);
@@ -122,6 +176,10 @@ impl Scheduler {
 
     pub fn running_mut(&mut self, id: SeqId) -> Option<&mut Sequence> {
         self.running.iter_mut().find(|seq| seq.id == id)
+    }
+
+    pub fn all_running_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.running.iter_mut()
     }
 
     pub fn sequences(&self) -> impl Iterator<Item = &Sequence> {
@@ -137,18 +195,80 @@ impl Scheduler {
             self.waiting.remove(index)?
         };
         seq.table.release(ledger);
+        self.fairness.leave(seq.user);
         Some(seq)
     }
 
-    /// Chooses the next step and takes its pages: decoding sequences first, then prefill chunks of
-    /// running ones, then new ones, as far as tokens and pages go.
+    /// Lets sequences in, as far as places, tokens of a step and memory in the end go.
+    pub fn admit(&mut self, ledger: &Ledger) {
+        while self.num_pending() < self.limits.max_step_tokens && self.has_place() {
+            let Some(next) = self.next_waiting() else { return };
+            // What is alone was found to fit when it came.
+            if !self.running.is_empty() && !self.has_memory(&self.waiting[next], ledger) {
+                return;
+            }
+            let Some(mut seq) = self.waiting.remove(next) else { return };
+            seq.reserve = self.reserve(&seq);
+            self.fairness.charge(seq.user, seq.num_pending());
+            self.running.push(seq);
+        }
+    }
+
+    /// Of those that gave way the first; else of the most urgent those of the least served user, and
+    /// of these the first.
+    fn next_waiting(&self) -> Option<usize> {
+        let first = self.waiting.front()?;
+        if first.num_preemptions > 0 {
+            return Some(0);
+        }
+        let as_urgent = self.waiting.iter().take_while(|seq| seq.priority == first.priority);
+        let served = |(_, seq): &(usize, &Sequence)| self.fairness.served(seq.user);
+        as_urgent.enumerate().min_by_key(served).map(|(index, _)| index)
+    }
+
+    /// Tokens that running sequences could compute in one step.
+    fn num_pending(&self) -> usize {
+        self.running.iter().map(Sequence::num_pending).sum()
+    }
+
+    /// What memory asks for before the next step, once those who may have been let in.
+    pub fn pressure(&self, ledger: &Ledger) -> Pressure {
+        let windows = self.running.len() * self.demand.window();
+        let margin = windows.min(ledger.num_pages() / MARGIN_PART);
+        let needed = self.needed(self.limits.max_step_tokens, ledger);
+        let num_free = ledger.num_free();
+        if num_free < needed {
+            Pressure::High(needed + margin - num_free)
+        } else if num_free >= needed + 2 * margin {
+            Pressure::Low
+        } else {
+            Pressure::Steady
+        }
+    }
+
+    /// Pages that a step of so many tokens takes.
+    fn needed(&self, max_tokens: usize, ledger: &Ledger) -> usize {
+        let mut tokens_left = max_tokens;
+        let decodes = self.running.iter().filter(|seq| seq.is_decoding());
+        let prefills = self.running.iter().filter(|seq| !seq.is_decoding());
+        let pages = |seq: &Sequence| {
+            let num_tokens = seq.num_pending().min(tokens_left);
+            tokens_left -= num_tokens;
+            seq.table.pages_to_append(num_tokens, ledger.layout())
+        };
+        decodes.chain(prefills).map(pages).sum()
+    }
+
+    /// Lets in who may, chooses the next step and takes its pages: decoding sequences first, then
+    /// prefill chunks, as far as tokens and pages go.
     pub fn schedule(&mut self, ledger: &mut Ledger) -> Step {
         loop {
+            self.admit(ledger);
+            self.make_room(ledger);
             let mut step = Step::default();
             let mut tokens_left = self.limits.max_step_tokens;
             self.schedule_decodes(&mut step, &mut tokens_left, ledger);
             self.schedule_prefills(&mut step, &mut tokens_left, ledger);
-            self.admit(&mut step, &mut tokens_left, ledger);
             if !step.entries.is_empty() || self.running.is_empty() {
                 return step;
             }
@@ -157,25 +277,42 @@ impl Scheduler {
                 step.stuck = Some(self.running[0].id);
                 return step;
             }
-            self.preempt_newest(ledger);
+            self.preempt(self.running.len() - 1, ledger);
         }
     }
 
+    /// Where pages are short, the newest gives way of those that run beyond what was set aside for
+    /// them. Without any, memory was counted wrong: then the newest of all, for decoding ones to go on.
+    fn make_room(&mut self, ledger: &mut Ledger) {
+        while self.running.len() > 1 {
+            let is_short = |needed: usize| needed > ledger.num_free();
+            let index = match self.running.iter().rposition(Sequence::is_beyond_reserve) {
+                Some(index) if is_short(self.needed(self.limits.max_step_tokens, ledger)) => index,
+                None if is_short(self.needed_to_decode(ledger)) => self.running.len() - 1,
+                _ => return,
+            };
+            self.preempt(index, ledger);
+        }
+    }
+
+    fn needed_to_decode(&self, ledger: &Ledger) -> usize {
+        let decodes = self.running.iter().filter(|seq| seq.is_decoding());
+        // One page for each head is the most: looking closer takes time.
+        if decodes.clone().count() * self.demand.num_heads <= ledger.num_free() {
+            return 0;
+        }
+        decodes.map(|seq| seq.table.pages_to_append(1, ledger.layout())).sum()
+    }
+
     fn schedule_decodes(&mut self, step: &mut Step, tokens_left: &mut usize, ledger: &mut Ledger) {
-        let mut index = 0;
-        while index < self.running.len() && *tokens_left > 0 {
-            let seq = &self.running[index];
-            if !seq.is_decoding() {
-                index += 1;
-            } else if seq.table.pages_to_append(1, ledger.layout()) <= ledger.num_free() {
-                step.entries.push(Entry::new(&mut self.running[index], 1, ledger));
-                *tokens_left -= 1;
-                index += 1;
-            } else if self.running.len() > 1 {
-                self.preempt_newest(ledger);
-            } else {
+        for seq in self.running.iter_mut().filter(|seq| seq.is_decoding()) {
+            let is_short = seq.table.pages_to_append(1, ledger.layout()) > ledger.num_free();
+            if *tokens_left == 0 || is_short {
                 return;
             }
+            step.entries.push(Entry::new(seq, 1, ledger));
+            self.fairness.charge(seq.user, 1);
+            *tokens_left -= 1;
         }
     }
 
@@ -191,37 +328,12 @@ impl Scheduler {
         }
     }
 
-    fn admit(&mut self, step: &mut Step, tokens_left: &mut usize, ledger: &mut Ledger) {
-        while *tokens_left > 0 && self.has_place() {
-            let Some(seq) = self.waiting.front() else { return };
-            if !self.has_memory(seq, ledger) && !self.running.is_empty() {
-                return;
-            }
-            let Some(mut seq) = self.waiting.pop_front() else { return };
-            let chunk = largest_chunk(&seq, *tokens_left, ledger);
-            if chunk > 0 {
-                step.entries.push(Entry::new(&mut seq, chunk, ledger));
-                *tokens_left -= chunk;
-            }
-            self.running.push(seq);
-        }
-    }
-
-    /// Pages that running sequences will still take for tokens they have, and compressed ones until
-    /// their next event: what they hold swings by a window.
-    fn promised_pages(&self) -> usize {
-        let promised = |seq: &Sequence| {
-            self.demand.peak(seq.budget, seq.tokens.len()).saturating_sub(seq.table.num_pages())
-        };
-        let still_take = |seq: &&Sequence| !seq.is_decoding() || seq.is_compressed();
-        self.running.iter().filter(still_take).map(promised).sum()
-    }
-
-    /// The newest sequence gives its pages back and waits, first in line, to compute them anew.
-    fn preempt_newest(&mut self, ledger: &mut Ledger) {
-        let Some(mut seq) = self.running.pop() else { return };
+    /// The sequence gives its pages back and waits, first in line, to compute them anew.
+    fn preempt(&mut self, index: usize, ledger: &mut Ledger) {
+        let mut seq = self.running.remove(index);
         seq.table.release(ledger);
         seq.since_event = 0;
+        seq.grant(seq.asked_budget);
         seq.num_preemptions += 1;
         self.num_preemptions += 1;
         self.waiting.push_front(seq);

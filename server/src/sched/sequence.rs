@@ -2,6 +2,7 @@
 
 use keepwell_kernels::Scoring;
 
+use super::UserId;
 use crate::{cache::PageTable, compress::PolicyId};
 
 /// Decoded tokens between two compress events of a sequence.
@@ -18,18 +19,63 @@ pub struct Sequence {
     pub prompt_len: usize,
     /// `tokens` never grows beyond this.
     pub max_len: usize,
-    /// Share of the F16 bytes it may hold after an event; 1 is no compression.
+    /// `max_len` is a wish: memory for less than that is reserved.
+    pub may_shorten: bool,
+    /// Share of the F16 bytes it may hold after an event, from `min_budget` to `asked_budget`; 1 is
+    /// no compression.
     pub budget: f32,
+    /// What `budget` is while memory suffices.
+    pub asked_budget: f32,
+    /// What memory pressure may lower `budget` to.
+    pub min_budget: f32,
+    /// The least that `budget` has been.
+    pub lowest_budget: f32,
     pub policy: PolicyId,
     /// Lower ones leave the queue first.
     pub priority: i32,
+    pub user: UserId,
     pub table: PageTable,
     /// Tokens computed since the last compress event.
     pub since_event: usize,
     pub num_preemptions: usize,
+    /// What was set aside for it when it was admitted.
+    pub reserve: Reserve,
+}
+
+/// Memory that a running sequence can count on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reserve {
+    /// Tokens up to which it runs whatever the others do.
+    pub len: usize,
+    /// Pages that it takes at its floor on the way there.
+    pub num_pages: usize,
 }
 
 impl Sequence {
+    /// One that holds nothing yet, in caches of `num_heads` (layers times KV heads); `budgets` are
+    /// the one asked for and the floor.
+    pub fn new(id: SeqId, tokens: Vec<u32>, budgets: [f32; 2], num_heads: usize) -> Self {
+        let [budget, min_budget] = budgets;
+        Self {
+            id,
+            prompt_len: tokens.len(),
+            tokens,
+            max_len: usize::MAX,
+            may_shorten: false,
+            budget,
+            asked_budget: budget,
+            min_budget: min_budget.min(budget),
+            lowest_budget: budget,
+            policy: PolicyId::default(),
+            priority: 0,
+            user: UserId::ANONYMOUS,
+            table: PageTable::new(num_heads),
+            since_event: 0,
+            num_preemptions: 0,
+            reserve: Reserve::default(),
+        }
+    }
+
     /// Tokens whose K and V are not in the cache yet. The last of them gives the next token.
     pub fn num_pending(&self) -> usize {
         self.tokens.len() - self.table.len()
@@ -54,16 +100,34 @@ impl Sequence {
         self.budget < 1.0
     }
 
-    /// Whether a step that computes `num_tokens` ends with a compress event.
+    /// Whether anything may ever be demoted: then its tokens are scored from the first on, or nobody
+    /// would know the cheapest when memory runs short.
+    pub fn is_scored(&self) -> bool {
+        self.min_budget < 1.0
+    }
+
+    /// Only one that named no limit can be.
+    pub fn is_beyond_reserve(&self) -> bool {
+        self.tokens.len() > self.reserve.len
+    }
+
+    /// Sets the budget in force.
+    pub fn grant(&mut self, budget: f32) {
+        self.budget = budget.clamp(self.min_budget, self.asked_budget);
+        self.lowest_budget = self.lowest_budget.min(self.budget);
+    }
+
+    /// Whether a step that computes `num_tokens` ends with a compress event; it does nothing where
+    /// the budget in force is 1.
     pub fn has_event(&self, num_tokens: usize) -> bool {
         let is_due = !self.is_decoding() || self.since_event + num_tokens >= EVENT_INTERVAL;
-        self.is_compressed() && is_due
+        self.is_scored() && is_due
     }
 
     /// How a step that computes `num_tokens` updates the attributions.
     pub fn scoring(&self, num_tokens: usize) -> Option<Scoring> {
         let policy = self.policy.policy();
-        let signal = policy.signal().filter(|_| self.is_compressed())?;
+        let signal = policy.signal().filter(|_| self.is_scored())?;
         let queries = policy.queries();
         let rows = if !self.is_decoding() {
             queries.prefill.min(num_tokens)

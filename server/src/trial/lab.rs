@@ -6,7 +6,7 @@ use keepwell_models::{Model, ModelConfig};
 
 use super::Trial;
 use crate::{
-    cache::{Ledger, PageTable},
+    cache::Ledger,
     calibrate::Calibration,
     compress::{PolicyId, Protection},
     sched::{Demand, MAX_TIERS_HELD, SeqId, Sequence},
@@ -69,17 +69,10 @@ impl<'a> Lab<'a> {
     /// # Errors
     /// The system does not have the memory.
     pub fn start(&self, recipe: Recipe, capacity: usize) -> Result<Trial<'a>> {
+        let budgets = [recipe.budget; 2];
         let seq = Sequence {
-            id: SeqId(0),
-            tokens: Vec::new(),
-            prompt_len: 0,
-            max_len: usize::MAX,
-            budget: recipe.budget,
-            priority: 0,
             policy: recipe.policy,
-            table: PageTable::new(self.demand.num_heads),
-            since_event: 0,
-            num_preemptions: 0,
+            ..Sequence::new(SeqId(0), vec![], budgets, self.demand.num_heads)
         };
         self.trial(seq, capacity)
     }

@@ -11,7 +11,7 @@ use keepwell_server::{
         Engine, EngineError, EngineHandle, EngineInfo, EngineOptions, Event, GenerateRequest,
         Generation, KvCacheParams, Outcome, SampledToken, SamplingParams,
     },
-    sched::SchedulerLimits,
+    sched::{SchedulerLimits, UserId},
 };
 use serde::Deserialize;
 
@@ -88,6 +88,7 @@ pub fn greedy(prompt: &[u32], max_tokens: usize, kv_cache: KvCacheParams) -> Gen
         },
         kv_cache,
         priority: 0,
+        user: UserId::ANONYMOUS,
         constraint: None,
         pooling: None,
     }

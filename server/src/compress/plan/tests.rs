@@ -43,17 +43,10 @@ impl World {
     fn start(&mut self) {
         let prompt_len = (2f64.powf(self.rng.random_range(0.0..11.5))) as usize;
         let policy = POLICIES[self.rng.random_range(0..POLICIES.len())].name();
+        let budgets = [BUDGETS[self.rng.random_range(0..BUDGETS.len())]; 2];
         self.running.push(Sequence {
-            id: SeqId(0),
-            tokens: vec![0; prompt_len],
-            prompt_len,
-            max_len: usize::MAX,
-            budget: BUDGETS[self.rng.random_range(0..BUDGETS.len())],
             policy: PolicyId::from_name(policy).unwrap(),
-            table: PageTable::new(NUM_HEADS),
-            since_event: 0,
-            num_preemptions: 0,
-            priority: 0,
+            ..Sequence::new(SeqId(0), vec![0; prompt_len], budgets, NUM_HEADS)
         });
     }
 

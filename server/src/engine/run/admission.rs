@@ -2,13 +2,9 @@
 
 use super::Engine;
 use crate::{
-    cache::PageTable,
     engine::{EngineError, GenerateRequest, KvCacheParams},
-    sched::{SeqId, Sequence},
+    sched::{FAIR_ANSWER, SeqId, Sequence},
 };
-
-/// Tokens that an answer without a limit of its own should have room for.
-const FAIR_ANSWER: usize = 256;
 
 impl Engine {
     /// Admission: refuses what no waiting would help.
@@ -18,26 +14,29 @@ impl Engine {
             let num_tokens = self.scheduler.num_waiting_tokens();
             return Err(EngineError::QueueFull { num_waiting, num_tokens });
         }
-        let (budget, max_tokens) = self.grant(request)?;
+        let max_tokens = self.most_tokens(request)?;
+        let KvCacheParams { budget, min_budget, policy } = request.kv_cache;
         self.next_id += 1;
+        let num_heads = self.scheduler.demand().num_heads;
         Ok(Sequence {
-            id: SeqId(self.next_id),
-            tokens: request.prompt.clone(),
-            prompt_len: request.prompt.len(),
             max_len: request.prompt.len() + max_tokens,
-            budget,
-            policy: request.kv_cache.policy,
+            may_shorten: request.may_shorten,
+            policy,
             priority: request.priority,
-            table: PageTable::new(self.scheduler.demand().num_heads),
-            since_event: 0,
-            num_preemptions: 0,
+            user: request.user,
+            ..Sequence::new(
+                SeqId(self.next_id),
+                request.prompt.clone(),
+                [budget, min_budget],
+                num_heads,
+            )
         })
     }
 
-    /// The budget and the number of tokens that memory can hold in the end, were the request alone.
-    /// One that does not fit at its budget is squeezed down to its own floor; one whose caller named
-    /// no limit is shortened before that, as long as a fair answer is left.
-    fn grant(&self, request: &GenerateRequest) -> Result<(f32, usize), EngineError> {
+    /// The number of tokens that memory can hold in the end, were the request alone. One that does not
+    /// fit at its budget will be squeezed, down to its own floor; one whose caller named no limit is
+    /// shortened before that, as long as a fair answer is left.
+    fn most_tokens(&self, request: &GenerateRequest) -> Result<usize, EngineError> {
         let KvCacheParams { budget, min_budget, .. } = request.kv_cache;
         let num_pages = self.ledger.num_pages();
         let needed = |budget: f32, max_tokens: usize| {
@@ -55,6 +54,6 @@ impl Engine {
             });
         };
         let fits = |tokens: &usize| needed(budget, *tokens) <= num_pages;
-        Ok((budget, (fewest..=request.max_tokens).rev().find(fits).unwrap_or(fewest)))
+        Ok((fewest..=request.max_tokens).rev().find(fits).unwrap_or(fewest))
     }
 }

@@ -27,6 +27,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::sse;
 use super::usage::Usage;
+use super::user::Caller;
 use crate::metrics::latency::Stopwatch;
 
 use object::{Making, Status};
@@ -45,11 +46,13 @@ pub fn routes() -> Router<Arc<App>> {
 #[utoipa::path(post, path = "/v1/responses", request_body = ResponseRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    caller: Caller,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {
     let stopwatch = Stopwatch::start();
     let preparing = app.clone();
-    let (job, making) = off_worker(move || prepare(&preparing, body)).await?;
+    let (mut job, making) = off_worker(move || prepare(&preparing, body)).await?;
+    job.params.user = caller.or_named(job.params.user);
     let stream = job.params.stream.is_some();
     let (updates, usage) = run(&app, job, making.id(), stopwatch)?;
     if stream {

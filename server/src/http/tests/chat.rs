@@ -30,6 +30,7 @@ async fn usage_tells_tokens_and_the_bytes_of_the_cache_by_tier() {
         "prompt_tokens_details": {"cached_tokens": 0},
         "kv_cache": {
             "budget": 0.3,
+            "lowest_budget": 0.3,
             "bytes": KV_BYTES,
             "peak_bytes": 2 * KV_BYTES,
             "f16_bytes": 4 * KV_BYTES,

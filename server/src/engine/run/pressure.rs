@@ -1,0 +1,34 @@
+//! Memory pressure before a step.
+
+use super::Engine;
+use crate::{
+    engine::{event::Memory, squeeze::squeeze},
+    sched::Pressure,
+};
+
+impl Engine {
+    /// Lets in who may, and makes the cache denser where the next step would lack pages; once enough
+    /// is free again, new tokens are kept as was asked.
+    pub(super) fn meet_pressure(&mut self) {
+        self.scheduler.admit(&self.ledger);
+        match self.scheduler.pressure(&self.ledger) {
+            Pressure::High(num_pages) => self.squeeze(num_pages),
+            Pressure::Steady => {}
+            Pressure::Low => {
+                self.scheduler.all_running_mut().for_each(|seq| seq.grant(seq.asked_budget));
+                self.metrics.relieved();
+            }
+        }
+    }
+
+    fn squeeze(&mut self, num_pages: usize) {
+        let memory = Memory { arena: &mut self.arena, ledger: &mut self.ledger };
+        let prices = &self.calibration.prices;
+        match squeeze(num_pages, &*self.backend, memory, &mut self.scheduler, prices) {
+            Ok(None) => {}
+            Ok(Some(squeeze)) => self.metrics.squeezed(&squeeze),
+            // What was not squeezed waits, or gives way.
+            Err(error) => tracing::error!("memory pressure could not be met: {error:#}"),
+        }
+    }
+}
