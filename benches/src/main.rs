@@ -2,6 +2,7 @@
 
 mod bandwidth;
 mod baseline;
+mod elastic;
 mod engine;
 mod eval;
 mod load;
@@ -22,6 +23,8 @@ struct Arguments {
 enum Command {
     /// Tokens per second of the engine itself, without HTTP.
     Engine(engine::Arguments),
+    /// How many requests a fixed arena holds, with memory pressure met by compression and without.
+    Elastic(elastic::Arguments),
     /// What compression costs in quality at equal bytes, against published methods.
     Eval(eval::Arguments),
     /// What users of an OpenAI-compatible server get as load rises.
@@ -34,6 +37,7 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Arguments::parse().command {
         Command::Engine(arguments) => engine::run(&arguments),
+        Command::Elastic(arguments) => elastic::run(&arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Load(arguments) => load::run(&arguments),
     }

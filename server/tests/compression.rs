@@ -2,11 +2,19 @@
 
 mod common;
 
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
 use common::*;
 use keepwell_kernels::{TIERS, Tier};
 use keepwell_server::{
     compress::{POLICIES, PolicyId},
-    engine::{EngineError, EngineHandle, EngineInfo, Event, KvCacheParams, Outcome},
+    engine::{
+        EngineError, EngineHandle, EngineInfo, Event, GenerateRequest, KvCacheParams, Outcome,
+        SampledToken, Snapshot,
+    },
 };
 
 const MIB: usize = 1 << 20;
@@ -113,12 +121,100 @@ fn a_wish_that_fits_its_own_budget_when_shortened_is_not_squeezed() {
     assert_eq!(usage.budget, 1.0);
 }
 
+fn elastic(min_budget: f32) -> KvCacheParams {
+    KvCacheParams { min_budget, ..full() }
+}
+
 #[test]
-fn a_request_that_does_not_fit_is_squeezed_to_its_own_floor() {
+fn a_request_that_does_not_fit_is_squeezed_no_further_than_it_must_be() {
     let (engine, _) = tiny("tiny-llama3", options(SMALL, 64));
-    let policy = PolicyId::default();
-    let kv_cache = KvCacheParams { budget: 1.0, min_budget: 0.28, policy };
-    assert_eq!(run(&engine, 900, 5, kv_cache).kv_cache.budget, 0.28);
+    let usage = run(&engine, 900, 5, elastic(0.2)).kv_cache;
+    assert!((0.3..0.75).contains(&usage.budget), "{usage:?}");
+    assert!(usage.lowest_budget <= usage.budget && usage.peak_bytes <= SMALL);
+}
+
+#[test]
+fn a_floor_changes_nothing_while_memory_suffices() {
+    let (engine, _) = tiny("tiny-llama3", options(64 * MIB, 128));
+    let answer = |kv_cache| {
+        let generation = engine.generate(greedy(&prompt(500), 150, kv_cache)).unwrap();
+        let (tokens, outcome) = collect(generation).unwrap();
+        (tokens.iter().map(|t| t.id).collect::<Vec<_>>(), outcome.kv_cache)
+    };
+    assert_eq!(answer(elastic(0.1)), answer(full()));
+}
+
+/// Requests that need three times the arena in F16.
+fn three_arenas(kv_cache: KvCacheParams) -> Vec<GenerateRequest> {
+    (0..9).map(|nth| greedy(&prompt(250 + 40 * nth), 90, kv_cache)).collect()
+}
+
+#[test]
+fn three_arenas_of_requests_fit_into_one_with_nobody_below_their_floor() {
+    let (engine, info) = tiny("tiny-llama3", options(MIB, 64));
+    let requests = three_arenas(elastic(0.2));
+    let num_tokens: usize = requests.iter().map(|r| r.prompt.len() + r.max_tokens).sum();
+    let arena = info.num_pages * info.layout.page_bytes;
+    assert!(num_tokens * info.f16_token_bytes > 3 * arena);
+    let running: Vec<_> = requests.into_iter().map(|r| engine.generate(r).unwrap()).collect();
+    let outcomes: Vec<_> = running.into_iter().map(|g| collect(g).unwrap().1).collect();
+    for outcome in &outcomes {
+        assert_eq!(outcome.num_generated_tokens, 90);
+        let usage = &outcome.kv_cache;
+        assert!((0.2..=1.0).contains(&usage.lowest_budget), "{usage:?}");
+        let entries = usage.tokens.values().sum::<usize>() + usage.evicted;
+        assert_eq!(entries, usage.f16_bytes / info.layout.f16_token_bytes());
+    }
+    assert!(outcomes.iter().any(|outcome| outcome.kv_cache.lowest_budget < 1.0));
+    let after = until_idle(&engine);
+    assert_eq!((after.num_preemptions, after.pages.num_live, after.num_users), (0, 0, 0));
+}
+
+#[test]
+fn whoever_asks_for_everything_loses_nothing_to_the_others() {
+    let alone = || {
+        let (engine, _) = tiny("tiny-llama3", options(64 * MIB, 64));
+        collect(engine.generate(greedy(&prompt(200), 60, full())).unwrap()).unwrap()
+    };
+    let (engine, _) = tiny("tiny-llama3", options(MIB, 64));
+    let exact = engine.generate(greedy(&prompt(200), 60, full())).unwrap();
+    let others = three_arenas(elastic(0.2)).into_iter().map(|r| engine.generate(r).unwrap());
+    let others: Vec<_> = others.collect();
+    let (tokens, outcome) = collect(exact).unwrap();
+    let ids = |tokens: Vec<SampledToken>| tokens.iter().map(|t| t.id).collect::<Vec<_>>();
+    assert_eq!(ids(tokens), ids(alone().0));
+    assert_eq!(outcome.kv_cache.tokens[Tier::F16], 259 * NUM_HEADS);
+    assert_eq!((outcome.kv_cache.budget, outcome.kv_cache.lowest_budget), (1.0, 1.0));
+    others.into_iter().for_each(|other| _ = collect(other).unwrap());
+}
+
+#[test]
+fn a_crowd_without_limits_gives_way_and_ends_as_it_would_with_more_memory() {
+    let answers = |kv_memory| {
+        let (engine, _) = tiny("tiny-llama3", options(kv_memory, 64));
+        let endless =
+            |len| GenerateRequest { may_shorten: true, ..greedy(&prompt(len), 600, full()) };
+        let running = [40, 70, 100].map(|len| engine.generate(endless(len)).unwrap());
+        let answers =
+            running.map(|g| collect(g).unwrap().0.iter().map(|t| t.id).collect::<Vec<_>>());
+        (answers, until_idle(&engine).num_preemptions)
+    };
+    let (small, large) = (answers(MIB), answers(64 * MIB));
+    assert_eq!(small.0, large.0);
+    assert!(small.1 > 0 && large.1 == 0, "{} {}", small.1, large.1);
+}
+
+/// The engine's last word once everything has ended.
+fn until_idle(engine: &EngineHandle) -> Arc<Snapshot> {
+    let started = Instant::now();
+    loop {
+        let snapshot = engine.snapshot();
+        if snapshot.sequences.is_empty() && snapshot.pages.num_live == 0 {
+            return snapshot;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "{snapshot:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

@@ -25,7 +25,10 @@ use crate::{
     cache::Ledger,
     calibrate::Calibration,
     compress::Protection,
-    metrics::{engine::EngineMetrics, lifecycle::Lifecycle},
+    metrics::{
+        engine::{EngineMetrics, Stage},
+        lifecycle::Lifecycle,
+    },
     sched::{Demand, Entry, Scheduler, SchedulerLimits, SeqId, Sequence, Step},
 };
 
@@ -137,7 +140,9 @@ impl Engine {
             let command = if self.scheduler.is_idle() {
                 self.publish();
                 heartbeat.rest();
-                commands.blocking_recv().ok_or(mpsc::error::TryRecvError::Disconnected)
+                let command = commands.blocking_recv();
+                self.metrics.wake();
+                command.ok_or(mpsc::error::TryRecvError::Disconnected)
             } else {
                 commands.try_recv()
             };
@@ -211,10 +216,14 @@ impl Engine {
             return;
         }
         self.count(&step);
+        self.metrics.lap(Stage::Schedule);
         match self.forward(&step) {
             Ok(rows) => {
                 let finished = self.commit(&step, rows);
+                self.metrics.lap(Stage::Sample);
                 self.compress(&step);
+                self.metrics.lap(Stage::Compress);
+                self.metrics.step_ended();
                 for (id, outcome) in finished {
                     match outcome {
                         Ok(reason) => self.finish(id, reason),

@@ -9,7 +9,7 @@ use super::table::{
     BELOW_BUDGET, CACHE_CONFIG, COMPRESS_TIME, COMPRESSION_RATIO, GENERATION_TOKENS,
     ITERATION_TOKENS, KV_BYTES, KV_DEMOTED, KV_EVICTED, KV_PAGES, KV_RECLAIMED, KV_REJECTIONS,
     KV_USAGE, MEMORY, PREEMPTIONS, PRESSURE_PRICE, PRICE, PROMPT_TOKENS, QUEUE, REJECTIONS,
-    REQUEST_KV_PEAK, RETAINED_ATTRIBUTION, RUNNING, SQUEEZES, SUCCESS, USERS, WAITING,
+    REQUEST_KV_PEAK, RETAINED_ATTRIBUTION, RUNNING, SQUEEZES, STEP_TIME, SUCCESS, USERS, WAITING,
     WAITING_BY_REASON,
 };
 use crate::engine::{
@@ -22,8 +22,30 @@ use crate::engine::{
 /// Gauges are published this often while steps run.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
 
+/// What a step spends its time on.
+#[derive(Clone, Copy, Debug)]
+pub enum Stage {
+    /// And everything between two steps: requests that come, gauges, sequences that end.
+    Schedule,
+    Gather,
+    Forward,
+    /// And streaming.
+    Sample,
+    /// And squeezes under memory pressure.
+    Compress,
+}
+
+impl Stage {
+    const NAMES: [&str; 5] = ["schedule", "gather", "forward", "sample", "compress"];
+}
+
 pub struct EngineMetrics {
     published: Option<Instant>,
+    /// The end of the last stage.
+    lap: Instant,
+    /// Of the step that runs, by stage.
+    spent: [Duration; Stage::NAMES.len()],
+    step_time: [Histogram; Stage::NAMES.len()],
     num_preemptions: usize,
     // Looked up once: these are told of every step.
     prompt_tokens: Counter,
@@ -49,6 +71,9 @@ impl EngineMetrics {
         cache_config(info, max_model_len);
         Self {
             published: None,
+            lap: Instant::now(),
+            spent: Default::default(),
+            step_time: Stage::NAMES.map(|name| STEP_TIME.histogram(labels([("stage", name)]))),
             num_preemptions: 0,
             prompt_tokens: PROMPT_TOKENS.counter(vec![]),
             generation_tokens: GENERATION_TOKENS.counter(vec![]),
@@ -81,6 +106,24 @@ impl EngineMetrics {
         let new = snapshot.num_preemptions - self.num_preemptions;
         PREEMPTIONS.counter(vec![]).increment(new as u64);
         self.num_preemptions = snapshot.num_preemptions;
+    }
+
+    /// What was before does not count: there was nothing to do.
+    pub fn wake(&mut self) {
+        self.lap = Instant::now();
+    }
+
+    /// The stage has ended; one may have several parts.
+    pub fn lap(&mut self, stage: Stage) {
+        let now = Instant::now();
+        self.spent[stage as usize] += now - std::mem::replace(&mut self.lap, now);
+    }
+
+    /// The step has ended.
+    pub fn step_ended(&mut self) {
+        for (spent, histogram) in self.spent.iter_mut().zip(&self.step_time) {
+            histogram.record(std::mem::take(spent));
+        }
     }
 
     /// A step that computed and generated this many tokens. What is computed anew after a preemption
@@ -185,7 +228,7 @@ mod tests {
     use keepwell_kernels::PageLayout;
 
     use super::*;
-    use crate::engine::snapshot::{SequenceState, Stage};
+    use crate::engine::snapshot::{self, SequenceState};
     use crate::metrics::{latency::Stopwatch, recorder};
     use crate::sched::SeqId;
 
@@ -198,7 +241,7 @@ mod tests {
     fn snapshot(num_sequences: u64) -> Snapshot {
         let sequence = |id| SequenceState {
             id: SeqId(id),
-            stage: Stage::Decode,
+            stage: snapshot::Stage::Decode,
             prompt_len: 100,
             num_computed: 150,
             num_generated: 50,
@@ -250,6 +293,10 @@ mod tests {
             for _ in 0..steps_of_a_publication {
                 metrics.step(0, 1);
                 stopwatch.token();
+                for stage in [Stage::Schedule, Stage::Gather, Stage::Forward, Stage::Sample] {
+                    metrics.lap(stage);
+                }
+                metrics.step_ended();
             }
             metrics.publish(&snapshot);
             started.elapsed() / steps_of_a_publication

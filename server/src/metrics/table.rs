@@ -79,6 +79,7 @@ families! {
     KV_EVICTED: C, "keepwell_kv_entries_evicted_total", "(token, layer, KV head) entries evicted";
     KV_RECLAIMED: C, "keepwell_kv_reclaimed_bytes_total", "Bytes of the pages that compress events gave back";
     KV_REJECTIONS: C, "keepwell_kv_budget_rejections_total", "Requests refused because the whole arena could not hold them at their budget";
+    STEP_TIME: H(buckets::STAGE_TIME), "keepwell_step_seconds", "Stages of a step: schedule (and all between two steps), gather, forward, sample, compress";
     COMPRESS_TIME: H(buckets::STAGE_TIME), "keepwell_compress_seconds", "Stages of a compress event: score, price, compact";
     PRICE: G, "keepwell_price", "Price of a byte in the last compress event that was short of pages: attribution weighted distortion that a byte must save to be kept";
     PRESSURE_PRICE: G, "keepwell_pressure_price", "Price of a byte that memory pressure puts on the tokens of all running sequences; 0 without pressure";

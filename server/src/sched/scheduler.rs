@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use keepwell_kernels::{Scoring, Write};
+use keepwell_kernels::{Scoring, Tier, Write};
 
 use super::{Demand, Reserve, SeqId, Sequence, fairness::Fairness};
 use crate::cache::Ledger;
@@ -235,8 +235,8 @@ impl Scheduler {
     pub fn pressure(&self, ledger: &Ledger) -> Pressure {
         let windows = self.running.len() * self.demand.window();
         let margin = windows.min(ledger.num_pages() / MARGIN_PART);
-        let needed = self.needed(self.limits.max_step_tokens, ledger);
         let num_free = ledger.num_free();
+        let needed = self.needed(num_free.saturating_sub(2 * margin), ledger);
         if num_free < needed {
             Pressure::High(needed + margin - num_free)
         } else if num_free >= needed + 2 * margin {
@@ -246,15 +246,28 @@ impl Scheduler {
         }
     }
 
-    /// Pages that a step of so many tokens takes.
-    fn needed(&self, max_tokens: usize, ledger: &Ledger) -> usize {
-        let mut tokens_left = max_tokens;
+    /// Pages that the next step takes, were there enough; where that is `plenty` or less for sure,
+    /// the most that it can be: looking closer takes time.
+    fn needed(&self, plenty: usize, ledger: &Ledger) -> usize {
+        let capacity = ledger.layout().capacity(Tier::F16);
+        let fresh =
+            |_: &Sequence, num_tokens: usize| self.demand.num_heads * num_tokens.div_ceil(capacity);
+        let most = self.step_pages(fresh);
+        if most <= plenty {
+            return most;
+        }
+        self.step_pages(|seq, num_tokens| seq.table.pages_to_append(num_tokens, ledger.layout()))
+    }
+
+    /// The sum over the next step's sequences; `pages` is told how many tokens each computes.
+    fn step_pages(&self, pages: impl Fn(&Sequence, usize) -> usize) -> usize {
+        let mut tokens_left = self.limits.max_step_tokens;
         let decodes = self.running.iter().filter(|seq| seq.is_decoding());
         let prefills = self.running.iter().filter(|seq| !seq.is_decoding());
         let pages = |seq: &Sequence| {
             let num_tokens = seq.num_pending().min(tokens_left);
             tokens_left -= num_tokens;
-            seq.table.pages_to_append(num_tokens, ledger.layout())
+            pages(seq, num_tokens)
         };
         decodes.chain(prefills).map(pages).sum()
     }
@@ -287,7 +300,7 @@ impl Scheduler {
         while self.running.len() > 1 {
             let is_short = |needed: usize| needed > ledger.num_free();
             let index = match self.running.iter().rposition(Sequence::is_beyond_reserve) {
-                Some(index) if is_short(self.needed(self.limits.max_step_tokens, ledger)) => index,
+                Some(index) if is_short(self.needed(ledger.num_free(), ledger)) => index,
                 None if is_short(self.needed_to_decode(ledger)) => self.running.len() - 1,
                 _ => return,
             };

@@ -166,7 +166,10 @@ fn the_queue_tells_what_is_waited_for_and_who_got_less_than_asked() {
     ]);
     let squeezed = json!({"kv_cache": {"budget": 1.0, "min_budget": 0.25}});
     let long = server.stream(COMPLETIONS, &completion(alice(1200), 60, squeezed));
-    server.await_metrics(SOON, |metrics| metrics.sum("keepwell_requests_below_budget", "") == 1.0);
+    // Once its prompt has filled the arena.
+    let prefill = Duration::from_secs(60);
+    server
+        .await_metrics(prefill, |metrics| metrics.sum("keepwell_requests_below_budget", "") == 1.0);
     let second = server.send_only(COMPLETIONS, &completion("Hello", 4, json!({})));
     server.await_metrics(SOON, |metrics| {
         metrics.sum("keepwell_queue", "sequences") == 1.0

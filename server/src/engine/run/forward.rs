@@ -6,6 +6,7 @@ use keepwell_models::Batch;
 use super::Engine;
 use crate::{
     engine::gather::gather,
+    metrics::engine::Stage,
     sched::{Entry, Step},
 };
 
@@ -31,6 +32,7 @@ impl Engine {
             step.entries.iter().filter_map(|entry| Some((entry, sequence(entry)?))).collect();
         let mut gathered = gather(&parts, self.model.config(), |entry| self.num_rows(entry));
         gathered.plan.basis = self.calibration.basis.clone();
+        self.metrics.lap(Stage::Gather);
         let batch = Batch {
             tokens: &gathered.tokens,
             logit_rows: &gathered.logit_rows,
@@ -39,13 +41,15 @@ impl Engine {
         };
         let pooled = self.pooled_rows(step);
         if !pooled.contains(&true) {
-            let logits = self.model.forward(&mut self.arena, &batch)?;
-            return Ok(logits.to_vec2::<f32>()?);
+            let logits = self.model.forward(&mut self.arena, &batch)?.to_vec2::<f32>()?;
+            self.metrics.lap(Stage::Forward);
+            return Ok(logits);
         }
         let states = self.model.hidden(&mut self.arena, &batch)?;
         let mut logits = self.logits_of(&states, &pooled)?.into_iter();
         let states = states.to_vec2::<f32>()?.into_iter().zip(pooled);
         let row = |(state, is_pooled)| if is_pooled { Some(state) } else { logits.next() };
+        self.metrics.lap(Stage::Forward);
         Ok(states.filter_map(row).collect())
     }
 

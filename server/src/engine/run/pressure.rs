@@ -3,6 +3,7 @@
 use super::Engine;
 use crate::{
     engine::{event::Memory, squeeze::squeeze},
+    metrics::engine::Stage,
     sched::Pressure,
 };
 
@@ -22,6 +23,7 @@ impl Engine {
     }
 
     fn squeeze(&mut self, num_pages: usize) {
+        self.metrics.lap(Stage::Schedule);
         let memory = Memory { arena: &mut self.arena, ledger: &mut self.ledger };
         let prices = &self.calibration.prices;
         match squeeze(num_pages, &*self.backend, memory, &mut self.scheduler, prices) {
@@ -30,5 +32,6 @@ impl Engine {
             // What was not squeezed waits, or gives way.
             Err(error) => tracing::error!("memory pressure could not be met: {error:#}"),
         }
+        self.metrics.lap(Stage::Compress);
     }
 }

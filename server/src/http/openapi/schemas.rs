@@ -29,7 +29,7 @@ struct KvCache {
     /// Share of the bytes that the same tokens take in F16.
     #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
     budget: Option<f32>,
-    /// The share that memory pressure may push the request down to.
+    /// The share that memory pressure may push the request down to; the budget when absent.
     #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
     min_budget: Option<f32>,
     policy: Option<String>,

@@ -1,7 +1,9 @@
 use serde_json::json;
 
-use super::{MAX_MODEL_LEN, MAX_WAITING, Server, says};
+use super::{App, MAX_MODEL_LEN, MAX_WAITING, Server, completion_body, post, says};
 use crate::engine::{KvCacheParams, SamplingParams};
+use crate::http::ApiKeys;
+use crate::sched::UserId;
 
 #[tokio::test]
 async fn defaults_are_those_of_the_engine_and_of_the_servers_flags() {
@@ -44,6 +46,31 @@ async fn the_priority_reaches_the_engine() {
     server.complete(json!({"priority": -3})).await;
     server.complete(json!({})).await;
     assert_eq!((server.request(0).priority, server.request(1).priority), (-3, 0));
+}
+
+#[tokio::test]
+async fn users_are_told_apart_by_key_and_without_keys_by_name() {
+    let body = |name: &str| completion_body(json!({"user": name})).to_string();
+    let user = async |server: &Server, name: &str, key: Option<&str>| {
+        let mut request = post("/v1/completions", body(name));
+        if let Some(key) = key {
+            let value = format!("Bearer {key}").parse().unwrap();
+            request.headers_mut().insert("authorization", value);
+        }
+        assert_eq!(server.send(request).await.status(), 200);
+        server.engine.requests.lock().unwrap().last().unwrap().user
+    };
+    let open = Server::new(says("x"));
+    let (a, b) = (user(&open, "a", None).await, user(&open, "b", None).await);
+    assert!(a != b && a != UserId::ANONYMOUS);
+    assert_eq!(user(&open, "a", Some("unchecked")).await, a, "no key was asked for");
+    assert_eq!(user(&open, "", None).await, UserId::ANONYMOUS);
+
+    let keys = |app: &mut App| app.api_keys = ApiKeys::new(["first", "second"]);
+    let closed = Server::changed(says("x"), keys);
+    let first = user(&closed, "a", Some("first")).await;
+    assert_ne!(first, user(&closed, "a", Some("second")).await);
+    assert_eq!(first, user(&closed, "b", Some("first")).await, "a name makes no second user");
 }
 
 #[tokio::test]
