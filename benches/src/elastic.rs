@@ -120,7 +120,7 @@ impl Bench {
         let bytes = (arguments.prompt + arguments.generated) * self.f16_token_bytes();
         let requests = arguments.arenas * arguments.kv_memory.as_u64() as f64 / bytes as f64;
         ensure!(arguments.generated > 0 && arguments.prompt > 0, "--prompt and --gen are above 0");
-        ensure!(requests >= 1.0 && requests < 1e5, "that is {requests:.1} requests");
+        ensure!((1.0..1e5).contains(&requests), "that is {requests:.1} requests");
         Ok(requests.ceil() as usize)
     }
 
