@@ -98,7 +98,8 @@ struct AttentionArgs {
     const Page* pages;
     const AttentionJob* jobs;
     float *part_out, *part_max, *part_sum;
-    uint32_t num_heads, group, window, unused; // no window: UINT32_MAX
+    uint32_t num_heads, group, window; // no window: UINT32_MAX
+    uint32_t fetches;                  // whether shared memory has room for pages
 };
 
 // Parts `first + i * stride`, i < count, make up one output.
@@ -165,9 +166,12 @@ struct CompactArgs {
     uint32_t num_moves, stride;
 };
 
-// 32 activations: x = scale * (256 * high + low); `sum` is that of x, as coded.
+// Weights, and activations, that share a scale.
+constexpr uint32_t BLOCK = 32;
+
+// x = scale * (256 * high + low); `sum` is that of x, as coded.
 struct Activation {
-    int8_t high[32], low[32];
+    int8_t high[BLOCK], low[BLOCK];
     float scale, sum;
 };
 

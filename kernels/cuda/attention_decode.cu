@@ -4,8 +4,10 @@
 //   s_j = q k_j / sqrt(D)  over the tokens j of the job's pages that the query sees
 //
 // A block takes one job: up to HEADS queries that share a KV head, and a range of its pages, of any
-// tiers. A warp takes a page at a time, a team of D/8 threads a token; each thread decodes 8 channels
-// of K and V once for all queries, from one load of up to 128 bits each.
+// tiers. A warp takes a page at a time, which an asynchronous copy brings to shared memory while it works
+// on the one before; where two pages of each warp do not fit, it reads them where they lie. A team of D/8
+// threads takes a token; each thread decodes 8 channels of K and V once for all queries, from one load
+// of up to 128 bits each.
 //
 // Reads each page once per HEADS queries: sum over tokens of bytes(tier), the floor, as long as a KV
 // head has no more than HEADS query heads. Parts add 4 (D + 2) bytes per job and query.
@@ -36,13 +38,13 @@ struct Softmax {
 
 template <uint32_t HEADS>
 __device__ inline void attend_page(
-    const AttentionArgs& a, const Page& page, const Team& team, const float* q, const Sight* sights,
-    const int8_t* levels, Softmax (&softmax)[HEADS]) {
+    const AttentionArgs& a, const Page& page, uint8_t* bytes, const Team& team, const float* q,
+    const Sight* sights, const int8_t* levels, Softmax (&softmax)[HEADS]) {
     const uint32_t dim = a.cache.head_dim;
     for (uint32_t start = 0; start < page.len; start += team.count) {
         const uint32_t index = start + team.index;
         const bool live = team.works() && index < page.len;
-        const TokenRef token = token_at(a.cache, page.page, page.tier, live ? index : 0);
+        const TokenRef token = {bytes, a.cache.tiers + page.tier, live ? index : 0};
         float k[8], v[8];
         token.key(team.lane, levels, k);
         token.value(team.lane, levels, v);
@@ -56,6 +58,14 @@ __device__ inline void attend_page(
             const float score = team.sum(dot);
             if (live && sights[h].sees(position)) softmax[h].add(score, v);
         }
+    }
+}
+
+// Starts to copy a page. The whole warp must call.
+__device__ inline void fetch(const Cache& cache, const Page& page, uint8_t* to) {
+    const uint8_t* from = page_at(cache, page.page);
+    for (uint32_t i = threadIdx.x % WARP * 16; i < cache.page_bytes; i += WARP * 16) {
+        copy_async<16>(to + i, from + i, true);
     }
 }
 
@@ -99,7 +109,8 @@ __device__ inline void merge_teams(
     }
 }
 
-// Shared memory: levels (128), sights (HEADS), then queries (HEADS, D), whose place the parts take.
+// Shared memory: levels (128), sights (HEADS), queries (HEADS, D), and two pages of each warp if `fetches`.
+// Parts take the place of queries and pages.
 template <uint32_t HEADS>
 __device__ inline void attend(const AttentionArgs& a, uint8_t* memory) {
     int8_t* levels = reinterpret_cast<int8_t*>(memory);
@@ -125,10 +136,23 @@ __device__ inline void attend(const AttentionArgs& a, uint8_t* memory) {
     Softmax softmax[HEADS];
 #pragma unroll
     for (uint32_t h = 0; h < HEADS; h++) softmax[h] = {-INFINITY, 0.0f, {}};
-    for (uint32_t p = job.page_start + threadIdx.x / WARP; p < job.page_end; p += DECODE_WARPS) {
-        attend_page<HEADS>(a, a.pages[p], team, q, sights, levels, softmax);
+    uint8_t* fetched = reinterpret_cast<uint8_t*>(q + HEADS * dim) + threadIdx.x / WARP * 2 * a.cache.page_bytes;
+    uint32_t p = job.page_start + threadIdx.x / WARP;
+    if (a.fetches && p < job.page_end) fetch(a.cache, a.pages[p], fetched);
+    end_copies();
+    for (uint32_t turn = 0; p < job.page_end; p += DECODE_WARPS, turn ^= 1) {
+        const uint32_t next = p + DECODE_WARPS;
+        uint8_t* bytes = a.fetches ? fetched + turn * a.cache.page_bytes : page_at(a.cache, a.pages[p].page);
+        if (a.fetches && next < job.page_end) {
+            fetch(a.cache, a.pages[next], fetched + (turn ^ 1) * a.cache.page_bytes);
+        }
+        end_copies();
+        wait_copies<1>();
+        __syncwarp();
+        attend_page<HEADS>(a, a.pages[p], bytes, team, q, sights, levels, softmax);
+        __syncwarp(); // the page was read
     }
-    __syncthreads(); // the queries were read
+    __syncthreads(); // queries and pages were read
     merge_teams<HEADS>(a, job, team, softmax, q);
 }
 

@@ -6,13 +6,12 @@
 // back. A thread of 256 owns 16 channels at most of one query's output, and a share of its scores.
 //
 // Reads the pages once per tile of queries: len * bytes(tier) * ceil(queries / QUERIES), mostly from
-// L2; the floor is one reading. Tiles that no query sees are not decoded. Multiplies 2 * 2 * queries *
-// len * D times, which bounds it: floats, no tensor cores yet.
-#include "page.cuh"
+// L2; the floor is one reading. Tiles that no query sees are not decoded. Multiplies 2 * queries * len *
+// D floats, which bounds it: the plain twin of attention_prefill_mma.cu.
+#include "cursor.cuh"
 
 constexpr uint32_t PREFILL_THREADS = 256;
 constexpr uint32_t OWN_CHANNELS = 16;
-constexpr uint32_t NONE = 0xffffffffu;
 
 // Shared memory of a block of QUERIES queries and as many tokens. Rows are padded so that neighbours
 // meet different banks.
@@ -41,20 +40,6 @@ struct Tile {
 
     __device__ bool sees(Sight sight, uint32_t token) const {
         return pages[token] != NONE && sight.sees(positions[token]);
-    }
-};
-
-// A token of a run of pages.
-struct Cursor {
-    uint32_t page, index;
-
-    // Goes on by `count` tokens; at the end, `page` is `end`.
-    __device__ void advance(const Page* pages, uint32_t end, uint32_t count) {
-        index += count;
-        while (page < end && index >= pages[page].len) {
-            index -= pages[page].len;
-            page++;
-        }
     }
 };
 

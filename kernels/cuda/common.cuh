@@ -8,6 +8,7 @@
 #define SHARED(name) extern __shared__ __align__(16) uint8_t name[]
 #endif
 #include "args.h"
+#include "instructions.cuh"
 
 constexpr uint32_t WARP = 32;
 constexpr uint32_t FULL_WARP = 0xffffffffu;

@@ -6,10 +6,10 @@
 // bits), and (d, m) as halves. Activations (T, K/32): 32 high bytes, 32 low bytes, s, s * sum(xq).
 //
 // A warp takes a row of W and up to 8 rows of x; a lane takes a block at a time, from loads of 128
-// bits. Decoding, which is bound by memory, reads W once: N K (bits + 1) / 8 bytes, the floor.
+// bits. Decoding, which is bound by memory, reads W once: N K (bits + 1) / 8 bytes, the floor. More rows
+// of x are for linear_mma.cu.
 #include "common.cuh"
 
-constexpr uint32_t BLOCK = 32;
 constexpr uint32_t LINEAR_WARPS = 4;
 constexpr uint32_t LINEAR_THREADS = LINEAR_WARPS * WARP;
 constexpr uint32_t GROUP_ROWS = 8;
@@ -38,18 +38,6 @@ KERNEL(quantize_activations, QuantizeArgs, LINEAR_THREADS) {
         out.scale = scale;
         out.sum = scale * static_cast<float>(sum);
     }
-}
-
-// Four products of unsigned codes with signed activations.
-__device__ inline int32_t dot4(uint32_t codes, int32_t x, int32_t sum) {
-#ifdef KEEPWELL_EMULATED
-    for (uint32_t i = 0; i < 4; i++) sum += int32_t(codes >> (8 * i) & 255) * int32_t(int8_t(x >> (8 * i)));
-    return sum;
-#else
-    int32_t out;
-    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(codes), "r"(x), "r"(sum));
-    return out;
-#endif
 }
 
 // The codes of a block, 4 to a word.

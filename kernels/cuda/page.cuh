@@ -48,6 +48,29 @@ __device__ inline void decode_lane(
     }
 }
 
+__device__ inline uint32_t pair(float low, float high) {
+    return uint32_t(__half_as_ushort(__float2half_rn(high))) << 16 | __half_as_ushort(__float2half_rn(low));
+}
+
+// The codes alone, which halves hold exactly: decode_lane gives these times step_of.
+__device__ inline uint4 codes_of_lane(
+    const Format& format, const uint8_t* codes, uint32_t lane, const int8_t* levels) {
+    if (format.kind == FORMAT_F16) return *reinterpret_cast<const uint4*>(codes + 16 * lane);
+    const bool is_int8 = format.kind == FORMAT_INT8;
+    const uint32_t bits = is_int8 ? 8 : format.bits[lane], marker = 1u << bits;
+    const uint64_t word = load_unaligned(codes + (is_int8 ? 8 * lane : format.offsets[lane]));
+    float x[8];
+    for (uint32_t i = 0; i < 8; i++) {
+        const uint32_t code = static_cast<uint32_t>(word >> (bits * i)) & (marker - 1);
+        x[i] = static_cast<float>(is_int8 ? static_cast<int8_t>(code) : levels[marker | code]);
+    }
+    return {pair(x[0], x[1]), pair(x[2], x[3]), pair(x[4], x[5]), pair(x[6], x[7])};
+}
+
+__device__ inline float step_of(const Format& format, uint8_t scale) {
+    return format.kind == FORMAT_F16 ? 1.0f : __fmul_rn(scale_of(scale), format.unit);
+}
+
 // One token's place in a page.
 struct TokenRef {
     uint8_t* bytes; // of the page
@@ -64,6 +87,19 @@ struct TokenRef {
         const uint8_t* codes = bytes + tier->values + index * tier->value_bytes;
         decode_lane(tier->value, codes, scale, lane, levels, x);
     }
+
+    // The same as codes, and what they are worth.
+    __device__ uint4 key_codes(uint32_t lane, const int8_t* levels) const {
+        return codes_of_lane(tier->key, bytes + tier->keys + index * tier->key_bytes, lane, levels);
+    }
+
+    __device__ uint4 value_codes(uint32_t lane, const int8_t* levels) const {
+        return codes_of_lane(tier->value, bytes + tier->values + index * tier->value_bytes, lane, levels);
+    }
+
+    __device__ float key_step() const { return step_of(tier->key, bytes[tier->key_scales + index]); }
+
+    __device__ float value_step() const { return step_of(tier->value, bytes[tier->value_scales + index]); }
 
     // Counts of capacity and bytes may be odd: 16-bit numbers have no alignment.
     __device__ uint16_t number(uint32_t array) const {
@@ -94,8 +130,12 @@ struct TokenRef {
     }
 };
 
+__device__ inline uint8_t* page_at(const Cache& cache, uint32_t page) {
+    return cache.arena + uint64_t(page) * cache.page_bytes;
+}
+
 __device__ inline TokenRef token_at(const Cache& cache, uint32_t page, uint32_t tier, uint32_t index) {
-    return {cache.arena + uint64_t(page) * cache.page_bytes, cache.tiers + tier, index};
+    return {page_at(cache, page), cache.tiers + tier, index};
 }
 
 // Values beyond f16 are clamped, as in codec.rs; what is not a number stays so.

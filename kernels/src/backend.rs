@@ -3,12 +3,12 @@
 //! Tensors are contiguous f32 on the backend's device. T is the number of rows of the step (tokens
 //! of all sequences), D the head size, H query heads, G KV heads.
 
+use std::str::FromStr;
+
 use candle_core::{Device, Tensor};
 
-#[cfg(not(feature = "cuda"))]
-use crate::Error;
 use crate::{
-    Arena, AttentionPlan, Move, PageRef, RawMatrix, Result, RopeTable,
+    Arena, AttentionPlan, Error, Move, PageRef, RawMatrix, Result, RopeTable,
     portable::{self, Portable},
 };
 
@@ -145,6 +145,8 @@ type Probe = fn() -> Option<Box<dyn Backend>>;
 const DEVICES: &[Probe] = &[
     #[cfg(feature = "cuda")]
     || Some(Box::new(cuda::Driver::open(0).ok()?)),
+    #[cfg(feature = "cuda")]
+    || Some(Box::new(cuda::Driver::open(0).ok()?.without_tensor_cores("cuda-plain"))),
 ];
 
 /// Every other backend of this build, fastest first.
@@ -160,6 +162,8 @@ const BACKENDS: &[Probe] = &[
     || Some(Box::new(cuda::Emulator::all()[1]())),
     #[cfg(feature = "cuda-emu")]
     || Some(Box::new(cuda::Emulator::all()[2]())),
+    #[cfg(feature = "cuda-emu")]
+    || Some(Box::new(cuda::Emulator::all()[3]())),
 ];
 
 /// The backends this machine can run, fastest first; never empty.
@@ -176,6 +180,23 @@ pub enum Choice {
     Cpu,
     /// A CUDA device by its number.
     Cuda(usize),
+}
+
+impl FromStr for Choice {
+    type Err = Error;
+
+    /// `auto`, `cpu`, or `cuda:` and a number.
+    fn from_str(text: &str) -> Result<Self> {
+        match (text, text.strip_prefix("cuda:").map(str::parse)) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            ("cuda", _) => Ok(Self::Cuda(0)),
+            (_, Some(Ok(ordinal))) => Ok(Self::Cuda(ordinal)),
+            _ => Err(Error::Unsupported(format!(
+                "`{text}` is none of auto, cpu, cuda:0, cuda:1 and so on"
+            ))),
+        }
+    }
 }
 
 /// The fastest backend on a device.
@@ -205,6 +226,18 @@ fn open_cuda(_: usize) -> Result<Box<dyn Backend>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_auto_the_cpu_or_a_cuda_device_by_its_number() {
+        let device = |text: &str| text.parse::<Choice>().ok();
+        assert_eq!(device("auto"), Some(Choice::Auto));
+        assert_eq!(device("cpu"), Some(Choice::Cpu));
+        assert_eq!(device("cuda"), Some(Choice::Cuda(0)));
+        assert_eq!(device("cuda:3"), Some(Choice::Cuda(3)));
+        for bad in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
+            assert_eq!(device(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn a_cpu_is_always_there_and_a_device_that_is_not_is_an_error() {

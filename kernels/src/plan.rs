@@ -62,9 +62,20 @@ impl AttentionPlan {
         self.positions.len()
     }
 
+    /// Layers whose pages it holds.
+    pub fn num_layers(&self) -> usize {
+        let num_groups = self.page_starts.len().saturating_sub(1);
+        num_groups.checked_div(self.spans.len() * self.num_kv_heads).unwrap_or(0)
+    }
+
     pub fn pages(&self, layer: usize, span: usize, kv_head: usize) -> &[PageRef] {
+        &self.pages[self.page_range(layer, span, kv_head)]
+    }
+
+    /// Where those are in `pages`.
+    pub fn page_range(&self, layer: usize, span: usize, kv_head: usize) -> Range<usize> {
         let i = (layer * self.spans.len() + span) * self.num_kv_heads + kv_head;
-        &self.pages[self.page_starts[i] as usize..self.page_starts[i + 1] as usize]
+        self.page_starts[i] as usize..self.page_starts[i + 1] as usize
     }
 
     /// Where all rows of one (layer, KV head) are written.

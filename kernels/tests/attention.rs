@@ -3,7 +3,7 @@
 mod world;
 
 use candle_core::Tensor;
-use keepwell_kernels::{Tier, available, portable::Portable};
+use keepwell_kernels::{Attended, Backend, Tier, available, portable::Portable};
 
 use world::{ALL, Case, PLAIN, RAGGED, World};
 
@@ -64,9 +64,37 @@ fn check(case: &Case) {
     let world = World::new(case);
     let right = world.attend(&Portable);
     for backend in available() {
-        let got = world.attend(&*backend);
-        let (out, lse) = (difference(&got.out, &right.out), difference(&got.lse, &right.lse));
-        assert!(out < 2e-5 && lse < 2e-5, "{}: {case:?}: {out} {lse}", backend.name());
+        check_near(&world.attend(&*backend), &right, &*backend, case);
+    }
+}
+
+fn check_near(got: &Attended, right: &Attended, backend: &dyn Backend, case: &Case) {
+    let (out, lse) = (difference(&got.out, &right.out), difference(&got.lse, &right.lse));
+    assert!(out < 2e-5 && lse < 2e-5, "{}: {case:?}: {out} {lse}", backend.name());
+}
+
+/// A backend may keep what it made of a step's plan for the next layer, not for another step.
+#[test]
+fn steps_follow_each_other_in_one_backend_and_each_goes_by_its_own_plan() {
+    let first = Case { sequences: &[(300, 1), (40, 20)], tiers: ALL, ..PLAIN };
+    let steps = [
+        first,
+        Case { sequences: &[(301, 1), (40, 20)], ..first },
+        Case { sequences: &[(301, 1), (40, 20)], shuffled: true, ..first },
+        Case { window: Some(30), ..first },
+        Case { group: 1, ..first },
+        Case { sequences: &[(2, 1)], ..first },
+        Case { head_dim: 80, ..first },
+        first,
+    ];
+    for backend in available() {
+        for case in steps {
+            let mut world = World::new(&case);
+            check_near(&world.attend(&*backend), &world.attend(&Portable), &*backend, &case);
+            // The same shape, and fewer tokens on a page.
+            world.plan.pages[0].len -= 1;
+            check_near(&world.attend(&*backend), &world.attend(&Portable), &*backend, &case);
+        }
     }
 }
 

@@ -21,6 +21,7 @@ namespace emu {
 
 thread_local uint3 thread, block, block_size;
 thread_local uint8_t* shared;
+thread_local size_t shared_bytes;
 
 namespace {
 
@@ -29,13 +30,24 @@ constexpr size_t STACK_BYTES = 128 << 10;
 
 enum class State { Runs, AtBarrier, InWarp, Ended };
 
+// An asynchronous copy that is under way.
+struct Copy {
+    uint8_t* to;
+    const uint8_t* from;
+    uint32_t bytes;
+    bool exists;
+    uint32_t group;
+};
+
 struct Thread {
     Fiber fiber;
     State state;
-    const void* place;  // where it waits
-    Shuffle kind;
-    uint32_t value, operand;
+    const char* place;  // where it waits
+    Collective run;     // for what, and what it brought
+    void* mine;
     bool vote;
+    std::vector<Copy> copies;
+    uint32_t group;  // of its next copy
 };
 
 // The block that runs on this thread of the host.
@@ -61,7 +73,7 @@ void resume(uint32_t index) {
 }
 
 // Back to the scheduler, until it resumes this thread.
-void wait(State state, const void* place) {
+void wait(State state, const char* place) {
     Thread& self = now.threads[now.current];
     self.state = state;
     self.place = place;
@@ -74,7 +86,7 @@ void run_thread() {
     abort();
 }
 
-const char* name(const void* place) { return place ? static_cast<const char*>(place) : "its end"; }
+const char* name(const char* place) { return place ? place : "its end"; }
 
 bool fail(const char* what, const Thread& a, const Thread& b) {
     now.error = std::string(what) + ": threads wait at " + name(a.place) + " and at " + name(b.place);
@@ -82,15 +94,15 @@ bool fail(const char* what, const Thread& a, const Thread& b) {
 }
 
 bool same_place(const Thread& a, const Thread& b) {
-    return a.place == b.place || (a.place && b.place && strcmp(name(a.place), name(b.place)) == 0);
+    if (a.state == State::InWarp && a.run != b.run) return false;
+    return a.place == b.place || (a.place && b.place && strcmp(a.place, b.place) == 0);
 }
 
-uint32_t source(const Thread& self, uint32_t lane) {
-    switch (self.kind) {
-        case Shuffle::Down: return lane + self.operand < WARP ? lane + self.operand : lane;
-        case Shuffle::Xor: return (lane ^ self.operand) % WARP;
-        default: return self.operand % WARP;
-    }
+// Ends the grid, from within a thread.
+[[noreturn]] void die(const char* what) {
+    now.is_running = false;
+    now.error = what;
+    siglongjmp(now.fault, 1);
 }
 
 // Runs a warp until all of it waits at one barrier or has ended.
@@ -105,13 +117,21 @@ bool run_warp(Thread* warp, uint32_t first, const std::vector<uint32_t>& order) 
             if (!together) return fail("a warp that diverges", warp[0], warp[lane]);
         }
         if (!in_warp) return true;
-        uint32_t values[WARP];
-        for (uint32_t lane = 0; lane < WARP; lane++) values[lane] = warp[lane].value;
-        for (uint32_t lane = 0; lane < WARP; lane++) {
-            warp[lane].value = values[source(warp[lane], lane)];
-            warp[lane].state = State::Runs;
+        void* lanes[WARP];
+        for (uint32_t lane = 0; lane < WARP; lane++) lanes[lane] = warp[lane].mine;
+        if (const char* wrong = warp[0].run(lanes)) {
+            now.error = wrong;
+            return false;
         }
+        for (uint32_t lane = 0; lane < WARP; lane++) warp[lane].state = State::Runs;
     }
+}
+
+bool have_copies_ended() {
+    const auto ended = [](const Thread& t) { return t.copies.empty(); };
+    if (std::all_of(now.threads.begin(), now.threads.end(), ended)) return true;
+    now.error = "a thread ends while its copies are under way";
+    return false;
 }
 
 bool run_block() {
@@ -131,7 +151,7 @@ bool run_block() {
             if (t.state != first.state || !same_place(t, first)) return fail("a barrier that diverges", first, t);
             vote = vote || t.vote;
         }
-        if (now.threads[0].state == State::Ended) return true;
+        if (now.threads[0].state == State::Ended) return have_copies_ended();
         now.vote = vote;
         for (Thread& t : now.threads) t.state = State::Runs;
     }
@@ -213,7 +233,7 @@ void start_threads() {
     }
 }
 
-bool run_blocks(const uint32_t grid[2], size_t shared_bytes) {
+bool run_blocks(const uint32_t grid[2]) {
     std::vector<uint64_t> blocks(uint64_t(grid[0]) * grid[1]);
     std::iota(blocks.begin(), blocks.end(), 0);
     std::shuffle(blocks.begin(), blocks.end(), now.random);
@@ -227,31 +247,53 @@ bool run_blocks(const uint32_t grid[2], size_t shared_bytes) {
 }
 
 // A fault ends the grid, here; what its threads held is lost.
-bool run_grid(const uint32_t grid[2], size_t shared_bytes) {
+bool run_grid(const uint32_t grid[2]) {
     if (sigsetjmp(now.fault, 1) != 0) return false;
     now.is_running = true;
-    const bool ok = run_blocks(grid, shared_bytes);
+    const bool ok = run_blocks(grid);
     now.is_running = false;
     return ok;
 }
 
 }  // namespace
 
-uint32_t shuffle(Shuffle kind, uint32_t value, uint32_t operand, const void* place) {
-    Thread& self = now.threads[now.current];
-    self.kind = kind;
-    self.value = value;
-    self.operand = operand;
+void collective(Collective run, void* mine, const char* place) {
+    now.threads[now.current].run = run;
+    now.threads[now.current].mine = mine;
     wait(State::InWarp, place);
-    return self.value;
 }
 
-void warp_barrier(const void* place) { shuffle(Shuffle::Xor, 0, 0, place); }
+void warp_barrier(const char* place) {
+    collective([](void* const*) -> const char* { return nullptr; }, nullptr, place);
+}
 
-bool barrier(bool vote, const void* place) {
+bool barrier(bool vote, const char* place) {
     now.threads[now.current].vote = vote;
     wait(State::AtBarrier, place);
     return now.vote;
+}
+
+void copy_async(void* to, const void* from, uint32_t bytes, bool exists) {
+    Thread& self = now.threads[now.current];
+    uint8_t* start = static_cast<uint8_t*>(to);
+    if (start < shared || start + bytes > shared + shared_bytes) die("an asynchronous copy beside shared memory");
+    if ((uintptr_t(to) | uintptr_t(from)) % bytes != 0) die("an asynchronous copy that is not aligned");
+    memset(to, 0xff, bytes);
+    self.copies.push_back({start, static_cast<const uint8_t*>(from), bytes, exists, self.group});
+}
+
+void end_copies() { now.threads[now.current].group++; }
+
+void wait_copies(uint32_t pending) {
+    Thread& self = now.threads[now.current];
+    const auto is_pending = [&](const Copy& copy) { return copy.group + pending >= self.group; };
+    for (const Copy& copy : self.copies) {
+        if (is_pending(copy)) continue;
+        if (copy.exists) memcpy(copy.to, copy.from, copy.bytes);
+        else memset(copy.to, 0, copy.bytes);
+    }
+    const auto rest = std::partition(self.copies.begin(), self.copies.end(), is_pending);
+    self.copies.erase(rest, self.copies.end());
 }
 
 }  // namespace emu
@@ -276,11 +318,11 @@ bool keepwell_emu_free(void* allocation) {
 
 // Runs `kernel` on a grid. Returns whether all went well, or else says in `error` what did not.
 bool keepwell_emu_run(void (*kernel)(const void*), const void* args, const uint32_t grid[2], uint32_t threads,
-                      size_t shared_bytes, uint32_t seed, char* error, size_t error_bytes) {
+                      size_t bytes_of_shared, uint32_t seed, char* error, size_t error_bytes) {
     using namespace emu;
     catch_faults();
-    if (threads == 0 || threads > 1024 || threads % WARP != 0 || shared_bytes > (48 << 10)) {
-        snprintf(error, error_bytes, "%u threads with %zu bytes of shared memory", threads, shared_bytes);
+    if (threads == 0 || threads > 1024 || threads % WARP != 0 || bytes_of_shared > (48 << 10)) {
+        snprintf(error, error_bytes, "%u threads with %zu bytes of shared memory", threads, bytes_of_shared);
         return false;
     }
     now.kernel = kernel;
@@ -288,9 +330,10 @@ bool keepwell_emu_run(void (*kernel)(const void*), const void* args, const uint3
     now.random.seed(seed);
     now.error.clear();
     block_size = {threads, 1, 1};
-    const Allocation memory = allocate(shared_bytes, true);
+    const Allocation memory = allocate(bytes_of_shared, true);
     shared = memory.start;
-    bool ok = run_grid(grid, shared_bytes);
+    shared_bytes = bytes_of_shared;
+    bool ok = run_grid(grid);
     if (ok && !is_intact(memory)) {
         now.error = "wrote beyond shared memory";
         ok = false;

@@ -1,9 +1,10 @@
 // Lets g++ compile the kernels as they are, and runs them: every thread of a block is a fiber.
 //
-// A thread runs until it meets others: at a barrier, or at a shuffle of its warp. Who runs first is
-// drawn from the seed, so that a result which depends on it shows. Device memory ends (or, by the
-// seed, begins) at a page that must not be touched; shared memory is filled with NaNs before each
-// block. Threads that wait at different places are reported.
+// A thread runs until it meets others: at a barrier, or at a shuffle, vote or matrix product of its
+// warp. Who runs first is drawn from the seed, so that a result which depends on it shows. Device memory
+// ends (or, by the seed, begins) at a page that must not be touched; shared memory is filled with NaNs
+// before each block. Threads that wait at different places are reported. What an asynchronous copy
+// overwrites is NaN from its start until its thread waited for it.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -18,13 +19,24 @@ namespace emu {
 // Who runs.
 extern thread_local uint3 thread, block, block_size;
 extern thread_local uint8_t* shared;
+extern thread_local size_t shared_bytes;
+
+// What a whole warp does at once, given what each lane brought. Returns what is wrong, or null.
+using Collective = const char* (*)(void* const lanes[32]);
+void collective(Collective run, void* mine, const char* place);
 
 enum class Shuffle { Down, Xor, From };
-uint32_t shuffle(Shuffle kind, uint32_t value, uint32_t operand, const void* place);
-bool barrier(bool vote, const void* place);
-void warp_barrier(const void* place);
+uint32_t shuffle(Shuffle kind, uint32_t value, uint32_t operand, const char* place);
+bool barrier(bool vote, const char* place);
+void warp_barrier(const char* place);
 
-inline const void* here() { return __builtin_return_address(0); }
+void product_f16(float* c, const uint32_t* a, const uint32_t* b, const char* place);
+void product_u8_s8(int32_t* c, const uint32_t* a, const uint32_t* b, const char* place);
+void matrices(uint32_t* out, const void* row, bool transposed, const char* place);
+
+void copy_async(void* to, const void* from, uint32_t bytes, bool exists);
+void end_copies();
+void wait_copies(uint32_t pending);
 }  // namespace emu
 
 #define threadIdx (emu::thread)
@@ -45,6 +57,26 @@ inline const void* here() { return __builtin_return_address(0); }
 #define __shfl_down_sync(mask, x, d) emu_shuffle(emu::Shuffle::Down, mask, x, d, EMU_PLACE)
 #define __shfl_xor_sync(mask, x, d) emu_shuffle(emu::Shuffle::Xor, mask, x, d, EMU_PLACE)
 #define __shfl_sync(mask, x, lane) emu_shuffle(emu::Shuffle::From, mask, x, lane, EMU_PLACE)
+
+#define mma_f16(c, a, b) emu::product_f16(c, a, b, EMU_PLACE)
+#define mma_u8_s8(c, a, b) emu::product_u8_s8(c, a, b, EMU_PLACE)
+#define load_matrices(out, row) emu::matrices(out, row, false, EMU_PLACE)
+#define load_transposed(out, row) emu::matrices(out, row, true, EMU_PLACE)
+
+template <uint32_t BYTES>
+inline void copy_async(void* to, const void* from, bool exists) {
+    emu::copy_async(to, from, BYTES, exists);
+}
+inline void end_copies() { emu::end_copies(); }
+template <uint32_t PENDING>
+inline void wait_copies() {
+    emu::wait_copies(PENDING);
+}
+
+inline int32_t dot4(uint32_t codes, int32_t x, int32_t sum) {
+    for (uint32_t i = 0; i < 4; i++) sum += int32_t(codes >> (8 * i) & 255) * int32_t(int8_t(x >> (8 * i)));
+    return sum;
+}
 
 template <typename T>
 inline T emu_shuffle(emu::Shuffle kind, uint32_t mask, T x, uint32_t operand, const char* place) {

@@ -24,6 +24,8 @@ const struct {
     {"attention_decode_8", call<AttentionArgs, attention_decode_8>},
     {"attention_prefill_16", call<AttentionArgs, attention_prefill_16>},
     {"attention_prefill_32", call<AttentionArgs, attention_prefill_32>},
+    {"attention_prefill_mma_32", call<AttentionArgs, attention_prefill_mma_32>},
+    {"attention_prefill_mma_64", call<AttentionArgs, attention_prefill_mma_64>},
     {"attention_merge", call<MergeArgs, attention_merge>},
     {"attribution", call<AttributionArgs, attribution>},
     {"rotate_heads", call<RotateArgs, rotate_heads>},
@@ -32,6 +34,8 @@ const struct {
     {"quantize_activations", call<QuantizeArgs, quantize_activations>},
     {"linear_4", call<LinearArgs, linear_4>},
     {"linear_8", call<LinearArgs, linear_8>},
+    {"linear_mma_4", call<LinearArgs, linear_mma_4>},
+    {"linear_mma_8", call<LinearArgs, linear_mma_8>},
     {"linear_rows", call<LinearRowsArgs, linear_rows>},
     {"compact_set_down", call<CompactArgs, compact_set_down>},
 };

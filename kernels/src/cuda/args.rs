@@ -80,7 +80,7 @@ structs! {
     AttentionArgs 104 {
         cache: Cache, q: Address, positions: Address, pages: Address, jobs: Address,
         part_out: Address, part_max: Address, part_sum: Address, num_heads: u32, group: u32,
-        window: u32, unused: u32,
+        window: u32, fetches: u32,
     }
     Merge 12 { first: u32, stride: u32, count: u32, }
     MergeArgs 56 {

@@ -1,11 +1,12 @@
 //! Launches of `attribution.cu`.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use super::{
     Cuda,
-    args::{AttributionArgs, AttributionJob, Page, ReadTokensArgs, RotateArgs, bytes_of_mut},
-    attention::layer_pages,
+    args::{AttributionArgs, AttributionJob, ReadTokensArgs, RotateArgs, bytes_of_mut},
     gpu::{Gpu, Launch},
     memory,
 };
@@ -37,39 +38,38 @@ pub fn attribute<G: Gpu>(
         let reason = format!("q {:?}, out {:?}, lse {:?}", q.shape(), out.shape(), lse.shape());
         return Err(Error::shape(OP, reason));
     }
-    let (pages, starts) = layer_pages(OP, arena, layer, plan)?;
-    let jobs = jobs(&heads, plan, &pages, &starts);
-    if jobs.is_empty() {
-        return Ok(());
-    }
-    let gpu = &*cuda.gpu;
-    let pages = cuda.resident.keep("pages", &pages)?;
-    let positions = cuda.resident.keep("positions", &plan.positions)?;
-    let uploaded = gpu.upload(&jobs)?;
-    let rotated = gpu.alloc(out.elem_count() * size_of::<f32>())?;
-    let tile = if dim <= 128 { 32 } else { 16 };
-    gpu.with_addresses(OP, &[q, out, lse], |from| {
-        let rotated = gpu.address(&rotated);
-        rotate(gpu, dim, from[1], (rotated, out.elem_count() / dim))?;
-        let args = AttributionArgs {
-            cache,
-            q: from[0],
-            rotated_out: rotated,
-            lse: from[2],
-            positions: gpu.address(&positions),
-            pages: gpu.address(&pages),
-            jobs: gpu.address(&uploaded),
-            num_heads: heads.num_heads as u32,
-            group: heads.group as u32,
-            window: plan.window.unwrap_or(u32::MAX),
-            tile,
-        };
-        // Levels, then q and out, lse and sight of a tile's queries.
-        let shared_bytes = 128 + tile as usize * (8 * dim + 4 + 8);
-        let launch =
-            Launch { kernel: "attribution", grid: [jobs.len(), 1], threads: THREADS, shared_bytes };
-        // SAFETY: shapes and pages were checked; the jobs count rows and pages of the plan.
-        unsafe { gpu.launch(launch, &args) }
+    let shape = cuda.shape(dim, heads.group);
+    cuda.steps.with((OP, layer), arena, plan, &shape, |step| {
+        let jobs = step.layer().attribution;
+        if jobs.len == 0 {
+            return Ok(());
+        }
+        cuda.rotated.with(out.elem_count() * size_of::<f32>(), |rotated| {
+            let gpu = &*cuda.gpu;
+            gpu.with_addresses(OP, &[q, out, lse], |from| {
+                rotate(gpu, dim, from[1], (rotated, out.elem_count() / dim))?;
+                let tile = if dim <= 128 { 32 } else { 16 };
+                let args = AttributionArgs {
+                    cache,
+                    q: from[0],
+                    rotated_out: rotated,
+                    lse: from[2],
+                    positions: step.positions(),
+                    pages: step.pages(),
+                    jobs: step.address(jobs),
+                    num_heads: heads.num_heads as u32,
+                    group: heads.group as u32,
+                    window: plan.window.unwrap_or(u32::MAX),
+                    tile,
+                };
+                // Levels, then q and out, lse and sight of a tile's queries.
+                let shared_bytes = 128 + tile as usize * (8 * dim + 4 + 8);
+                let grid = [jobs.len, 1];
+                let launch = Launch { kernel: "attribution", grid, threads: THREADS, shared_bytes };
+                // SAFETY: shapes and pages were checked; the jobs count rows and pages of the plan.
+                unsafe { gpu.launch(launch, &args) }
+            })
+        })
     })
 }
 
@@ -84,42 +84,47 @@ fn rotate<G: Gpu>(gpu: &G, dim: usize, x: u64, (out, num_vectors): (u64, usize))
     unsafe { gpu.launch(launch, &RotateArgs { out, x, head_dim: dim as u32, unused: 0 }) }
 }
 
-/// Runs of pages of every (span, KV head) that is scored.
-fn jobs(
-    heads: &Heads,
-    plan: &AttentionPlan,
-    pages: &[Page],
-    starts: &[usize],
-) -> Vec<AttributionJob> {
-    let mut jobs = Vec::new();
-    for (group, range) in starts.windows(2).enumerate() {
-        let span = &plan.spans[group / plan.num_kv_heads];
-        let Some(Scoring { rows, signal, decay }) = span.scoring else { continue };
-        let num_rows = rows.min(span.rows.len());
-        let job = |page_start: usize, page_end: usize| AttributionJob {
-            page_start: page_start as u32,
-            page_end: page_end as u32,
-            first_row: (span.rows.end - num_rows) as u32,
-            kv_head: (group % plan.num_kv_heads) as u32,
-            num_queries: (num_rows * heads.group) as u32,
-            signal: match signal {
-                Signal::Deletion => 0,
-                Signal::AttentionMass => 1,
-                Signal::KeyNorm => 2,
-            },
-            decay,
-            unused: 0,
-        };
-        let (mut start, mut tokens) = (range[0], 0);
-        for (page, entry) in pages.iter().enumerate().take(range[1]).skip(range[0]) {
-            tokens += usize::from(entry.len);
-            if tokens >= MIN_TOKENS || page + 1 == range[1] {
-                jobs.push(job(start, page + 1));
-                (start, tokens) = (page + 1, 0);
-            }
+/// Runs of pages, given how many tokens each holds, that are worth a block.
+pub fn runs(lens: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
+    let (mut runs, mut start, mut tokens, mut end) = (Vec::new(), 0, 0, 0);
+    for len in lens {
+        end += 1;
+        tokens += len;
+        if tokens >= MIN_TOKENS {
+            runs.push(start..end);
+            (start, tokens) = (end, 0);
         }
     }
-    jobs
+    if start < end {
+        runs.push(start..end);
+    }
+    runs
+}
+
+/// A block's work: some pages of a KV head, and the last of a span's rows.
+pub fn job(
+    span: &Range<usize>,
+    scoring: Scoring,
+    kv_head: usize,
+    group: usize,
+    pages: Range<usize>,
+) -> AttributionJob {
+    let Scoring { rows, signal, decay } = scoring;
+    let num_rows = rows.min(span.len());
+    AttributionJob {
+        page_start: pages.start as u32,
+        page_end: pages.end as u32,
+        first_row: (span.end - num_rows) as u32,
+        kv_head: kv_head as u32,
+        num_queries: (num_rows * group) as u32,
+        signal: match signal {
+            Signal::Deletion => 0,
+            Signal::AttentionMass => 1,
+            Signal::KeyNorm => 2,
+        },
+        decay,
+        unused: 0,
+    }
 }
 
 /// See [`crate::Backend::attributions`].
@@ -163,4 +168,16 @@ pub fn attributions<G: Gpu>(
     gpu.read(&out[1], 0, bytes_of_mut(&mut attributions))?;
     let token = |(position, attribution)| TokenAttribution { position, attribution };
     Ok(positions.into_iter().zip(attributions).map(token).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_pages_hold_enough_tokens_for_a_block_but_the_last() {
+        assert!(runs(std::iter::empty()).is_empty());
+        assert_eq!(runs([3].into_iter()), [0..1]);
+        assert_eq!(runs([64, 64, 200, 8].into_iter()), [0..2, 2..3, 3..4]);
+    }
 }

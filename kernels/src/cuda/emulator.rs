@@ -57,12 +57,14 @@ pub struct Broken {
 include!(concat!(env!("OUT_DIR"), "/broken.rs"));
 
 impl Emulator {
-    /// Seeds also decide on which side of its memory a device buffer has its guard.
-    pub fn all() -> [fn() -> Cuda<Self>; 3] {
+    /// Seeds also decide on which side of its memory a device buffer has its guard, and whether
+    /// scratch memory is used again. The last does without tensor cores.
+    pub fn all() -> [fn() -> Cuda<Self>; 4] {
         [
             || Self::with("cuda-emu-0", 0),
             || Self::with("cuda-emu-1", 1),
             || Self::with("cuda-emu-2", 2),
+            || Self::with("cuda-emu", 3).without_tensor_cores("cuda-emu-plain"),
         ]
     }
 
@@ -124,6 +126,10 @@ impl Gpu for Emulator {
 
     fn num_multiprocessors(&self) -> usize {
         4
+    }
+
+    fn keeps_scratch(&self) -> bool {
+        self.seed == 1
     }
 
     fn alloc(&self, bytes: usize) -> Result<Guarded> {

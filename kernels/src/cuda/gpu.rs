@@ -34,6 +34,12 @@ pub trait Gpu: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Whether scratch memory that is large enough is used again. An emulator rather takes memory
+    /// that ends where the data do, to see who reads on.
+    fn keeps_scratch(&self) -> bool {
+        true
+    }
+
     /// Memory that holds anything.
     fn alloc(&self, bytes: usize) -> Result<Self::Buffer>;
 

@@ -1,18 +1,19 @@
-//! What stays on the device between launches: the arena, the tables, the last plan.
+//! What stays on the device between launches: the arena, the tables.
 
 use std::{
     any::Any,
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use super::{
-    args::{self, Address, Cache, MAX_DIM, Plain, bytes_of},
+    args::{self, Address, Cache, MAX_DIM, bytes_of},
     gpu::Gpu,
+    scratch::{Growing, lock},
 };
 use crate::{
-    Arena, Error, KeyBasis, PageLayout, PageRef, Result,
+    Arena, Error, KeyBasis, PageLayout, PageRef, Result, RopeTable,
     arena::DeviceMemory,
     page::{Slot, Tier},
 };
@@ -67,21 +68,27 @@ pub struct DeviceBasis<G: Gpu> {
 /// Addresses of means, columns of F and of F^-T, from one (layer, KV head) on.
 pub type BasisAddresses = [Address; 3];
 
-/// Tables, and what the last launches used: uploaded anew only when it changes.
+/// Tables, uploaded anew only when they change.
 pub struct Resident<G: Gpu> {
     gpu: Arc<G>,
     tables: Mutex<HashMap<usize, Arc<[G::Buffer; 2]>>>,
     basis: Mutex<Option<Arc<DeviceBasis<G>>>>,
-    last: Mutex<HashMap<&'static str, Kept<G>>>,
+    rope: Mutex<Rope<G>>,
 }
 
-/// Bytes, and the buffer they are in.
-type Kept<G> = (Vec<u8>, Arc<<G as Gpu>::Buffer>);
+/// The rotations of the last step: cos, then sin.
+struct Rope<G: Gpu> {
+    memory: Growing<G>,
+    numbers: Vec<f32>,
+    address: Address,
+}
 
 impl<G: Gpu> Resident<G> {
     pub fn new(gpu: Arc<G>) -> Self {
-        let (tables, basis, last) = Default::default();
-        Self { gpu, tables, basis, last }
+        let (tables, basis) = Default::default();
+        let memory = Growing::new(gpu.clone());
+        let rope = Mutex::new(Rope { memory, numbers: vec![], address: 0 });
+        Self { gpu, tables, basis, rope }
     }
 
     /// The arena as the kernels see it.
@@ -116,16 +123,24 @@ impl<G: Gpu> Resident<G> {
         Ok(tables.entry(layout.head_dim).or_insert(Arc::new(new)).clone())
     }
 
-    /// Values under a name; a step's layers share most of them.
-    pub fn keep<T: Plain>(&self, name: &'static str, values: &[T]) -> Result<Arc<G::Buffer>> {
-        let bytes = bytes_of(values);
-        let mut last = lock(&self.last);
-        if let Some((_, buffer)) = last.get(name).filter(|(kept, _)| kept == bytes) {
-            return Ok(buffer.clone());
+    /// Calls `f` with the addresses of cos and sin; a step's layers share them.
+    pub fn with_rope<R>(
+        &self,
+        rope: &RopeTable,
+        f: impl FnOnce([Address; 2]) -> Result<R>,
+    ) -> Result<R> {
+        let Rope { memory, numbers, address } = &mut *lock(&self.rope);
+        let (cos, sin) = (&rope.cos, &rope.sin);
+        if numbers.len() != cos.len() + sin.len()
+            || numbers[..cos.len()] != cos[..]
+            || numbers[cos.len()..] != sin[..]
+        {
+            let new = [&cos[..], sin].concat();
+            numbers.clear(); // in case the next line fails
+            *address = memory.write(bytes_of(&new))?;
+            *numbers = new;
         }
-        let buffer = Arc::new(self.gpu.upload(values)?);
-        last.insert(name, (bytes.to_vec(), buffer.clone()));
-        Ok(buffer)
+        f([*address, *address + size_of_val(&cos[..]) as Address])
     }
 
     /// The basis, from `head` on. It lives until another one is asked for.
@@ -147,10 +162,6 @@ impl<G: Gpu> Resident<G> {
         };
         Ok([at(&basis.means, dim), at(&basis.keys, dim * dim), at(&basis.queries, dim * dim)])
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// # Errors

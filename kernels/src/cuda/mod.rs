@@ -13,8 +13,11 @@ mod driver;
 #[cfg(feature = "cuda-emu")]
 mod emulator;
 mod gpu;
+mod jobs;
 mod linear;
 mod memory;
+mod scratch;
+mod step;
 mod write_kv;
 
 use std::sync::Arc;
@@ -26,28 +29,59 @@ pub use driver::Driver;
 #[cfg(feature = "cuda-emu")]
 pub use emulator::{Broken, Emulator, broken};
 
-use self::{gpu::Gpu, memory::Resident};
+use self::{gpu::Gpu, jobs::Shape, memory::Resident, scratch::Scratch, step::Steps};
 use crate::{
     Arena, Attended, AttentionPlan, Backend, Linear, Move, PageLayout, PageRef, RawMatrix, Result,
     RopeTable, backend::TokenAttribution,
 };
 
+/// Blocks that keep a multiprocessor busy.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
+
 /// The kernels on one device.
 pub struct Cuda<G: Gpu> {
     gpu: Arc<G>,
+    name: &'static str,
+    tensor_cores: bool,
     resident: Resident<G>,
+    steps: Steps<G>,
+    /// Of attention, before they are merged.
+    parts: Scratch<G>,
+    /// Attention's output as values are cached.
+    rotated: Scratch<G>,
+    /// Coded, for products.
+    activations: Arc<Scratch<G>>,
 }
 
 impl<G: Gpu> Cuda<G> {
     pub fn on(gpu: G) -> Self {
         let gpu = Arc::new(gpu);
-        Self { resident: Resident::new(gpu.clone()), gpu }
+        Self {
+            name: gpu.name(),
+            tensor_cores: true,
+            resident: Resident::new(gpu.clone()),
+            steps: Steps::new(gpu.clone()),
+            parts: Scratch::new(gpu.clone()),
+            rotated: Scratch::new(gpu.clone()),
+            activations: Arc::new(Scratch::new(gpu.clone())),
+            gpu,
+        }
+    }
+
+    /// The same device under another name, with the plain twins of what uses tensor cores.
+    pub fn without_tensor_cores(self, name: &'static str) -> Self {
+        Self { name, tensor_cores: false, ..self }
+    }
+
+    fn shape(&self, dim: usize, group: usize) -> Shape {
+        let max_blocks = self.gpu.num_multiprocessors() * BLOCKS_PER_MULTIPROCESSOR;
+        Shape { dim, group, max_blocks, tensor_cores: self.tensor_cores }
     }
 }
 
 impl<G: Gpu> Backend for Cuda<G> {
     fn name(&self) -> &'static str {
-        self.gpu.name()
+        self.name
     }
 
     fn device(&self) -> Device {
@@ -69,7 +103,7 @@ impl<G: Gpu> Backend for Cuda<G> {
     }
 
     fn linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
-        linear::linear(&self.gpu, parts)
+        linear::linear(self, parts)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {

@@ -4,13 +4,10 @@ use candle_core::Tensor;
 
 use super::{
     Cuda,
-    args::{WriteKvArgs, WriteSlot},
+    args::{Address, WriteKvArgs},
     gpu::{Gpu, Launch},
-    memory::check_slot,
 };
-use crate::{
-    Arena, AttentionPlan, Error, Result, RopeTable, Tier, Write, portable::write_kv::check_basis,
-};
+use crate::{Arena, AttentionPlan, Error, Result, RopeTable, portable::write_kv::check_basis};
 
 const OP: &str = "write_kv";
 /// Rows of a block: `ROWS` of the kernel.
@@ -38,29 +35,30 @@ pub fn write_kv<G: Gpu>(
     check_basis(plan, layer, dim)?;
     let cache = cuda.resident.cache(OP, arena)?;
     let num_heads = (width - kv_width) / dim;
-    let writes = writes(arena, layer, plan)?;
+    if plan.writes.len() < (layer + 1) * num_kv_heads * num_rows {
+        return Err(Error::shape(OP, format!("{} writes in layer {layer}", plan.writes.len())));
+    }
+    let shape = cuda.shape(dim, num_heads / num_kv_heads.max(1));
     let [means, key_columns, query_columns] = match &plan.basis {
         Some(basis) => cuda.resident.basis(basis, layer * num_kv_heads)?,
         None => [0; 3],
     };
-    let (gpu, resident) = (&*cuda.gpu, &cuda.resident);
-    let [cos, sin] = [resident.keep("cos", &rope.cos)?, resident.keep("sin", &rope.sin)?];
-    let writes = gpu.upload(&writes)?;
     let launch = Launch {
         kernel: "write_kv",
         grid: [width / dim, num_rows.div_ceil(ROWS)],
         threads: dim.next_multiple_of(32),
         shared_bytes: ROWS * dim * size_of::<f32>(),
     };
-    gpu.with_addresses(OP, &[qkv], |from| {
+    let gpu = &*cuda.gpu;
+    let launch = |qkv: &[Address], [cos, sin]: [Address; 2], writes| {
         gpu.output((num_rows, num_heads * dim), |q| {
             let args = WriteKvArgs {
                 cache,
                 q,
-                qkv: from[0],
-                cos: gpu.address(&cos),
-                sin: gpu.address(&sin),
-                writes: gpu.address(&writes),
+                qkv: qkv[0],
+                cos,
+                sin,
+                writes,
                 means,
                 key_columns,
                 query_columns,
@@ -72,14 +70,10 @@ pub fn write_kv<G: Gpu>(
             // SAFETY: the shapes and the slots were checked.
             unsafe { gpu.launch(launch, &args) }
         })
+    };
+    cuda.steps.with((OP, layer), arena, plan, &shape, |step| {
+        cuda.resident.with_rope(rope, |rope| {
+            gpu.with_addresses(OP, &[qkv], |qkv| launch(qkv, rope, step.writes()))
+        })
     })
-}
-
-fn writes(arena: &Arena, layer: usize, plan: &AttentionPlan) -> Result<Vec<WriteSlot>> {
-    let all = (0..plan.num_kv_heads).flat_map(|kv_head| plan.writes(layer, kv_head));
-    all.map(|&Write { slot, offset }| {
-        check_slot(OP, arena, slot, Tier::F16)?;
-        Ok(WriteSlot { page: slot.page.0, index: slot.index, offset })
-    })
-    .collect()
 }

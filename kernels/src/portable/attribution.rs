@@ -15,6 +15,9 @@ use crate::{
 /// A single token cannot take all of the softmax away: keeps `p / (1 - p)` finite.
 pub(crate) const LARGEST_SHARE: f32 = 0.999;
 
+/// Pages whose attributions are worth waking a thread.
+const MIN_PAGES: usize = 256;
+
 /// See [`crate::Backend::attribute`].
 pub fn attribute(
     arena: &mut Arena,
@@ -128,8 +131,9 @@ fn accumulate(arena: &mut Arena, pages: &[PageRef], decay: f32, signals: &[f32])
 pub fn attributions(arena: &Arena, pages: &[PageRef]) -> Vec<TokenAttribution> {
     let layout = arena.layout();
     pages
-        .iter()
-        .flat_map(|page| {
+        .par_iter()
+        .with_min_len(MIN_PAGES)
+        .flat_map_iter(|page| {
             let bytes = arena.page(page.page);
             (0..usize::from(page.len)).map(move |index| TokenAttribution {
                 position: position(layout, bytes, page, index),
