@@ -78,12 +78,13 @@ async fn a_closed_loop_has_no_more_requests_at_a_time_than_asked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_loop_sends_on_time_however_slow_the_server_is() {
-    let pace = Pace { before_first: Duration::from_millis(400), ..Pace::default() };
+    let pace = Pace { before_first: Duration::from_secs(3), ..Pace::default() };
     let records = run(client(Endpoint::Chat, pace), workload(), Load::Rate(100.0), 30).await;
     assert_eq!(records.len(), 30);
     let sent = records.iter().map(|record| record.sent).fold(0.0, f64::max);
-    assert!(sent < 1.5, "the last of 30 was sent after {sent} s");
-    assert!(records.iter().all(|record| record.late < 0.3), "{records:?}");
+    // Whoever waited for one answer would be later, on however busy a machine.
+    assert!(sent < 2.9, "the last of 30 was sent after {sent} s");
+    assert!(records.iter().all(|record| record.late < 2.5), "{records:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +101,7 @@ async fn later_turns_carry_the_answers_before_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_wrong_is_told_apart() {
     let mut client = client(Endpoint::Chat, Pace::default());
-    client.deadline = Duration::from_millis(300);
+    client.deadline = Duration::from_secs(2);
     let start = std::time::Instant::now();
     for (prompt, expected) in [
         ("refuse", Outcome::Error("429".into())),

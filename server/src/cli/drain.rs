@@ -120,15 +120,25 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// A served fake engine, and the sending end of its signals.
-    async fn server(
-        script: Script,
-        timeout: Duration,
-    ) -> (SocketAddr, mpsc::UnboundedSender<()>, JoinHandle<Ended>) {
-        graceful_server(FakeEngine::new(vec![script]).handle, Duration::ZERO, timeout).await
+    /// A served fake engine.
+    struct Served {
+        address: SocketAddr,
+        signal: mpsc::UnboundedSender<()>,
+        serving: JoinHandle<Ended>,
+        engine: FakeEngine,
     }
 
-    async fn graceful_server(
+    async fn server(script: Script, timeout: Duration) -> Served {
+        graceful_server(script, Duration::ZERO, timeout).await
+    }
+
+    async fn graceful_server(script: Script, grace: Duration, timeout: Duration) -> Served {
+        let engine = FakeEngine::new(vec![script]);
+        let (address, signal, serving) = serve(engine.handle.clone(), grace, timeout).await;
+        Served { address, signal, serving, engine }
+    }
+
+    async fn serve(
         engine: EngineHandle,
         grace: Duration,
         timeout: Duration,
@@ -141,7 +151,7 @@ mod tests {
             let draining = app.draining.clone();
             let ending = Ending { engine, draining, grace, timeout };
             let limits = ConnectionLimits {
-                header_timeout: Duration::from_millis(200),
+                header_timeout: Duration::from_secs(2),
                 max_header_bytes: 8 << 10,
                 ..ConnectionLimits::default()
             };
@@ -181,12 +191,11 @@ mod tests {
 
     #[tokio::test]
     async fn in_its_grace_a_server_is_not_ready_and_still_answers() {
-        let engine = FakeEngine::new(vec![says("hello")]).handle;
-        let (address, signal, serving) = graceful_server(engine, LONG, LONG).await;
+        let Served { address, signal, serving, .. } =
+            graceful_server(says("hello"), LONG, LONG).await;
         assert!(raw(address, READY.to_vec()).await.starts_with("HTTP/1.1 200"));
         signal.send(()).unwrap();
-        a_moment().await;
-        assert!(raw(address, READY.to_vec()).await.starts_with("HTTP/1.1 503"));
+        while !raw(address, READY.to_vec()).await.starts_with("HTTP/1.1 503") {}
         assert!(request(address).await.unwrap().contains("[DONE]"));
         signal.send(()).unwrap();
         assert_eq!(serving.await.unwrap(), Ended::Cut);
@@ -194,15 +203,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_whose_engine_dies_does_not_outlive_it() {
-        let (_, _signal, serving) = graceful_server(FakeEngine::dead(), Duration::ZERO, LONG).await;
+        let (_, _signal, serving) = serve(FakeEngine::dead(), Duration::ZERO, LONG).await;
         assert_eq!(serving.await.unwrap(), Ended::Cut);
     }
 
     #[tokio::test]
     async fn headers_that_never_end_or_are_too_long_end_the_connection() {
-        let (address, signal, serving) = server(says("hello"), LONG).await;
+        let Served { address, signal, serving, .. } = server(says("hello"), LONG).await;
         let slow = raw(address, b"GET /ready HTTP/1.1\r\nhost:".to_vec());
-        tokio::time::timeout(Duration::from_secs(5), slow).await.unwrap();
+        tokio::time::timeout(LONG, slow).await.unwrap();
         let long = format!("GET /ready HTTP/1.1\r\nhost: {}\r\n\r\n", "x".repeat(9 << 10));
         let answer = raw(address, long.into_bytes()).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
@@ -210,14 +219,9 @@ mod tests {
         assert_eq!(serving.await.unwrap(), Ended::Drained);
     }
 
-    /// Time for a request to reach the engine.
-    async fn a_moment() {
-        sleep(Duration::from_millis(50)).await;
-    }
-
     #[tokio::test]
     async fn an_idle_server_ends_at_the_first_signal() {
-        let (address, signal, serving) = server(says("hello"), LONG).await;
+        let Served { address, signal, serving, .. } = server(says("hello"), LONG).await;
         assert!(request(address).await.unwrap().contains("[DONE]"));
         signal.send(()).unwrap();
         assert_eq!(serving.await.unwrap(), Ended::Drained);
@@ -226,9 +230,10 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_outlives_the_timeout_ends_with_abort() {
         let script = Script::Hang(ids("hello"));
-        let (address, signal, serving) = server(script, Duration::from_millis(50)).await;
+        let Served { address, signal, serving, engine } =
+            server(script, Duration::from_millis(50)).await;
         let answer = request(address);
-        a_moment().await;
+        engine.asked().await;
         signal.send(()).unwrap();
         assert_eq!(serving.await.unwrap(), Ended::Drained);
         let answer = answer.await.unwrap();
@@ -237,13 +242,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_draining_server_takes_no_new_connections() {
-        let (address, signal, serving) = server(Script::Hang(ids("hello")), LONG).await;
+        let Served { address, signal, serving, engine } =
+            server(Script::Hang(ids("hello")), LONG).await;
         let running = request(address);
-        a_moment().await;
+        engine.asked().await;
         signal.send(()).unwrap();
-        a_moment().await;
+        while TcpStream::connect(address).is_ok() {
+            sleep(Duration::from_millis(1)).await;
+        }
         assert!(!serving.is_finished());
-        assert!(TcpStream::connect(address).is_err());
         signal.send(()).unwrap();
         assert_eq!(serving.await.unwrap(), Ended::Cut);
         running.abort();

@@ -73,8 +73,11 @@ mod tests {
 
     use super::*;
 
+    /// No answer takes that long on a busy machine.
+    const LONG: Duration = Duration::from_secs(60);
+
     /// A server that answers one request with this; nothing leaves it waiting.
-    fn asked(answer: &'static str) -> Result<()> {
+    fn asked(answer: &'static str, timeout: Duration) -> Result<()> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         thread::spawn(move || {
@@ -83,26 +86,26 @@ mod tests {
             let _ = stream.read(&mut request).unwrap();
             stream.write_all(answer.as_bytes()).unwrap();
             if answer.is_empty() {
-                thread::sleep(Duration::from_secs(2));
+                // Until the client has given up.
+                let _ = stream.read(&mut request);
             }
         });
-        let timeout = Duration::from_millis(300);
         run(&HealthArgs { host: "0.0.0.0".into(), port, path: "/health".into(), timeout })
     }
 
     #[test]
     fn only_200_is_healthy() {
-        asked("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").unwrap();
-        let error = asked("HTTP/1.1 503 Service Unavailable\r\n\r\n").unwrap_err();
+        asked("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", LONG).unwrap();
+        let error = asked("HTTP/1.1 503 Service Unavailable\r\n\r\n", LONG).unwrap_err();
         assert!(error.to_string().contains("503"), "{error}");
-        assert!(asked("SSH-2.0-x\r\n").is_err());
+        assert!(asked("SSH-2.0-x\r\n", LONG).is_err());
     }
 
     #[test]
     fn a_server_that_says_nothing_or_is_not_there_is_not_healthy() {
-        let error = asked("").unwrap_err();
-        assert!(format!("{error:#}").contains("no answer"), "{error:#}");
         let timeout = Duration::from_millis(300);
+        let error = asked("", timeout).unwrap_err();
+        assert!(format!("{error:#}").contains("no answer"), "{error:#}");
         let args = HealthArgs { host: "127.0.0.1".into(), port: 1, path: "/".into(), timeout };
         assert!(run(&args).is_err());
         assert!(run(&HealthArgs { path: "/a b".into(), ..args }).is_err());

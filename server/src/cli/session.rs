@@ -253,7 +253,11 @@ mod tests {
         let engine = FakeEngine::new(vec![Script::Hang(ids("half"))]);
         let mut session = session(&engine);
         let mut out = vec![];
-        let interrupt = tokio::time::sleep(Duration::from_millis(20));
+        let interrupt = async {
+            engine.asked().await;
+            // Its tokens are on their way then.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
         session.say("a", &mut out, interrupt).await.unwrap();
         assert_eq!(session.messages[1]["content"], "half");
         engine.cancelled.notified().await;

@@ -47,6 +47,13 @@ impl FakeEngine {
         Self { handle, requests, cancelled }
     }
 
+    /// Returns once the engine has been asked.
+    pub async fn asked(&self) {
+        while self.requests.lock().unwrap().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+
     /// An engine whose thread has ended.
     pub fn dead() -> EngineHandle {
         EngineHandle::new().0
@@ -137,7 +144,7 @@ fn finished(request: &GenerateRequest, reason: FinishReason) -> Event {
         reason,
         num_prompt_tokens: request.prompt.len(),
         num_generated_tokens: 0,
-        ended_by_stop_token: false,
+        stop_token: None,
         kv_cache: KvUsage {
             budget: request.kv_cache.budget,
             lowest_budget: request.kv_cache.budget,

@@ -57,8 +57,12 @@ mod tests {
         heart.beat();
         std::thread::sleep(Duration::from_millis(20));
         assert!(heart.clone().busy_since() >= Some(Duration::from_millis(15)));
-        heart.beat();
-        assert!(heart.busy_since() < Some(Duration::from_millis(15)));
+        // A busy machine may stop us between the two: not each time.
+        let is_reset = |_| {
+            heart.beat();
+            heart.busy_since() < Some(Duration::from_millis(15))
+        };
+        assert!((0..1000).any(is_reset));
         heart.rest();
         assert_eq!(heart.busy_since(), None);
     }
