@@ -94,3 +94,54 @@ fn a_template_tells_whether_it_reads_tools() {
     let without = ChatTemplate::new("{{ messages[0].tools }}", "", "").unwrap();
     assert!(!without.reads_tools() && !without.mentions("<tool_call>"));
 }
+
+/// Short templates that would take terabytes.
+#[test]
+fn a_template_that_makes_texts_without_end_runs_out_of_fuel() {
+    let grow = |step: &str| {
+        format!(
+            "{{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}}{{% for i in range(60) %}}\
+             {{% set ns.x = {step} %}}{{% endfor %}}{{{{ ns.x | length }}}}"
+        )
+    };
+    for step in [
+        "ns.x ~ ns.x",
+        "ns.x + ns.x",
+        "ns.x * 16",
+        "[ns.x, ns.x] | join",
+        "ns.x | replace('a', ns.x)",
+        "ns.x.replace('a', ns.x)",
+        "ns.x.replace('', ns.x)",
+        "ns.x.join([ns.x] * 16)",
+        "','.join([ns.x] * 100000000)",
+        "'{}{}'.format(ns.x, ns.x)",
+        "'{:999999999}'.format(1)",
+        "'{:.999999999}'.format(1.5)",
+        "'%999999999d' % 1",
+        "ns.x.split('') | list + ns.x.split('') | list",
+        "(ns.x ~ '\"') | tojson | tojson",
+        "([ns.x] * 100000000) | tojson",
+        "([ns.x] * 100000000) | list",
+        "ns.x | tojson(indent=16) | indent(1000000000)",
+        "ns.x.upper() ~ ns.x.title() ~ ns.x.strip()",
+    ] {
+        let error = render(&grow(step), &user("a")).unwrap_err();
+        assert!(matches!(error, TemplateError::Failed(_)), "{step}: {error}");
+    }
+}
+
+#[test]
+fn methods_of_strings_are_those_of_python() {
+    for (expression, expected) in [
+        ("'a-b-a'.replace('a', 'cc')", "cc-b-cc"),
+        ("'a-b-a'.replace('a', 'cc', 1)", "cc-b-a"),
+        ("', '.join(['x', 1, true])", "x, 1, True"),
+        ("'a b  c'.split() | tojson", "[\"a\", \"b\", \"c\"]"),
+        ("'</think>x</think>y'.split('</think>')[-1]", "y"),
+        ("'{}-{:>3}'.format('a', 5)", "a-  5"),
+        ("'a\nb'.splitlines() | tojson", "[\"a\", \"b\"]"),
+    ] {
+        let source = format!("{{{{ {expression} }}}}");
+        assert_eq!(render(&source, &user("a")).unwrap(), expected, "{expression}");
+    }
+}

@@ -50,6 +50,26 @@ fn a_gguf_file_with_alignment_zero_is_refused() {
     assert!(error(&path).contains("no GGUF file or is damaged"));
 }
 
+/// In memory such a list would take 32 times what it takes in the file.
+#[test]
+fn a_gguf_file_whose_header_goes_on_and_on_is_refused_before_it_is_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let mut header = b"GGUF\x03\0\0\0".to_vec();
+    header.extend(0u64.to_le_bytes()); // tensors
+    header.extend(1u64.to_le_bytes()); // settings
+    header.extend(1u64.to_le_bytes()); // length of the key
+    header.extend(b"a");
+    header.extend(9u32.to_le_bytes()); // a list
+    header.extend(0u32.to_le_bytes()); // of bytes
+    header.extend((1u64 << 30).to_le_bytes());
+    std::fs::write(&path, &header).unwrap();
+    // The bytes are there, in a file with a hole.
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(header.len() as u64 + (1 << 30)).unwrap();
+    assert!(error(&path).contains("no GGUF file or is damaged"), "{}", error(&path));
+}
+
 #[test]
 fn a_safetensors_file_cut_off_or_lying_is_refused() {
     let folder = tempfile::tempdir().unwrap();

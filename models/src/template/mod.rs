@@ -8,12 +8,12 @@ use std::time::SystemTime;
 use minijinja::{
     Environment, Error as JinjaError, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde,
 };
-use minijinja_contrib::pycompat;
 use serde_json::Value as Json;
 
-/// Steps a template may take. A template comes from a download, so it may not loop for ever; a
-/// thousand messages take far less.
-const FUEL: u64 = 20_000_000;
+/// Steps that a template may take, and 64 bytes that it may make for each: 256 MB. A template comes
+/// from a download, so it may neither loop for ever nor fill the memory; a thousand messages take far
+/// less.
+const FUEL: u64 = 4_000_000;
 const NAME: &str = "chat_template";
 
 /// Why a prompt could not be made; the message is fit to show to the caller.
@@ -50,7 +50,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_syntax(syntax()?);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
         environment.add_filter("tojson", python::to_json);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);

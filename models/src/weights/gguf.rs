@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::{BufReader, Read, Seek, SeekFrom},
+    io::{self, BufReader, Read, Seek, SeekFrom},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
@@ -34,7 +34,7 @@ impl GgufFile {
         let shown = path.display();
         let file = File::open(path).with_context(|| format!("cannot open {shown}"))?;
         let file_len = file.metadata()?.len();
-        let content = read_header(&file)
+        let content = read_header(&file, file_len)
             .with_context(|| format!("{shown} is no GGUF file or is damaged; fetch it again"))?;
         let mut tensors = HashMap::new();
         for (name, info) in content.tensor_infos {
@@ -48,9 +48,42 @@ impl GgufFile {
     }
 }
 
-fn read_header(file: &File) -> Result<Content> {
+/// Bytes of a header: four times what the largest vocabularies take. In memory each may become 32.
+const LARGEST_HEADER: u64 = 48 << 20;
+
+/// The beginning of a file, which is all that there is to read.
+struct Beginning<R> {
+    file: R,
+    at: u64,
+    len: u64,
+}
+
+impl<R: Read> Read for Beginning<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let rest = usize::try_from(self.len.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let most = buffer.len().min(rest);
+        let num_read = self.file.read(&mut buffer[..most])?;
+        self.at += num_read as u64;
+        Ok(num_read)
+    }
+}
+
+impl<R: Seek> Seek for Beginning<R> {
+    fn seek(&mut self, place: SeekFrom) -> io::Result<u64> {
+        let place = match place {
+            SeekFrom::End(offset) => SeekFrom::Start(self.len.saturating_add_signed(offset)),
+            place => place,
+        };
+        self.at = self.file.seek(place)?;
+        Ok(self.at)
+    }
+}
+
+fn read_header(file: &File, file_len: u64) -> Result<Content> {
+    let mut beginning =
+        Beginning { file: BufReader::new(file), at: 0, len: file_len.min(LARGEST_HEADER) };
     // candle divides by the header's alignment, so a hostile file can make it panic.
-    catch_unwind(AssertUnwindSafe(|| Content::read(&mut BufReader::new(file))))
+    catch_unwind(AssertUnwindSafe(|| Content::read(&mut beginning)))
         .map_err(|_| anyhow!("the header makes no sense"))?
         .map_err(Into::into)
 }
