@@ -16,7 +16,7 @@ use keepwell_server::{
     compress::{PolicyId, Protection},
     engine::{
         Engine, EngineHandle, EngineOptions, Event, GenerateRequest, Generation, KvCacheParams,
-        KvUsage, SamplingParams, Snapshot,
+        KvUsage, OnPanic, SamplingParams, Snapshot,
     },
     metrics::{parse::parse, recorder, table::STEP_TIME},
     sched::{SchedulerLimits, UserId},
@@ -133,7 +133,8 @@ impl Bench {
             max_waiting_tokens: usize::MAX,
         };
         let (protection, calibration) = (Protection::default(), self.calibration.clone());
-        let options = EngineOptions { kv_memory, limits, protection, calibration };
+        let on_panic = OnPanic::default();
+        let options = EngineOptions { kv_memory, limits, protection, calibration, on_panic };
         let (engine, _) =
             Engine::spawn(Box::new(self.model.clone()), self.backend.clone(), options)?;
         let started = Instant::now();

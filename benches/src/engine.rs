@@ -10,7 +10,7 @@ use keepwell_server::{
     compress::{PolicyId, Protection},
     engine::{
         Engine, EngineHandle, EngineOptions, Event, GenerateRequest, Generation, KvCacheParams,
-        SamplingParams,
+        OnPanic, SamplingParams,
     },
     sched::{SchedulerLimits, UserId},
 };
@@ -153,7 +153,8 @@ fn measure(
     // An eighth for page metadata and slack.
     let kv_memory = case.batch * len * token_bytes / 8 * 9 + (64 << 20);
     let (protection, calibration) = (Protection::default(), calibration.clone());
-    let options = EngineOptions { kv_memory, limits, protection, calibration };
+    let on_panic = OnPanic::default();
+    let options = EngineOptions { kv_memory, limits, protection, calibration, on_panic };
     let (engine, _) = Engine::spawn(Box::new(model.clone()), backend.clone(), options)?;
     let samples =
         (0..=repetitions).map(|_| sample(model, &engine, case)).collect::<Result<Vec<_>>>()?;

@@ -10,6 +10,7 @@ use keepwell_kernels::Choice;
 
 use crate::calibrate::CalibrationText;
 use crate::compress::{POLICIES, PolicyId};
+use crate::engine::Faults;
 use crate::http::KvDefaults;
 
 #[derive(Clone, Debug, Args)]
@@ -97,6 +98,15 @@ pub struct ModelArgs {
     )]
     pub max_waiting_tokens: u32,
 
+    /// What follows a panic of the engine, once the requests it had were told: the process ends with
+    /// an error, or the engine goes on with an empty cache
+    #[arg(long, env = "KEEPWELL_ON_ENGINE_PANIC", value_enum, default_value_t = OnEnginePanic::Exit)]
+    pub on_engine_panic: OnEnginePanic,
+
+    /// To test what the server does when the model fails: see `engine::Faults`
+    #[arg(long, env = "KEEPWELL_FAULTS", hide = true)]
+    pub faults: Option<Faults>,
+
     /// Threads that compute [default: one per core]
     #[arg(long, env = "KEEPWELL_THREADS", value_parser = value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
@@ -121,6 +131,12 @@ pub enum Weights {
     AsFile,
     /// Dequantized to 32 bits, to compare with other implementations
     F32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnEnginePanic {
+    Exit,
+    Restart,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -7,12 +7,12 @@ use bytesize::ByteSize;
 use keepwell_kernels::{Backend, Choice, PageLayout, Tier};
 use keepwell_models::{LoadOptions, ModelConfig, WeightFormat};
 
-use super::args::{ModelArgs, Weights};
+use super::args::{ModelArgs, OnEnginePanic, Weights};
 use super::memory::{default_kv_memory, free_memory};
 use super::text::ModelText;
 use crate::calibrate::{Calibration, obtain};
 use crate::compress::Protection;
-use crate::engine::{Engine, EngineHandle, EngineInfo, EngineOptions};
+use crate::engine::{Engine, EngineHandle, EngineInfo, EngineOptions, OnPanic};
 use crate::http::{ServedModel, Text};
 use crate::sched::SchedulerLimits;
 
@@ -40,7 +40,11 @@ pub fn start(args: &ModelArgs, served_name: String) -> Result<Started> {
     let weight_bytes = loaded.model.bytes();
     let calibration = obtain(text.as_deref(), &loaded, &*backend);
     let options = engine_options(args, &config, (calibration, &*backend))?;
-    let (engine, info) = Engine::spawn(loaded.model, backend.clone(), options)?;
+    let model = match args.faults {
+        Some(faults) => faults.in_model(loaded.model),
+        None => loaded.model,
+    };
+    let (engine, info) = Engine::spawn(model, backend.clone(), options)?;
     let model =
         ServedModel::new(served_name, config.context_len, loaded.eos_token_ids, config.hidden_size);
     let summary = [
@@ -90,6 +94,7 @@ fn engine_options(
         },
         protection: Protection::default(),
         calibration,
+        on_panic: args.on_engine_panic.into(),
     })
 }
 
@@ -146,6 +151,15 @@ impl From<Weights> for WeightFormat {
         match weights {
             Weights::AsFile => Self::AsFile,
             Weights::F32 => Self::F32,
+        }
+    }
+}
+
+impl From<OnEnginePanic> for OnPanic {
+    fn from(on_panic: OnEnginePanic) -> Self {
+        match on_panic {
+            OnEnginePanic::Exit => Self::Exit,
+            OnEnginePanic::Restart => Self::Restart,
         }
     }
 }

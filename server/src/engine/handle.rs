@@ -48,6 +48,10 @@ pub struct SamplingParams {
     pub repetition_penalty: f32,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Nothing else can be drawn.
+    pub allowed_token_ids: Option<Vec<u32>>,
+    /// These tokens cannot be drawn in this order. None of them empty.
+    pub bad_words: Vec<Vec<u32>>,
     /// Stop tokens cannot be drawn before this many others.
     pub min_tokens: usize,
     /// Report the chosen token's log-probability and those of this many likeliest tokens.
@@ -68,6 +72,8 @@ impl Default for SamplingParams {
             frequency_penalty: 0.0,
             repetition_penalty: 1.0,
             logit_bias: vec![],
+            allowed_token_ids: None,
+            bad_words: vec![],
             min_tokens: 0,
             logprobs: None,
             prompt_logprobs: None,
@@ -129,8 +135,8 @@ pub struct Outcome {
     pub num_prompt_tokens: usize,
     /// Sampled tokens, the one that ended the generation included.
     pub num_generated_tokens: usize,
-    /// Whether the last of them is a stop token (which no event carried).
-    pub ended_by_stop_token: bool,
+    /// The last of them, if it is a stop token, which no event carried.
+    pub stop_token: Option<u32>,
     pub kv_cache: KvUsage,
 }
 
@@ -169,6 +175,11 @@ pub enum EngineError {
     Internal(String),
     #[error("the grammar became too complex: {0}")]
     Grammar(String),
+    /// Of this request alone: others of the same step go on.
+    #[error("what the model computed for this request is not a number")]
+    Corrupted,
+    #[error("the engine failed while it had this request")]
+    Panicked,
 }
 
 impl FinishReason {

@@ -3,6 +3,7 @@
 pub(crate) mod event;
 #[cfg(test)]
 pub(crate) mod fake;
+mod faults;
 pub(crate) mod gather;
 mod handle;
 mod heartbeat;
@@ -14,11 +15,12 @@ pub(crate) mod snapshot;
 pub(crate) mod squeeze;
 pub(crate) mod view;
 
+pub use faults::Faults;
 pub use handle::{
     EngineError, EngineHandle, Event, FinishReason, GenerateRequest, Generation, KvCacheParams,
     KvUsage, Outcome, SampledToken, SamplingParams, TokenLogprobs,
 };
 pub use pooling::Pooling;
-pub use run::{Engine, EngineInfo, EngineOptions};
+pub use run::{Engine, EngineInfo, EngineOptions, OnPanic};
 pub use snapshot::Snapshot;
 pub use view::KvView;

@@ -2,16 +2,18 @@
 
 mod admission;
 mod forward;
+mod panics;
 mod pressure;
 mod stream;
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{collections::HashMap, ops::ControlFlow, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use keepwell_kernels::{Arena, Backend, PageLayout};
 use keepwell_models::Model;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::panics::OnPanic;
 use self::stream::Stream;
 use super::{
     EngineError, EngineHandle, Event, FinishReason, GenerateRequest, KvUsage, Outcome,
@@ -40,6 +42,7 @@ pub struct EngineOptions {
     pub limits: SchedulerLimits,
     pub protection: Protection,
     pub calibration: Calibration,
+    pub on_panic: OnPanic,
 }
 
 /// What the engine was built with.
@@ -60,6 +63,8 @@ pub struct Engine {
     scheduler: Scheduler,
     streams: HashMap<SeqId, Stream>,
     calibration: Calibration,
+    limits: SchedulerLimits,
+    on_panic: OnPanic,
     next_id: u64,
     metrics: EngineMetrics,
     snapshots: watch::Sender<Arc<Snapshot>>,
@@ -120,6 +125,8 @@ impl Engine {
             scheduler: Scheduler::new(options.limits, demand),
             streams: HashMap::new(),
             calibration: options.calibration,
+            limits: options.limits,
+            on_panic: options.on_panic,
             next_id: 0,
             model,
             backend,
@@ -134,35 +141,45 @@ impl Engine {
         }
     }
 
-    fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>, heartbeat: Heartbeat) {
-        loop {
-            heartbeat.beat();
-            let command = if self.scheduler.is_idle() {
-                self.publish();
-                heartbeat.rest();
-                let command = commands.blocking_recv();
-                self.metrics.wake();
-                command.ok_or(mpsc::error::TryRecvError::Disconnected)
-            } else {
-                commands.try_recv()
-            };
-            match command {
-                Ok(Command::Generate { request, events, view, span }) => {
-                    let life = Lifecycle::queued(&span);
-                    self.accept(*request, events, view, life)
-                }
-                Ok(Command::Stop { events }) => self.stop(&events),
-                Ok(Command::Shutdown) | Err(mpsc::error::TryRecvError::Disconnected) => break,
-                // Inside the pool: from outside each parallel operation would wake it anew.
-                Err(mpsc::error::TryRecvError::Empty) => {
-                    rayon::scope(|_| self.step());
-                    // After a step, so that what waits then waits for a reason.
-                    if self.metrics.is_due() {
-                        self.publish();
-                    }
+    /// One command, or one step when there is none.
+    fn turn(
+        &mut self,
+        commands: &mut mpsc::UnboundedReceiver<Command>,
+        heartbeat: &Heartbeat,
+    ) -> ControlFlow<()> {
+        heartbeat.beat();
+        let command = if self.scheduler.is_idle() {
+            self.publish();
+            heartbeat.rest();
+            let command = commands.blocking_recv();
+            self.metrics.wake();
+            command.ok_or(mpsc::error::TryRecvError::Disconnected)
+        } else {
+            commands.try_recv()
+        };
+        match command {
+            Ok(Command::Generate { request, events, view, span }) => {
+                let life = Lifecycle::queued(&span);
+                self.accept(*request, events, view, life)
+            }
+            Ok(Command::Stop { events }) => self.stop(&events),
+            Ok(Command::Shutdown) | Err(mpsc::error::TryRecvError::Disconnected) => {
+                self.abort_all();
+                return ControlFlow::Break(());
+            }
+            // Inside the pool: from outside each parallel operation would wake it anew.
+            Err(mpsc::error::TryRecvError::Empty) => {
+                rayon::scope(|_| self.step());
+                // After a step, so that what waits then waits for a reason.
+                if self.metrics.is_due() {
+                    self.publish();
                 }
             }
         }
+        ControlFlow::Continue(())
+    }
+
+    fn abort_all(&mut self) {
         let ids: Vec<_> = self.streams.keys().copied().collect();
         for id in ids {
             self.finish(id, FinishReason::Abort);
@@ -304,15 +321,16 @@ impl Engine {
     fn finish(&mut self, id: SeqId, reason: FinishReason) {
         self.describe(id);
         if let Some((seq, stream, kv_cache)) = self.retire(id) {
-            let ended_by_stop_token = reason == FinishReason::Stop
-                && seq.tokens.last().is_some_and(|t| stream.stop_token_ids.contains(t));
+            let last = seq.tokens[seq.prompt_len..].last().copied();
+            let is_stop =
+                |id: &u32| reason == FinishReason::Stop && stream.stop_token_ids.contains(id);
             self.metrics.finished(reason, &kv_cache);
             stream.life.record(&seq);
             let outcome = Outcome {
                 reason,
                 num_prompt_tokens: seq.prompt_len,
                 num_generated_tokens: seq.num_generated(),
-                ended_by_stop_token,
+                stop_token: last.filter(is_stop),
                 kv_cache,
             };
             let _ = stream.events.send(Event::Finished(outcome));
@@ -334,6 +352,7 @@ impl Engine {
 
     fn fail(&mut self, id: SeqId, error: EngineError) {
         if let Some((_, stream, _)) = self.retire(id) {
+            self.metrics.failed(&error);
             let _ = stream.events.send(Event::Failed(error));
         }
     }

@@ -14,6 +14,8 @@ pub struct Sampler {
     /// How often each token occurs in the prompt and in the answer.
     in_prompt: HashMap<u32, u32>,
     in_answer: HashMap<u32, u32>,
+    /// The answer's tokens, when words are ruled out.
+    answer: Vec<u32>,
     /// Cannot be drawn yet.
     stop_token_ids: Vec<u32>,
     num_drawn: usize,
@@ -22,7 +24,7 @@ pub struct Sampler {
 
 /// What a step gave a sequence.
 pub struct Drawn {
-    /// Absent when the grammar had nothing left to say.
+    /// Absent when there was nothing left to draw: the grammar has ended, or all is ruled out.
     pub token: Option<SampledToken>,
     /// Whether the answer is complete: a stop token was drawn, or the grammar has ended.
     pub is_last: bool,
@@ -48,6 +50,7 @@ impl Sampler {
             rng,
             in_prompt,
             in_answer: HashMap::new(),
+            answer: vec![],
             stop_token_ids: stop_token_ids.to_vec(),
             num_drawn: 0,
             constraint,
@@ -65,9 +68,16 @@ impl Sampler {
         }
         self.penalize(logits);
         self.bias(logits);
+        self.rule_out(logits);
+        if possible(logits).next().is_none() {
+            return Ok(Drawn { token: None, is_last: true });
+        }
         let id = if self.params.temperature == 0.0 { argmax(logits) } else { self.draw(logits) };
         *self.in_answer.entry(id).or_default() += 1;
         self.num_drawn += 1;
+        if !self.params.bad_words.is_empty() {
+            self.answer.push(id);
+        }
         let logprobs = raw.map(|(num_top, raw)| token_logprobs(&raw, id, num_top));
         let is_last = self.stop_token_ids.contains(&id) || self.accept(id)? == Verdict::Complete;
         Ok(Drawn { token: Some(SampledToken { id, logprobs }), is_last })
@@ -120,6 +130,24 @@ impl Sampler {
                     .get_mut(*id as usize)
                     .into_iter()
                     .for_each(|logit| *logit = f32::NEG_INFINITY);
+            }
+        }
+    }
+
+    /// What is not allowed, and what would complete a bad word.
+    fn rule_out(&self, logits: &mut [f32]) {
+        if let Some(allowed) = &self.params.allowed_token_ids {
+            let kept: Vec<_> =
+                allowed.iter().filter_map(|id| Some((*id, *logits.get(*id as usize)?))).collect();
+            logits.fill(f32::NEG_INFINITY);
+            kept.into_iter().for_each(|(id, logit)| logits[id as usize] = logit);
+        }
+        for word in &self.params.bad_words {
+            let Some((last, before)) = word.split_last() else { continue };
+            if self.answer.ends_with(before)
+                && let Some(logit) = logits.get_mut(*last as usize)
+            {
+                *logit = f32::NEG_INFINITY;
             }
         }
     }
@@ -309,6 +337,28 @@ mod tests {
                 (0..4).map(|_| draw(&mut sampler, &mut [0.0, 1.0, 2.0, 90.0]).id).collect();
             assert!(ids[..3].iter().all(|id| *id != 3) && ids[3] == 3, "{ids:?}");
         }
+    }
+
+    #[test]
+    fn only_allowed_tokens_come_and_no_bad_word_is_completed() {
+        let run = |params: SamplingParams| {
+            let mut sampler = sampler(SamplingParams { temperature: 0.0, ..params });
+            let mut draw = || sampler.draw_next(&mut LOGITS.clone()).unwrap();
+            (0..5).map_while(|_| draw().token.map(|token| token.id)).collect::<Vec<_>>()
+        };
+        let allowed = |ids: &[u32]| SamplingParams {
+            allowed_token_ids: Some(ids.into()),
+            ..Default::default()
+        };
+        assert_eq!(run(allowed(&[0, 1])), [1; 5]);
+        assert!(run(allowed(&[9])).is_empty(), "nothing is left: the answer ends");
+        let bad = |words: &[&[u32]]| SamplingParams {
+            bad_words: words.iter().map(|word| word.to_vec()).collect(),
+            ..Default::default()
+        };
+        assert_eq!(run(bad(&[&[3]])), [2; 5]);
+        assert_eq!(run(bad(&[&[3, 3]])), [3, 2, 3, 2, 3]);
+        assert_eq!(run(bad(&[&[3, 3, 2], &[3, 3, 3]])), [3, 3, 1, 3, 3]);
     }
 
     /// Token id = byte, 3 ends.

@@ -106,6 +106,8 @@ impl From<EngineError> for ApiError {
             EngineError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             EngineError::Grammar(_) => (StatusCode::BAD_REQUEST, "grammar_too_complex"),
             EngineError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
+            EngineError::Corrupted => (StatusCode::INTERNAL_SERVER_ERROR, "corrupted_output"),
+            EngineError::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, "engine_failed"),
         };
         Self::new(status, error.to_string()).code(code)
     }

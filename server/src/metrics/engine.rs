@@ -6,11 +6,11 @@ use keepwell_kernels::TIERS;
 use metrics::{Counter, Histogram, Label};
 
 use super::table::{
-    BELOW_BUDGET, CACHE_CONFIG, COMPRESS_TIME, COMPRESSION_RATIO, GENERATION_TOKENS,
+    BELOW_BUDGET, CACHE_CONFIG, COMPRESS_TIME, COMPRESSION_RATIO, CORRUPTED, GENERATION_TOKENS,
     ITERATION_TOKENS, KV_BYTES, KV_DEMOTED, KV_EVICTED, KV_PAGES, KV_RECLAIMED, KV_REJECTIONS,
     KV_USAGE, MEMORY, PREEMPTIONS, PRESSURE_PRICE, PRICE, PROMPT_TOKENS, QUEUE, REJECTIONS,
-    REQUEST_KV_PEAK, RETAINED_ATTRIBUTION, RUNNING, SQUEEZES, STEP_TIME, SUCCESS, USERS, WAITING,
-    WAITING_BY_REASON,
+    REQUEST_KV_PEAK, RESTARTS, RETAINED_ATTRIBUTION, RUNNING, SQUEEZES, STEP_TIME, SUCCESS, USERS,
+    WAITING, WAITING_BY_REASON,
 };
 use crate::engine::{
     EngineError, EngineInfo, FinishReason, KvUsage,
@@ -56,7 +56,9 @@ pub struct EngineMetrics {
 impl EngineMetrics {
     /// Of an engine with weights of `weight_bytes`. Counters start at 0: a rate needs a first value.
     pub fn new(info: &EngineInfo, weight_bytes: usize, max_model_len: usize) -> Self {
-        for family in [PREEMPTIONS, SQUEEZES, KV_RECLAIMED, KV_EVICTED, KV_REJECTIONS] {
+        for family in
+            [PREEMPTIONS, SQUEEZES, CORRUPTED, RESTARTS, KV_RECLAIMED, KV_EVICTED, KV_REJECTIONS]
+        {
             family.counter(vec![]).absolute(0);
         }
         for reason in [FinishReason::Stop, FinishReason::Length, FinishReason::Abort] {
@@ -168,8 +170,21 @@ impl EngineMetrics {
         match error {
             EngineError::QueueFull { .. } => queue_full().increment(1),
             EngineError::DoesNotFit { .. } => KV_REJECTIONS.counter(vec![]).increment(1),
-            EngineError::Stopped | EngineError::Internal(_) | EngineError::Grammar(_) => {}
+            _ => {}
         }
+    }
+
+    /// A sequence that could not run on.
+    pub fn failed(&self, error: &EngineError) {
+        if *error == EngineError::Corrupted {
+            CORRUPTED.counter(vec![]).increment(1);
+        }
+    }
+
+    /// The engine goes on after a panic, and its scheduler counts anew.
+    pub fn restarted(&mut self) {
+        self.num_preemptions = 0;
+        RESTARTS.counter(vec![]).increment(1);
     }
 
     pub fn finished(&self, reason: FinishReason, kv: &KvUsage) {

@@ -55,6 +55,8 @@ families! {
     GENERATION_TOKENS: C, "vllm:generation_tokens_total", "Tokens generated";
     ITERATION_TOKENS: H(buckets::ITERATION_TOKENS), "vllm:iteration_tokens_total", "Prompt and generated tokens of a step";
     SUCCESS: C, "vllm:request_success_total", "Sequences that ended, by reason";
+    CORRUPTED: C, "vllm:corrupted_requests_total", "Sequences that failed because what the model computed was not a number";
+    RESTARTS: C, "keepwell_engine_restarts_total", "Times that the engine went on after a panic, with an empty cache";
     REJECTIONS: C, "vllm:admission_rejections_total", "Requests refused because the queue is full";
     TIME_TO_FIRST_TOKEN: H(buckets::TIME_TO_FIRST_TOKEN), "vllm:time_to_first_token_seconds", "From the request's arrival to its first token";
     INTER_TOKEN_LATENCY: H(buckets::TIME_PER_TOKEN), "vllm:inter_token_latency_seconds", "Between two tokens of a sequence";

@@ -53,6 +53,7 @@ pub fn options(kv_memory: usize, max_step_tokens: usize) -> EngineOptions {
         },
         protection: Protection::default(),
         calibration: Default::default(),
+        on_panic: Default::default(),
     }
 }
 

@@ -7,10 +7,15 @@ mod limits;
 mod memory;
 mod metrics;
 mod sampling;
+#[path = "../common/server.rs"]
 mod server;
 mod shutdown;
+#[path = "../common/ties.rs"]
+mod ties;
 
 use serde_json::{Value, json};
+
+use ties::check_same_up_to_ties;
 
 /// The opening of Lewis Carroll's "Alice's Adventures in Wonderland" (1865).
 const ALICE: &str = include_str!("alice.txt");
@@ -48,19 +53,4 @@ fn text(answer: &Value) -> &str {
 
 fn number(value: &Value) -> usize {
     value.as_u64().unwrap_or_else(|| panic!("{value} is no count")) as usize
-}
-
-/// Equal texts up to a place where the two likeliest tokens were this close.
-const TIE: f64 = 0.05;
-
-fn check_same_up_to_ties(together: &Value, alone: &Value) {
-    let tokens = |answer: &Value| answer["choices"][0]["logprobs"]["tokens"].clone();
-    let (together, alone_tokens) = (tokens(together), tokens(alone));
-    let (together, alone_tokens) = (together.as_array().unwrap(), alone_tokens.as_array().unwrap());
-    assert_eq!(together.len(), alone_tokens.len());
-    let Some(at) = together.iter().zip(alone_tokens).position(|(a, b)| a != b) else { return };
-    let top = &alone["choices"][0]["logprobs"]["top_logprobs"][at];
-    let of = |token: &Value| top[token.as_str().unwrap()].as_f64().unwrap_or(f64::NEG_INFINITY);
-    let margin = of(&alone_tokens[at]) - of(&together[at]);
-    assert!(margin <= TIE, "token {at}: {} for {}: {top}", together[at], alone_tokens[at]);
 }

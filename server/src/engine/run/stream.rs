@@ -50,6 +50,9 @@ impl Stream {
         mut rows: Vec<Vec<f32>>,
         now: Instant,
     ) -> Option<Result<FinishReason, EngineError>> {
+        if rows.iter().any(|row| is_corrupted(row)) {
+            return Some(Err(EngineError::Corrupted));
+        }
         if let Some(pooler) = &mut self.pooler {
             let vector = pooler.add(entry, &rows)?;
             let _ = self.events.send(Event::Embedding(vector));
@@ -94,4 +97,12 @@ impl Stream {
         let told = self.prompt_logprobs.as_ref().map_or(0, |told| told.num_rows(entry));
         told.max(usize::from(entry.samples))
     }
+}
+
+/// Whether something in the row is not a number, or beyond all of them. Minus infinity rules a token
+/// out.
+fn is_corrupted(row: &[f32]) -> bool {
+    // All of them are looked at, several at a time.
+    let is_sound = row.iter().fold(true, |is_sound, x| is_sound & (*x < f32::INFINITY));
+    !is_sound
 }

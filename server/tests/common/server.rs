@@ -1,8 +1,9 @@
 //! `keepwell serve` in a process of its own, and a client for it.
+#![allow(dead_code)] // each test program uses its part
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Write},
     net::TcpStream,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -39,9 +40,14 @@ pub struct Server {
 impl Server {
     /// Serves SmolLM2 with these flags.
     pub fn start(flags: &[&str]) -> Self {
+        Self::of("smollm2", flags)
+    }
+
+    /// Serves this model.
+    pub fn of(model: &str, flags: &[&str]) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut child = Command::new(env!("CARGO_BIN_EXE_keepwell"))
-            .args(["serve", "--port", "0", "--model", "smollm2", "--log", "error"])
+            .args(["serve", "--port", "0", "--model", model, "--log", "error"])
             // It takes most of a minute, and none of these tests is about it.
             .args(["--calibration", "off"])
             .args(flags)
@@ -64,6 +70,11 @@ impl Server {
 
     pub fn with_memory(kv_memory: &str) -> Self {
         Self::start(&["--kv-memory", kv_memory])
+    }
+
+    /// `127.0.0.1:8000`
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     fn url(&self, path: &str) -> String {
@@ -115,7 +126,7 @@ impl Server {
         let response = self.send(path, body.to_string().as_bytes());
         assert_eq!(response.status(), 200);
         let lines = BufReader::new(response.into_body().into_reader()).lines();
-        Stream { lines: Box::new(lines.map(Result::unwrap)), done: false }
+        Stream { lines: Box::new(lines), done: false }
     }
 
     /// A connection on which the request was sent and no answer awaited.
@@ -160,12 +171,28 @@ impl Server {
     }
 
     pub fn terminate(&self) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.signal("-TERM");
     }
 
+    pub fn kill(&self) {
+        self.signal("-KILL");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// How the process ended, which it must within the patience of these tests.
     pub fn wait(&mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < PATIENCE, "the server does not end");
+            thread::sleep(POLL_INTERVAL);
+        }
     }
 }
 
@@ -179,7 +206,7 @@ impl Drop for Server {
 
 /// The chunks of a streamed answer.
 pub struct Stream {
-    lines: Box<dyn Iterator<Item = String>>,
+    lines: Box<dyn Iterator<Item = io::Result<String>>>,
     /// Whether `[DONE]` was seen.
     pub done: bool,
 }
@@ -188,9 +215,20 @@ impl Iterator for Stream {
     type Item = Value;
 
     fn next(&mut self) -> Option<Value> {
-        let data = self.lines.find_map(|line| Some(line.strip_prefix("data: ")?.to_owned()))?;
-        self.done = data == "[DONE]";
-        (!self.done).then(|| serde_json::from_str(&data).unwrap())
+        self.try_next().unwrap()
+    }
+}
+
+impl Stream {
+    /// The next chunk, or why there is none: the server is gone.
+    pub fn try_next(&mut self) -> io::Result<Option<Value>> {
+        for line in &mut self.lines {
+            if let Some(data) = line?.strip_prefix("data: ") {
+                self.done = data == "[DONE]";
+                return Ok((!self.done).then(|| serde_json::from_str(data).unwrap()));
+            }
+        }
+        Ok(None)
     }
 }
 

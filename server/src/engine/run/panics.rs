@@ -1,0 +1,75 @@
+//! A panic on the engine's thread is a bug of ours, and costs those requests that it met: they end with
+//! an error, never with silence.
+
+use std::{
+    ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use tokio::sync::mpsc;
+
+use super::Engine;
+use crate::{
+    cache::Ledger,
+    engine::{EngineError, Event, handle::Command, heartbeat::Heartbeat},
+    sched::Scheduler,
+};
+
+/// What follows once the requests have been told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnPanic {
+    /// The engine ends: who watches the process starts it anew.
+    #[default]
+    Exit,
+    /// The engine goes on with an empty cache.
+    Restart,
+}
+
+impl Engine {
+    /// The engine's thread.
+    pub(super) fn run(
+        mut self,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        heartbeat: Heartbeat,
+    ) {
+        loop {
+            // What a panic leaves half done is thrown away, not used.
+            match catch_unwind(AssertUnwindSafe(|| self.turn(&mut commands, &heartbeat))) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return,
+                Err(_panic) => match self.on_panic {
+                    OnPanic::Restart => self.restart(),
+                    OnPanic::Exit => return self.give_up(commands),
+                },
+            }
+        }
+    }
+
+    fn restart(&mut self) {
+        self.fail_all();
+        tracing::error!("the engine panicked: it goes on with an empty cache");
+        let (layout, num_pages) = (*self.ledger.layout(), self.ledger.num_pages());
+        self.ledger = Ledger::new(layout, num_pages);
+        self.scheduler = Scheduler::new(self.limits, *self.scheduler.demand());
+        self.metrics.restarted();
+        self.publish();
+    }
+
+    fn give_up(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        self.fail_all();
+        commands.close();
+        while let Ok(command) = commands.try_recv() {
+            if let Command::Generate { events, .. } = command {
+                let _ = events.send(Event::Failed(EngineError::Panicked));
+            }
+        }
+        tracing::error!("the engine panicked and ends");
+    }
+
+    fn fail_all(&mut self) {
+        for (_, stream) in self.streams.drain() {
+            // Who asked may have left.
+            let _ = stream.events.send(Event::Failed(EngineError::Panicked));
+        }
+    }
+}
