@@ -212,7 +212,7 @@ mod tests {
         let Served { address, signal, serving, .. } = server(says("hello"), LONG).await;
         let slow = raw(address, b"GET /ready HTTP/1.1\r\nhost:".to_vec());
         tokio::time::timeout(LONG, slow).await.unwrap();
-        let long = format!("GET /ready HTTP/1.1\r\nhost: {}\r\n\r\n", "x".repeat(9 << 10));
+        let long = format!("GET /ready HTTP/1.1\r\nhost: {}\r\n\r\n", "x".repeat(17 << 10));
         let answer = raw(address, long.into_bytes()).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
         signal.send(()).unwrap();

@@ -38,6 +38,11 @@ pub struct LimitArgs {
     #[arg(long, env = "KEEPWELL_MAX_PROMPT_TOKENS", value_parser = value_parser!(u32).range(1..))]
     pub max_prompt_tokens: Option<u32>,
 
+    /// Tokens of a chat's answer whose request names no limit, such as one that follows a loose JSON
+    /// schema for ever [default: what the model's context holds]
+    #[arg(long, env = "KEEPWELL_DEFAULT_MAX_TOKENS", value_parser = value_parser!(u32).range(1..))]
+    pub default_max_tokens: Option<u32>,
+
     /// Choices per prompt, `n`
     #[arg(long, env = "KEEPWELL_MAX_CHOICES", default_value_t = 16, value_parser = value_parser!(u32).range(1..=1024))]
     pub max_choices: u32,
@@ -79,7 +84,9 @@ impl LimitArgs {
     pub fn limits(&self, max_waiting: usize) -> Limits {
         Limits {
             max_body_bytes: bytes(self.max_body_size),
+            max_header_bytes: bytes(self.max_header_size),
             max_prompt_tokens: self.max_prompt_tokens.map_or(usize::MAX, |most| most as usize),
+            default_max_tokens: self.default_max_tokens.map_or(usize::MAX, |most| most as usize),
             max_choices: self.max_choices as usize,
             max_stop_strings: self.max_stop_strings as usize,
             max_logprobs: self.max_logprobs as usize,

@@ -49,7 +49,8 @@ pub async fn serve(
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
-        .max_buf_size(limits.max_header_bytes)
+        // Twice as many, so that who sends a few too many hears why.
+        .max_buf_size(limits.max_header_bytes.saturating_mul(2))
         .max_headers(MAX_HEADERS);
     let graceful = GracefulShutdown::new();
     let mut shutdown = std::pin::pin!(shutdown);

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, BoxStream, StreamExt};
 
 use super::App;
-use super::choice::{Choice, Delta, Finished, Making, PromptDelta, TextToken, Update};
+use super::choice::{Choice, Delta, Finished, Making, PromptDelta, StopReason, TextToken, Update};
 use super::context::TokenLimit;
 use super::echo::Echo;
 use super::error::ApiError;
@@ -61,6 +61,7 @@ pub struct Whole {
     pub tokens: Vec<TextToken>,
     pub calls: Vec<ToolCall>,
     pub reason: Option<FinishReason>,
+    pub stop_reason: Option<StopReason>,
 }
 
 /// A whole call.
@@ -146,7 +147,8 @@ fn submit(app: &App, job: Job, id: &str, stopwatch: Stopwatch) -> Result<Updates
             let making = Making {
                 index: choices.len(),
                 detokenizer: app.text.detokenizer(continues),
-                stop: StopStrings::new(params.stop.clone()),
+                stop: StopStrings::new(params.stop.clone(), params.include_stop),
+                eos_token_ids: app.model.eos_token_ids.clone(),
                 min_tokens: params.sampling.min_tokens,
                 echo: prompt.echo.clone(),
                 tools: tools.as_ref().map(|tools| tools.parser(app)),
@@ -240,6 +242,7 @@ async fn whole(
             }
             Update::Finished(finished) => {
                 choices[finished.index].reason = Some(finished.reason);
+                choices[finished.index].stop_reason = finished.stop_reason;
                 usage.add(finished.num_tokens, &finished.kv_cache);
             }
             Update::Failed(error) => return Err(error),

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::App;
 use super::answer::{Job, JobPrompt, Shape, ToolCall, Whole, answer};
 use super::body::{JsonObject, off_worker};
-use super::choice::{Delta, Finished};
+use super::choice::{Delta, Finished, StopReason};
 use super::context::{self, MaxTokens};
 use super::envelope::{Identity, finish_reason};
 use super::error::ApiError;
@@ -64,7 +64,7 @@ pub fn job(app: &App, fields: &Fields) -> Result<Job, ApiError> {
     let mut params = Params::read(fields, app)?;
     params.sampling.logprobs = num_logprobs(fields, app)?;
     let names = ["max_completion_tokens", "max_tokens"];
-    let max_tokens = MaxTokens::read(fields, &names, 1, usize::MAX)?;
+    let max_tokens = MaxTokens::read(fields, &names, 1, app.limits.default_max_tokens)?;
     let tools = Tools::read(fields)?;
     params.constraint = constraint(params.constraint.take(), tools.as_ref(), app)?;
     let prompt = prompt_with(fields, tools.as_ref(), app)?;
@@ -148,6 +148,9 @@ struct Choice<'a> {
     message: Message<'a>,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
+    /// vLLM's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<&'a StopReason>,
 }
 
 #[derive(Serialize)]
@@ -180,6 +183,15 @@ struct ChunkChoice<'a> {
     delta: MessageDelta<'a>,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<&'a StopReason>,
+}
+
+impl<'a> ChunkChoice<'a> {
+    /// One that has no end yet.
+    fn new(index: usize, delta: MessageDelta<'a>, logprobs: Option<ChatLogprobs>) -> Self {
+        Self { index, delta, logprobs, finish_reason: None, stop_reason: None }
+    }
 }
 
 #[derive(Default, Serialize)]
@@ -241,7 +253,7 @@ impl Shape for ChatShape {
     fn opening(&self, index: usize, usage: ChunkUsage) -> Option<String> {
         let delta =
             MessageDelta { role: Some("assistant"), content: Some(""), ..MessageDelta::default() };
-        Some(self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason: None }, usage))
+        Some(self.chunk(ChunkChoice::new(index, delta, None), usage))
     }
 
     fn delta(&self, delta: &Delta, usage: ChunkUsage) -> String {
@@ -251,14 +263,14 @@ impl Shape for ChatShape {
             content: Some(&*delta.text).filter(|text| !text.is_empty() || delta.calls.is_empty()),
             tool_calls: delta.calls.iter().map(DeltaCall::new).collect(),
         };
-        let index = delta.index;
-        self.chunk(ChunkChoice { index, delta: message, logprobs, finish_reason: None }, usage)
+        self.chunk(ChunkChoice::new(delta.index, message, logprobs), usage)
     }
 
     fn finish(&self, finished: &Finished, usage: ChunkUsage) -> String {
-        let (index, delta) = (finished.index, MessageDelta::default());
+        let open = ChunkChoice::new(finished.index, MessageDelta::default(), None);
         let finish_reason = Some(reason(finished.reason, finished.has_called));
-        self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason }, usage)
+        let stop_reason = finished.stop_reason.as_ref();
+        self.chunk(ChunkChoice { finish_reason, stop_reason, ..open }, usage)
     }
 
     fn usage(&self, usage: &Usage) -> String {
@@ -288,6 +300,7 @@ impl ChatShape {
             },
             logprobs: self.logprobs.then(|| ChatLogprobs::new(&whole.tokens, &*self.text)),
             finish_reason: whole.reason.map(|r| reason(r, !whole.calls.is_empty())),
+            stop_reason: whole.stop_reason.as_ref(),
         }
     }
 }

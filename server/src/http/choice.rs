@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use serde::Serialize;
+
 use super::echo::Echo;
 use super::error::ApiError;
 use super::stop::StopStrings;
@@ -47,8 +49,18 @@ pub struct Finished {
     pub reason: FinishReason,
     /// Whether the choice called tools.
     pub has_called: bool,
+    /// What of the request's own stops ended the choice.
+    pub stop_reason: Option<StopReason>,
     pub num_tokens: usize,
     pub kv_cache: KvUsage,
+}
+
+/// A stop string, or a stop token that is not one of the model's own.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum StopReason {
+    Text(String),
+    Token(u32),
 }
 
 /// A token with its place in the text.
@@ -66,6 +78,8 @@ pub struct Making {
     pub index: usize,
     pub detokenizer: Box<dyn Detokenizer>,
     pub stop: StopStrings,
+    /// The model's own, which are no reason to tell of.
+    pub eos_token_ids: Vec<u32>,
     /// Stop strings count from this token on.
     pub min_tokens: usize,
     /// The prompt, when the answer repeats it.
@@ -90,7 +104,7 @@ pub struct Choice {
     num_decoded: usize,
     /// Characters given out.
     num_given: usize,
-    found_stop: bool,
+    found_stop: Option<String>,
     ended: bool,
     ready: VecDeque<Update>,
 }
@@ -106,7 +120,7 @@ impl Choice {
             num_tokens: 0,
             num_decoded: num_echoed,
             num_given: num_echoed,
-            found_stop: false,
+            found_stop: None,
             ended: false,
             ready: VecDeque::new(),
         }
@@ -149,7 +163,7 @@ impl Choice {
     fn take(&mut self, token: SampledToken) {
         self.give_prompt();
         // After a stop it was drawn before the engine heard of it.
-        if self.found_stop || self.making.echo_only {
+        if self.found_stop.is_some() || self.making.echo_only {
             return;
         }
         self.making.stopwatch.token();
@@ -169,8 +183,8 @@ impl Choice {
         }
         let scan = self.making.stop.push(piece);
         self.give(scan.text);
-        if scan.found {
-            self.found_stop = true;
+        if scan.found.is_some() {
+            self.found_stop = scan.found;
             self.held.clear();
             self.generation.stop();
         }
@@ -220,25 +234,28 @@ impl Choice {
         self.give_the_rest();
         let has_called = self.end_calls();
         // Tokens after a stop string are not part of the answer.
-        let (reason, num_tokens) = match self.found_stop {
+        let (reason, num_tokens) = match self.found_stop.is_some() {
             _ if self.making.echo_only => (FinishReason::Length, 0),
             true => (FinishReason::Stop, self.num_tokens),
             false => (outcome.reason, outcome.num_generated_tokens),
         };
         self.making.stopwatch.finished();
+        let own = |id: &u32| !self.making.eos_token_ids.contains(id);
+        let token = outcome.stop_token.filter(own).map(StopReason::Token);
+        let stop_reason = self.found_stop.take().map(StopReason::Text).or(token);
         let (index, kv_cache) = (self.making.index, outcome.kv_cache);
-        let finished = Finished { index, reason, has_called, num_tokens, kv_cache };
+        let finished = Finished { index, reason, has_called, stop_reason, num_tokens, kv_cache };
         self.ready.push_back(Update::Finished(finished));
         self.ended = true;
     }
 
     fn give_the_rest(&mut self) {
-        if self.found_stop {
+        if self.found_stop.is_some() {
             return;
         }
         let piece = self.making.detokenizer.flush();
         self.scan(&piece);
-        if self.found_stop {
+        if self.found_stop.is_some() {
             return;
         }
         let text = self.making.stop.flush();

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::App;
 use super::answer::{Job, JobPrompt, Shape, Whole, answer};
 use super::body::{JsonObject, off_worker};
-use super::choice::{Delta, Finished, PromptDelta};
+use super::choice::{Delta, Finished, PromptDelta, StopReason};
 use super::context::MaxTokens;
 use super::echo::Echo;
 use super::envelope::{Identity, finish_reason};
@@ -112,6 +112,16 @@ struct Choice<'a> {
     text: &'a str,
     logprobs: Option<CompletionLogprobs>,
     finish_reason: Option<&'static str>,
+    /// vLLM's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<&'a StopReason>,
+}
+
+impl<'a> Choice<'a> {
+    /// One that has no end yet.
+    fn new(index: usize, text: &'a str, logprobs: Option<CompletionLogprobs>) -> Self {
+        Self { index, text, logprobs, finish_reason: None, stop_reason: None }
+    }
 }
 
 impl Shape for CompletionShape {
@@ -122,26 +132,26 @@ impl Shape for CompletionShape {
     fn opening(&self, index: usize, usage: ChunkUsage) -> Option<String> {
         // With log-probabilities the prompt comes when they are known.
         let text = self.echo(index).filter(|_| !self.logprobs)?;
-        Some(self.chunk(Choice { index, text, logprobs: None, finish_reason: None }, usage))
+        Some(self.chunk(Choice::new(index, text, None), usage))
     }
 
     fn prompt(&self, prompt: &PromptDelta, usage: ChunkUsage) -> Option<String> {
         let index = prompt.index;
         let logprobs = Some(CompletionLogprobs::new(&prompt.tokens, &*self.text));
         let text = self.echo(index)?;
-        Some(self.chunk(Choice { index, text, logprobs, finish_reason: None }, usage))
+        Some(self.chunk(Choice::new(index, text, logprobs), usage))
     }
 
     fn delta(&self, delta: &Delta, usage: ChunkUsage) -> String {
         let logprobs = self.logprobs.then(|| CompletionLogprobs::new(&delta.tokens, &*self.text));
-        let (index, text) = (delta.index, delta.text.as_str());
-        self.chunk(Choice { index, text, logprobs, finish_reason: None }, usage)
+        self.chunk(Choice::new(delta.index, &delta.text, logprobs), usage)
     }
 
     fn finish(&self, finished: &Finished, usage: ChunkUsage) -> String {
         let finish_reason = Some(finish_reason(finished.reason));
-        let index = finished.index;
-        self.chunk(Choice { index, text: "", logprobs: None, finish_reason }, usage)
+        let stop_reason = finished.stop_reason.as_ref();
+        let open = Choice::new(finished.index, "", None);
+        self.chunk(Choice { finish_reason, stop_reason, ..open }, usage)
     }
 
     fn usage(&self, usage: &Usage) -> String {
@@ -170,12 +180,13 @@ impl CompletionShape {
         self.identity.chunk(OBJECT, choice, usage)
     }
 
-    fn choice<'a>(&self, index: usize, text: &'a str, whole: &Whole) -> Choice<'a> {
+    fn choice<'a>(&self, index: usize, text: &'a str, whole: &'a Whole) -> Choice<'a> {
         Choice {
             index,
             text,
             logprobs: self.logprobs.then(|| CompletionLogprobs::new(&whole.tokens, &*self.text)),
             finish_reason: whole.reason.map(finish_reason),
+            stop_reason: whole.stop_reason.as_ref(),
         }
     }
 }

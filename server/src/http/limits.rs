@@ -8,8 +8,12 @@ use axum::http::StatusCode;
 #[derive(Clone, Debug)]
 pub struct Limits {
     pub max_body_bytes: usize,
+    /// Of the request line and all headers.
+    pub max_header_bytes: usize,
     /// Tokens of a prompt; the model's context bounds them as well.
     pub max_prompt_tokens: usize,
+    /// Tokens of a chat's answer whose request names no limit; the context bounds them as well.
+    pub default_max_tokens: usize,
     /// Choices per prompt.
     pub max_choices: usize,
     pub max_stop_strings: usize,
@@ -31,7 +35,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_body_bytes: 32 << 20,
+            max_header_bytes: 64 << 10,
             max_prompt_tokens: usize::MAX,
+            default_max_tokens: usize::MAX,
             max_choices: 16,
             max_stop_strings: 4,
             max_logprobs: 20,

@@ -19,6 +19,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fake;
 mod fields;
+mod headers;
 mod health;
 mod limits;
 mod load;
@@ -164,6 +165,7 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::map_response_with_state(app.clone(), load::overload_status))
         .layer(middleware::from_fn_with_state(app.clone(), auth::check))
+        .layer(middleware::from_fn_with_state(app.clone(), headers::check))
         .layer(CatchPanicLayer::custom(|_| body::panicked().into_response()))
         .layer(middleware::from_fn(trace::log));
     match cors(&app.cors_origins) {

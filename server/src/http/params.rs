@@ -16,16 +16,14 @@ use crate::sched::UserId;
 /// Text is held back while it may be the start of a stop string, so these stay short.
 const MAX_STOP_BYTES: usize = 1024;
 const MAX_BIASES: usize = 1024;
+const MAX_BAD_WORDS: usize = 256;
 
 /// Fields that change the answer and that this server does not know how to honour, each with the
 /// values that ask for nothing. Silence would be a wrong answer, so anything else is refused.
 const UNSUPPORTED: &[(&str, AsksNothing)] = &[
-    ("allowed_token_ids", is_empty),
-    ("bad_words", is_empty),
     ("best_of", |v| v.as_u64() == Some(1)),
     ("function_call", |v| v == "none"),
     ("functions", is_empty),
-    ("include_stop_str_in_output", is_false),
     ("prompt_logprobs", |_| false),
     ("return_token_ids", is_false),
     ("return_tokens_as_token_ids", is_false),
@@ -50,6 +48,8 @@ pub struct Params {
     pub sampling: SamplingParams,
     /// None of them empty.
     pub stop: Vec<String>,
+    /// Whether the answer has the stop string that ends it.
+    pub include_stop: bool,
     pub stop_token_ids: Vec<u32>,
     /// Choices per prompt.
     pub n: usize,
@@ -77,6 +77,7 @@ impl Params {
         Ok(Self {
             sampling: sampling(fields, app)?,
             stop: stop_strings(fields, app.limits.max_stop_strings)?,
+            include_stop: fields.bool("include_stop_str_in_output")?.unwrap_or(false),
             stop_token_ids: stop_token_ids(fields, app)?,
             n: fields.integer("n", 1..=app.limits.max_choices as i64)?.unwrap_or(1),
             stream: stream_options(fields)?,
@@ -147,6 +148,8 @@ fn sampling(fields: &Fields, app: &App) -> Result<SamplingParams, ApiError> {
             .number("repetition_penalty", above_zero(10.0))?
             .unwrap_or(default.repetition_penalty),
         logit_bias: logit_bias(fields, app)?,
+        allowed_token_ids: allowed_token_ids(fields, app)?,
+        bad_words: bad_words(fields, app)?,
         min_tokens: fields.integer("min_tokens", 0..=i64::from(u32::MAX))?.unwrap_or(0),
         logprobs: None,
         prompt_logprobs: None,
@@ -172,6 +175,40 @@ fn logit_bias(fields: &Fields, app: &App) -> Result<Vec<(u32, f32)>, ApiError> {
         Ok((id, biases.number(key, -100.0..=100.0)?.unwrap_or(0.0)))
     };
     biases.keys().map(bias).collect()
+}
+
+/// At least one.
+fn allowed_token_ids(fields: &Fields, app: &App) -> Result<Option<Vec<u32>>, ApiError> {
+    match fields.array("allowed_token_ids")? {
+        None => Ok(None),
+        Some([]) => {
+            Err(ApiError::invalid("allowed_token_ids", "`allowed_token_ids` must not be empty"))
+        }
+        Some(ids) => token_ids(ids, "allowed_token_ids", app).map(Some),
+    }
+}
+
+/// The tokens of each word, at a text's start and after a space.
+fn bad_words(fields: &Fields, app: &App) -> Result<Vec<Vec<u32>>, ApiError> {
+    let words = fields.array("bad_words")?.unwrap_or_default();
+    if words.len() > MAX_BAD_WORDS {
+        let message = format!("`bad_words` has {} words, {MAX_BAD_WORDS} at most", words.len());
+        return Err(ApiError::invalid("bad_words", message));
+    }
+    let mut all = vec![];
+    for (i, word) in words.iter().enumerate() {
+        let path = format!("bad_words[{i}]");
+        let word = word.as_str().ok_or_else(|| wrong_type(&path, "a string"))?.trim_start();
+        stop_string(word, &path)?;
+        for text in [word.to_owned(), format!(" {word}")] {
+            let refused = |error| ApiError::invalid(&path, format!("{error:#}"));
+            all.push(app.text.encode(&text, false).map_err(refused)?);
+        }
+    }
+    all.retain(|ids| !ids.is_empty());
+    all.sort();
+    all.dedup();
+    Ok(all)
 }
 
 /// Lower is more urgent, as in vLLM.

@@ -3,6 +3,8 @@
 /// Watches a growing text for stop strings and holds back what may become one.
 pub struct StopStrings {
     stops: Vec<String>,
+    /// Whether the one that ends the text is part of it.
+    include: bool,
     /// Text that was not given out yet: the start of some stop string.
     held: String,
 }
@@ -12,24 +14,25 @@ pub struct StopStrings {
 pub struct Scan {
     /// Text that is safe to give out.
     pub text: String,
-    /// A stop string begins right after `text`; nothing more will come.
-    pub found: bool,
+    /// The stop string that begins right after `text`, or ends it; nothing more will come.
+    pub found: Option<String>,
 }
 
 impl StopStrings {
     /// `stops`: none of them empty.
-    pub fn new(stops: Vec<String>) -> Self {
-        Self { stops, held: String::new() }
+    pub fn new(stops: Vec<String>, include: bool) -> Self {
+        Self { stops, include, held: String::new() }
     }
 
     pub fn push(&mut self, piece: &str) -> Scan {
         self.held.push_str(piece);
-        if let Some(start) = self.earliest_match() {
-            self.held.truncate(start);
-            return Scan { text: std::mem::take(&mut self.held), found: true };
+        if let Some((start, stop)) = self.earliest_match() {
+            let stop = stop.to_owned();
+            self.held.truncate(if self.include { start + stop.len() } else { start });
+            return Scan { text: std::mem::take(&mut self.held), found: Some(stop) };
         }
         let held = self.held.split_off(self.safe_len());
-        Scan { text: std::mem::replace(&mut self.held, held), found: false }
+        Scan { text: std::mem::replace(&mut self.held, held), found: None }
     }
 
     /// The text ended: what was held back is no stop string.
@@ -37,8 +40,10 @@ impl StopStrings {
         std::mem::take(&mut self.held)
     }
 
-    fn earliest_match(&self) -> Option<usize> {
-        self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min()
+    fn earliest_match(&self) -> Option<(usize, &str)> {
+        let found = |stop: &'_ String| self.held.find(stop.as_str());
+        let matches = self.stops.iter().filter_map(|stop| Some((found(stop)?, stop.as_str())));
+        matches.min_by_key(|(start, _)| *start)
     }
 
     /// Length of the text before the longest ending that some stop string starts with.
@@ -61,12 +66,13 @@ mod tests {
 
     /// The text given out for these pieces and whether a stop string ended it.
     fn run(stops: &[&str], pieces: &[&str]) -> (String, bool) {
-        let mut finder = StopStrings::new(stops.iter().map(|s| s.to_string()).collect());
+        let stops = stops.iter().map(|s| s.to_string()).collect();
+        let mut finder = StopStrings::new(stops, false);
         let mut out = String::new();
         for piece in pieces {
             let scan = finder.push(piece);
             out += &scan.text;
-            if scan.found {
+            if scan.found.is_some() {
                 return (out, true);
             }
         }
@@ -75,8 +81,8 @@ mod tests {
 
     #[test]
     fn without_stop_strings_text_passes_at_once() {
-        let mut finder = StopStrings::new(vec![]);
-        assert_eq!(finder.push("abc"), Scan { text: "abc".into(), found: false });
+        let mut finder = StopStrings::new(vec![], false);
+        assert_eq!(finder.push("abc"), Scan { text: "abc".into(), found: None });
     }
 
     #[test]
@@ -85,8 +91,16 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_string_is_named_and_part_of_the_text_if_that_is_wanted() {
+        let mut finder = StopStrings::new(vec!["no".into(), "END".into()], true);
+        assert_eq!(finder.push("a E").text, "a ");
+        let scan = finder.push("NDno b");
+        assert_eq!(scan, Scan { text: "END".into(), found: Some("END".into()) });
+    }
+
+    #[test]
     fn text_that_only_looked_like_a_stop_string_is_given_out_later() {
-        let mut finder = StopStrings::new(vec!["END".into()]);
+        let mut finder = StopStrings::new(vec!["END".into()], false);
         assert_eq!(finder.push("a EN").text, "a ");
         assert_eq!(finder.push("x").text, "ENx");
         assert_eq!(run(&["END"], &["a EN"]), ("a EN".into(), false));

@@ -4,8 +4,10 @@ mod schemas;
 
 use std::sync::Arc;
 
+use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
+use serde_json::{Map, Value, json};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{OpenApi as Document, SecurityRequirement};
 use utoipa::{Modify, OpenApi};
@@ -13,6 +15,8 @@ use utoipa::{Modify, OpenApi};
 use super::{
     App, chat, completions, embeddings, health, load, models, responses, tokenize, version,
 };
+
+use crate::compress::POLICIES;
 
 pub use schemas::{
     ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, ErrorEnvelope,
@@ -23,8 +27,37 @@ pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/openapi.json", get(document))
 }
 
-async fn document() -> Json<Document> {
-    Json(Api::openapi())
+async fn document(State(app): State<Arc<App>>) -> Json<Value> {
+    let mut document = serde_json::to_value(Api::openapi()).unwrap_or_default();
+    if let Some(schemas) = document["components"]["schemas"].as_object_mut() {
+        fill_in(schemas, &app);
+    }
+    Json(document)
+}
+
+/// What this server's model and flags allow.
+fn fill_in(schemas: &mut Map<String, Value>, app: &App) {
+    let limits = &app.limits;
+    let policies: Vec<_> = POLICIES.iter().map(|policy| policy.name()).collect();
+    for (name, bounds) in [
+        ("ModelName", json!({"enum": [app.model.name]})),
+        ("TokenId", json!({"minimum": 0, "maximum": app.text.vocab_size().saturating_sub(1)})),
+        ("StopString", json!({"minLength": 1, "maxLength": 256})),
+        ("StopStrings", json!({"maxItems": limits.max_stop_strings})),
+        ("NumChoices", json!({"minimum": 1, "maximum": limits.max_choices})),
+        ("NumLogprobs", json!({"minimum": 0, "maximum": limits.max_logprobs})),
+        ("FunctionName", json!({"pattern": "^[a-zA-Z0-9_.-]{1,64}$"})),
+        ("PolicyName", json!({"enum": policies})),
+        ("PromptText", json!({"minLength": 1})),
+        ("PromptTexts", json!({"minItems": 1, "maxItems": 256})),
+        ("TokenIds", json!({"minItems": 1, "maxItems": app.model.max_model_len - 1})),
+        ("ManyTokenIds", json!({"minItems": 1, "maxItems": 256})),
+    ] {
+        let schema = schemas.get_mut(name).and_then(Value::as_object_mut);
+        if let (Some(schema), Value::Object(bounds)) = (schema, bounds) {
+            schema.extend(bounds);
+        }
+    }
 }
 
 #[derive(OpenApi)]

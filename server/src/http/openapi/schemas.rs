@@ -1,5 +1,5 @@
 //! The bodies of requests, as the document shows them. Reading them is the endpoints' work, which
-//! names the field that is wrong.
+//! names the field that is wrong. What depends on the model and the flags is filled in later.
 #![allow(dead_code)] // Described, never made.
 
 use std::collections::BTreeMap;
@@ -23,6 +23,34 @@ struct ErrorBody {
     code: Option<String>,
 }
 
+/// The one model that is served.
+#[derive(Serialize, ToSchema)]
+struct ModelName(String);
+
+/// Of the vocabulary.
+#[derive(Serialize, ToSchema)]
+struct TokenId(u32);
+
+/// What ends an answer.
+#[derive(Serialize, ToSchema)]
+struct StopString(String);
+
+/// Choices of a prompt.
+#[derive(Serialize, ToSchema)]
+struct NumChoices(u32);
+
+/// Alternatives of a token.
+#[derive(Serialize, ToSchema)]
+struct NumLogprobs(u32);
+
+/// A name of letters, digits, `_`, `-` and `.`.
+#[derive(Serialize, ToSchema)]
+struct FunctionName(String);
+
+/// Decides which tokens matter.
+#[derive(Serialize, ToSchema)]
+struct PolicyName(String);
+
 /// What the request's KV cache may cost.
 #[derive(Serialize, ToSchema)]
 struct KvCache {
@@ -32,7 +60,7 @@ struct KvCache {
     /// The share that memory pressure may push the request down to; the budget when absent.
     #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
     min_budget: Option<f32>,
-    policy: Option<String>,
+    policy: Option<PolicyName>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -44,7 +72,7 @@ struct StreamOptions {
 /// What all requests that generate have in common.
 #[derive(Serialize, ToSchema)]
 struct Sampling {
-    model: Option<String>,
+    model: Option<ModelName>,
     #[schema(minimum = 0.0, maximum = 2.0)]
     temperature: Option<f32>,
     #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
@@ -66,40 +94,75 @@ struct Sampling {
     min_tokens: Option<u32>,
     ignore_eos: Option<bool>,
     stop: Option<Stop>,
+    include_stop_str_in_output: Option<bool>,
     #[schema(max_items = 100)]
-    stop_token_ids: Option<Vec<u32>>,
-    #[schema(minimum = 1, maximum = 16)]
-    n: Option<u32>,
+    stop_token_ids: Option<Vec<TokenId>>,
+    #[schema(min_items = 1)]
+    allowed_token_ids: Option<Vec<TokenId>>,
+    #[schema(max_items = 256)]
+    bad_words: Option<Vec<StopString>>,
+    n: Option<NumChoices>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     priority: Option<i32>,
     user: Option<String>,
     kv_cache: Option<KvCache>,
-    /// `text`, `json_object` or `json_schema`.
-    response_format: Option<Value>,
-    guided_json: Option<Value>,
+    response_format: Option<ResponseFormat>,
+    /// A JSON schema.
+    guided_json: Option<BTreeMap<String, Value>>,
     guided_regex: Option<String>,
-    guided_choice: Option<Vec<String>>,
+    #[schema(min_items = 1)]
+    guided_choice: Option<Vec<StopString>>,
     guided_grammar: Option<String>,
 }
 
-/// Up to four strings.
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum ResponseFormat {
+    Text,
+    JsonObject,
+    JsonSchema { json_schema: NamedSchema },
+}
+
+#[derive(Serialize, ToSchema)]
+struct NamedSchema {
+    name: Option<String>,
+    schema: BTreeMap<String, Value>,
+    strict: Option<bool>,
+}
+
+/// One string, or several.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 enum Stop {
-    One(String),
-    Several(Vec<String>),
+    One(StopString),
+    Several(StopStrings),
 }
+
+#[derive(Serialize, ToSchema)]
+struct StopStrings(Vec<StopString>);
 
 /// A text, token ids, or a list of either.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 enum Prompt {
-    Text(String),
-    Ids(Vec<u32>),
-    Texts(Vec<String>),
-    ManyIds(Vec<Vec<u32>>),
+    Text(PromptText),
+    Ids(TokenIds),
+    Texts(PromptTexts),
+    ManyIds(ManyTokenIds),
 }
+
+#[derive(Serialize, ToSchema)]
+struct PromptText(String);
+
+#[derive(Serialize, ToSchema)]
+struct TokenIds(Vec<TokenId>);
+
+#[derive(Serialize, ToSchema)]
+struct PromptTexts(Vec<PromptText>);
+
+#[derive(Serialize, ToSchema)]
+struct ManyTokenIds(Vec<TokenIds>);
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -140,9 +203,25 @@ enum ToolType {
 #[derive(Serialize, ToSchema)]
 struct Message {
     role: Role,
-    content: Option<Content>,
-    tool_calls: Option<Vec<Value>>,
+    /// May be missing where an assistant called tools.
+    content: Content,
+    tool_calls: Option<Vec<Call>>,
     tool_call_id: Option<String>,
+}
+
+/// A call that the assistant made.
+#[derive(Serialize, ToSchema)]
+struct Call {
+    id: Option<String>,
+    r#type: ToolType,
+    function: CalledFunction,
+}
+
+#[derive(Serialize, ToSchema)]
+struct CalledFunction {
+    name: FunctionName,
+    /// A JSON object, as text.
+    arguments: String,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -152,14 +231,45 @@ struct Tool {
 }
 
 #[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum ToolChoice {
+    Word(ToolChoiceWord),
+    Named(NamedTool),
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum ToolChoiceWord {
+    None,
+    Auto,
+    /// Needs `tools`.
+    Required,
+}
+
+#[derive(Serialize, ToSchema)]
+struct NamedTool {
+    r#type: ToolType,
+    function: NamedFunction,
+}
+
+#[derive(Serialize, ToSchema)]
+struct NamedFunction {
+    name: FunctionName,
+}
+
+#[derive(Serialize, ToSchema)]
 struct Function {
-    name: String,
+    name: FunctionName,
     description: Option<String>,
     /// A JSON schema.
     parameters: Option<BTreeMap<String, Value>>,
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "max_tokens": 8, "temperature": 0, "kv_cache": {"budget": 0.28},
+}))]
 pub struct ChatRequest {
     #[serde(flatten)]
     sampling: Sampling,
@@ -170,16 +280,16 @@ pub struct ChatRequest {
     #[schema(minimum = 1)]
     max_tokens: Option<u32>,
     logprobs: Option<bool>,
-    #[schema(minimum = 0, maximum = 20)]
-    top_logprobs: Option<u32>,
+    /// Needs `logprobs`.
+    top_logprobs: Option<NumLogprobs>,
     tools: Option<Vec<Tool>>,
-    /// `none`, `auto`, `required`, or a function.
-    tool_choice: Option<Value>,
+    tool_choice: Option<ToolChoice>,
     parallel_tool_calls: Option<bool>,
     add_generation_prompt: Option<bool>,
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"prompt": "Once upon a time", "max_tokens": 8, "logprobs": 1, "echo": true}))]
 pub struct CompletionRequest {
     #[serde(flatten)]
     sampling: Sampling,
@@ -187,29 +297,79 @@ pub struct CompletionRequest {
     #[schema(minimum = 0)]
     max_tokens: Option<u32>,
     echo: Option<bool>,
-    #[schema(minimum = 0, maximum = 20)]
-    logprobs: Option<u32>,
+    logprobs: Option<NumLogprobs>,
 }
 
 #[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum EncodingFormat {
+    Float,
+    Base64,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum PoolingName {
+    Mean,
+    Last,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({"input": ["a cat", "a dog"], "dimensions": 64}))]
 pub struct EmbeddingRequest {
-    model: Option<String>,
+    model: Option<ModelName>,
     input: Prompt,
-    /// `float` or `base64`.
-    encoding_format: Option<String>,
+    encoding_format: Option<EncodingFormat>,
     #[schema(minimum = 1)]
     dimensions: Option<u32>,
-    /// `mean` or `last`.
-    pooling: Option<String>,
+    pooling: Option<PoolingName>,
     user: Option<String>,
     kv_cache: Option<KvCache>,
 }
 
+/// A text, or messages, calls and their results.
 #[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum ResponseInput {
+    Text(String),
+    Items(Vec<ResponseItem>),
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum ResponseItem {
+    Message { role: Role, content: Content },
+    FunctionCall { call_id: String, name: FunctionName, arguments: String },
+    FunctionCallOutput { call_id: String, output: String },
+}
+
+#[derive(Serialize, ToSchema)]
+struct ResponseText {
+    format: Option<TextFormat>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum TextFormat {
+    Text,
+    JsonObject,
+    JsonSchema { name: Option<String>, schema: BTreeMap<String, Value> },
+}
+
+/// A function.
+#[derive(Serialize, ToSchema)]
+struct FlatTool {
+    r#type: ToolType,
+    name: FunctionName,
+    description: Option<String>,
+    parameters: Option<BTreeMap<String, Value>>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({"input": "What is the capital of France?", "max_output_tokens": 8}))]
 pub struct ResponseRequest {
-    model: Option<String>,
-    /// A text, or items: messages, calls and their results.
-    input: Value,
+    model: Option<ModelName>,
+    input: ResponseInput,
     instructions: Option<String>,
     previous_response_id: Option<String>,
     store: Option<bool>,
@@ -220,10 +380,9 @@ pub struct ResponseRequest {
     temperature: Option<f32>,
     #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
     top_p: Option<f32>,
-    /// Its `format` is `text`, `json_object` or `json_schema`.
-    text: Option<BTreeMap<String, Value>>,
-    tools: Option<Vec<Value>>,
-    tool_choice: Option<Value>,
+    text: Option<ResponseText>,
+    tools: Option<Vec<FlatTool>>,
+    tool_choice: Option<ToolChoiceWord>,
     parallel_tool_calls: Option<bool>,
     metadata: Option<BTreeMap<String, String>>,
     user: Option<String>,
@@ -232,8 +391,10 @@ pub struct ResponseRequest {
 
 #[derive(Serialize, ToSchema)]
 pub struct TokenizeRequest {
-    model: Option<String>,
+    model: Option<ModelName>,
+    /// This or `messages`.
     prompt: Option<String>,
+    #[schema(min_items = 1)]
     messages: Option<Vec<Message>>,
     add_special_tokens: Option<bool>,
     add_generation_prompt: Option<bool>,
@@ -242,6 +403,6 @@ pub struct TokenizeRequest {
 
 #[derive(Serialize, ToSchema)]
 pub struct DetokenizeRequest {
-    model: Option<String>,
-    tokens: Vec<u32>,
+    model: Option<ModelName>,
+    tokens: Vec<TokenId>,
 }

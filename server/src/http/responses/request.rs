@@ -10,12 +10,15 @@ use super::unknown;
 
 /// Fields that mean the same in a chat.
 const SHARED: &[&str] = &[
+    "allowed_token_ids",
+    "bad_words",
     "frequency_penalty",
     "guided_choice",
     "guided_grammar",
     "guided_json",
     "guided_regex",
     "ignore_eos",
+    "include_stop_str_in_output",
     "kv_cache",
     "logit_bias",
     "min_p",

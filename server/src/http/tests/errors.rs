@@ -109,6 +109,10 @@ async fn values_out_of_range_are_named() {
         (json!({"kv_cache": {"min_budget": 0.6}}), "kv_cache.min_budget"),
         (json!({"kv_cache": {"budget": 0.1, "min_budget": 0.2}}), "kv_cache.min_budget"),
         (json!({"kv_cache": {"policy": "magic"}}), "kv_cache.policy"),
+        (json!({"allowed_token_ids": []}), "allowed_token_ids"),
+        (json!({"allowed_token_ids": [100_000]}), "allowed_token_ids[0]"),
+        (json!({"bad_words": ["a", ""]}), "bad_words[1]"),
+        (json!({"bad_words": vec!["a"; 257]}), "bad_words"),
     ];
     let cases: Vec<_> = cases.into_iter().map(|(f, param)| (f, param, "invalid_value")).collect();
     refuses(CHAT, chat_body, &cases).await;
@@ -124,10 +128,7 @@ async fn unknown_fields_of_the_kv_cache_are_refused() {
 #[tokio::test]
 async fn what_would_change_the_answer_and_is_not_supported_is_refused() {
     let unsupported = |fields, param| (fields, param, "unsupported_parameter");
-    let cases = [
-        unsupported(json!({"bad_words": ["a"]}), "bad_words"),
-        unsupported(json!({"prompt_logprobs": 1}), "prompt_logprobs"),
-    ];
+    let cases = [unsupported(json!({"prompt_logprobs": 1}), "prompt_logprobs")];
     refuses(CHAT, chat_body, &cases).await;
     let cases = [
         unsupported(json!({"suffix": "x"}), "suffix"),

@@ -130,10 +130,33 @@ async fn limits_are_the_operators() {
 }
 
 #[tokio::test]
+async fn an_answer_without_a_limit_of_its_own_has_the_operators() {
+    let server = Server::changed(says(&"x".repeat(50)), |app| app.limits.default_max_tokens = 20);
+    for (fields, expected) in [(json!({}), 20), (json!({"max_tokens": 30}), 30)] {
+        let answer = server.chat(fields).await;
+        assert_eq!(answer["usage"]["completion_tokens"], expected);
+        assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    }
+}
+
+#[tokio::test]
+async fn headers_are_counted_to_the_byte() {
+    let server = Server::changed(says("x"), |app| app.limits.max_header_bytes = 1000);
+    // GET /ready HTTP/1.1, x: and the line breaks.
+    let ask = async |len: usize| {
+        let request = Request::get("/ready").header("x", "y".repeat(len)).body(Body::empty());
+        server.send(request.unwrap()).await
+    };
+    assert_eq!(ask(1000 - 21 - 5).await.status(), 200);
+    let (status, error) = error_of(ask(1000 - 21 - 4).await).await;
+    assert_eq!((status, &error["code"]), (431, &json!("headers_too_large")));
+}
+
+#[tokio::test]
 async fn a_request_that_takes_too_long_is_cancelled_and_told() {
     let slow = || {
         Server::changed(Script::Hang(ids("a")), |app| {
-            app.limits.request_timeout = Duration::from_millis(30);
+            app.limits.request_timeout = Duration::from_millis(300);
         })
     };
     let server = slow();

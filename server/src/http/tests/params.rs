@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::{App, MAX_MODEL_LEN, MAX_WAITING, Server, completion_body, post, says};
+use crate::engine::fake::Script;
 use crate::engine::{KvCacheParams, SamplingParams};
 use crate::http::ApiKeys;
 use crate::sched::UserId;
@@ -21,6 +22,7 @@ async fn every_sampling_field_reaches_the_engine() {
         "temperature": 0, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": u64::MAX,
         "presence_penalty": -1.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1,
         "logprobs": 3, "logit_bias": {"5": -1.5, "6": 100}, "min_tokens": 2, "user": "me",
+        "allowed_token_ids": [7, 8], "bad_words": ["a", " bc"],
     });
     server.complete(fields).await;
     let expected = SamplingParams {
@@ -33,6 +35,9 @@ async fn every_sampling_field_reaches_the_engine() {
         frequency_penalty: 0.5,
         repetition_penalty: 1.1,
         logit_bias: vec![(5, -1.5), (6, 100.0)],
+        allowed_token_ids: Some(vec![7, 8]),
+        // Each at a text's start and after a space.
+        bad_words: [" a", " bc", "a", "bc"].map(super::ids).to_vec(),
         min_tokens: 2,
         logprobs: Some(3),
         prompt_logprobs: None,
@@ -79,6 +84,21 @@ async fn stop_strings_count_from_min_tokens_on() {
     let body = server.complete(json!({"stop": "b", "min_tokens": 3})).await;
     assert_eq!(body["choices"][0]["text"], "abca");
     assert_eq!(body["usage"]["completion_tokens"], 5);
+}
+
+#[tokio::test]
+async fn the_stop_string_that_ended_an_answer_is_named_and_kept_if_wanted() {
+    let server = Server::new(Script::Hang(super::ids("abcd")));
+    let fields = json!({"stop": ["x", "bc"], "include_stop_str_in_output": true});
+    let choice = server.complete(fields.clone()).await["choices"][0].take();
+    assert_eq!((&choice["text"], &choice["stop_reason"]), (&json!("abc"), &json!("bc")));
+    let choice = server.chat(fields).await["choices"][0].take();
+    assert_eq!(choice["message"]["content"], "abc");
+    assert_eq!((&choice["finish_reason"], &choice["stop_reason"]), (&json!("stop"), &json!("bc")));
+    let (chunks, _) =
+        server.stream("/v1/completions", super::completion_body(json!({"stop": "c"}))).await;
+    let last = &chunks.last().unwrap()["choices"][0];
+    assert_eq!((&last["finish_reason"], &last["stop_reason"]), (&json!("stop"), &json!("c")));
 }
 
 #[tokio::test]
