@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use keepwell_kernels::TIERS;
-use metrics::{Counter, Histogram, Label};
+use metrics::{Counter, Gauge, Histogram, Label};
 
 use super::table::{
     BELOW_BUDGET, CACHE_CONFIG, COMPRESS_TIME, COMPRESSION_RATIO, CORRUPTED, GENERATION_TOKENS,
@@ -51,6 +51,7 @@ pub struct EngineMetrics {
     prompt_tokens: Counter,
     generation_tokens: Counter,
     iteration_tokens: Histogram,
+    pressure_price: Gauge,
 }
 
 impl EngineMetrics {
@@ -67,7 +68,8 @@ impl EngineMetrics {
         for info in &TIERS {
             KV_DEMOTED.counter(labels([("tier", info.name)])).absolute(0);
         }
-        PRESSURE_PRICE.gauge(vec![]).set(0.0);
+        let pressure_price = PRESSURE_PRICE.gauge(vec![]);
+        pressure_price.set(0.0);
         queue_full().absolute(0);
         MEMORY.gauge(labels([("component", "weights")])).set(weight_bytes as f64);
         cache_config(info, max_model_len);
@@ -79,6 +81,7 @@ impl EngineMetrics {
             num_preemptions: 0,
             prompt_tokens: PROMPT_TOKENS.counter(vec![]),
             generation_tokens: GENERATION_TOKENS.counter(vec![]),
+            pressure_price,
             iteration_tokens: ITERATION_TOKENS.histogram(vec![]),
         }
     }
@@ -157,13 +160,13 @@ impl EngineMetrics {
     /// Memory pressure had tokens demoted.
     pub fn squeezed(&self, squeeze: &Squeeze) {
         SQUEEZES.counter(vec![]).increment(1);
-        PRESSURE_PRICE.gauge(vec![]).set(f64::from(squeeze.price));
+        self.pressure_price.set(f64::from(squeeze.price));
         squeeze.reports.iter().for_each(|report| self.compressed(report));
     }
 
     /// There is no memory pressure.
     pub fn relieved(&self) {
-        PRESSURE_PRICE.gauge(vec![]).set(0.0);
+        self.pressure_price.set(0.0);
     }
 
     pub fn refused(&self, error: &EngineError) {

@@ -99,7 +99,9 @@ fn with_a_floor_requests_beyond_memory_run_together_and_nobody_waits() {
         assert_eq!(number(&usage["completion_tokens"]), 100);
         assert!(usage["kv_cache"]["lowest_budget"].as_f64().unwrap() > 0.149, "{usage}");
     }
-    let metrics = server.await_metrics(SOON, |metrics| metrics.live_pages() == 0.0);
+    let metrics = server.await_metrics(SOON, |metrics| {
+        metrics.live_pages() == 0.0 && metrics.sum("keepwell_pressure_price", "") == 0.0
+    });
     assert_eq!(metrics.sum("vllm:num_preemptions_total", ""), 0.0);
     assert!(metrics.sum("keepwell_squeezes_total", "") > 0.0);
     assert_eq!(metrics.sum("keepwell_requests_below_budget", ""), 0.0);
