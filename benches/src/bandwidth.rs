@@ -2,6 +2,9 @@
 
 use std::time::Instant;
 
+use anyhow::Result;
+use candle_core::Tensor;
+use keepwell_kernels::Backend;
 use rayon::prelude::*;
 
 /// Larger than any cache.
@@ -20,6 +23,27 @@ pub fn measure() -> f64 {
         BYTES as f64 / start.elapsed().as_secs_f64()
     };
     (0..ROUNDS).map(round).fold(0.0, f64::max)
+}
+
+/// The same of a device, as STREAM measures it: bytes per second that `add` moves.
+///
+/// # Errors
+/// Too little memory for 1.5 GiB.
+pub fn measure_device(backend: &dyn Backend) -> Result<f64> {
+    const ROWS: usize = 1 << 15;
+    const COLS: usize = 1 << 12;
+    let [x, y] = [1f32, 2.0].map(|value| Tensor::full(value, (ROWS, COLS), &backend.device()));
+    let (x, y) = (x?, y?);
+    let one = x.narrow(0, 0, 1)?.contiguous()?;
+    let round = |_| -> Result<f64> {
+        // Reading from a device ends when all before is done.
+        one.to_vec2::<f32>()?;
+        let start = Instant::now();
+        let _sum = backend.add(&x, &y)?;
+        one.to_vec2::<f32>()?;
+        Ok((3 * ROWS * COLS * size_of::<f32>()) as f64 / start.elapsed().as_secs_f64())
+    };
+    (0..ROUNDS).map(round).try_fold(0.0, |most, rate| Ok(f64::max(most, rate?)))
 }
 
 fn sum(words: &[u64]) -> u64 {

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use keepwell_kernels::{Backend, available};
+use keepwell_kernels::{Backend, Choice, available, open};
 use keepwell_models::{LoadOptions, Model, load};
 use keepwell_server::{
     calibrate::{Calibration, CalibrationText, obtain},
@@ -49,8 +49,11 @@ pub struct Arguments {
     /// Repetitions, after one that is not counted.
     #[arg(long, default_value_t = 3)]
     pub repetitions: usize,
-    /// A backend by name; the fastest without.
-    #[arg(long)]
+    /// What computes: `auto` is the first CUDA device, or the CPU where there is none.
+    #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto")]
+    device: Choice,
+    /// A backend by name (`portable`, `avx2`), where not the fastest of the device is meant.
+    #[arg(long, conflicts_with = "device")]
     backend: Option<String>,
     /// Text to calibrate the KV cache on: `auto` is built in, `off` does without, else a file.
     #[arg(
@@ -74,13 +77,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(threads) = arguments.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
-    let bandwidth = bandwidth::measure();
-    let threads = rayon::current_num_threads();
-    println!("reading memory: {:.1} GB/s with {threads} threads", bandwidth / 1e9);
-    Row::print_head();
     let rows = match arguments.baseline {
-        Some(_) => baseline::run(arguments, bandwidth)?,
-        None => measure_engine(arguments, bandwidth)?,
+        Some(_) => baseline::run(arguments, host_bandwidth())?,
+        None => measure_engine(arguments)?,
     };
     if let Some(path) = &arguments.json {
         std::fs::write(path, serde_json::to_string_pretty(&rows)?)
@@ -89,21 +88,37 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn backend(name: Option<&str>) -> Result<Arc<dyn Backend>> {
-    let mut backends = available();
-    let index = match name {
-        None => 0,
-        Some(name) => backends
-            .iter()
-            .position(|b| b.name() == name)
-            .ok_or_else(|| anyhow!("this machine cannot run a backend {name}"))?,
+fn backend(arguments: &Arguments) -> Result<Arc<dyn Backend>> {
+    let Some(name) = &arguments.backend else {
+        return Ok(Arc::from(open(arguments.device)?));
     };
-    Ok(backends.swap_remove(index).into())
+    let found = available().into_iter().find(|backend| backend.name() == name);
+    Ok(Arc::from(found.ok_or_else(|| anyhow!("this machine cannot run a backend {name}"))?))
 }
 
-fn measure_engine(arguments: &Arguments, bandwidth: f64) -> Result<Vec<Row>> {
+/// Bytes per second that a case is measured against. Prints it, and the head of the table.
+fn host_bandwidth() -> f64 {
+    let (bandwidth, threads) = (bandwidth::measure(), rayon::current_num_threads());
+    println!("reading memory: {:.1} GB/s with {threads} threads", bandwidth / 1e9);
+    Row::print_head();
+    bandwidth
+}
+
+/// The same of a device.
+fn device_bandwidth(backend: &dyn Backend) -> Result<f64> {
+    let bandwidth = bandwidth::measure_device(backend)?;
+    println!("adding on {}: {:.1} GB/s", backend.name(), bandwidth / 1e9);
+    Row::print_head();
+    Ok(bandwidth)
+}
+
+fn measure_engine(arguments: &Arguments) -> Result<Vec<Row>> {
     let text = arguments.calibration.read()?;
-    let backend = backend(arguments.backend.as_deref())?;
+    let backend = backend(arguments)?;
+    let bandwidth = match backend.has_own_memory() {
+        true => device_bandwidth(&*backend)?,
+        false => host_bandwidth(),
+    };
     let loaded = load(&arguments.model, &LoadOptions::default(), backend.clone())?;
     let calibration = obtain(text.as_deref(), &loaded, &*backend);
     let model = Watched::new(loaded.model);

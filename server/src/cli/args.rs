@@ -20,13 +20,7 @@ pub struct ModelArgs {
     pub model: String,
 
     /// What computes: `auto` is the first CUDA device, or the CPU where there is none
-    #[arg(
-        long,
-        env = "KEEPWELL_DEVICE",
-        value_name = "auto|cpu|cuda:N",
-        default_value = "auto",
-        value_parser = device
-    )]
+    #[arg(long, env = "KEEPWELL_DEVICE", value_name = "auto|cpu|cuda:N", default_value = "auto")]
     pub device: Choice,
 
     /// How weights are kept in memory
@@ -165,17 +159,6 @@ impl ModelArgs {
     }
 }
 
-/// `auto`, `cpu`, or `cuda:` and a number.
-fn device(text: &str) -> Result<Choice, String> {
-    match (text, text.strip_prefix("cuda:").map(str::parse)) {
-        ("auto", _) => Ok(Choice::Auto),
-        ("cpu", _) => Ok(Choice::Cpu),
-        ("cuda", _) => Ok(Choice::Cuda(0)),
-        (_, Some(Ok(ordinal))) => Ok(Choice::Cuda(ordinal)),
-        _ => Err(format!("`{text}` is none of auto, cpu, cuda:0, cuda:1 and so on")),
-    }
-}
-
 /// A share in (0, 1].
 pub fn share(text: &str) -> Result<f32, String> {
     let share: f32 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
@@ -233,17 +216,6 @@ mod tests {
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         for bad in ["", "s", "-1s", "1.5s", "1h", "99999999999"] {
             assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_device_is_auto_the_cpu_or_a_cuda_device_by_its_number() {
-        assert_eq!(device("auto"), Ok(Choice::Auto));
-        assert_eq!(device("cpu"), Ok(Choice::Cpu));
-        assert_eq!(device("cuda"), Ok(Choice::Cuda(0)));
-        assert_eq!(device("cuda:3"), Ok(Choice::Cuda(3)));
-        for bad in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
-            assert!(device(bad).is_err(), "{bad}");
         }
     }
 

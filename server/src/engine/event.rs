@@ -3,8 +3,7 @@
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
-use keepwell_kernels::{Arena, Backend, PerTier, Result};
-use rayon::prelude::*;
+use keepwell_kernels::{Arena, Backend, PageRef, PerTier, Result};
 
 use crate::{
     cache::{Assignment, Ledger, PageTable},
@@ -149,12 +148,17 @@ pub fn read_tokens(
     arena: &Arena,
     table: &PageTable,
 ) -> Result<Vec<HeadTokens>> {
-    let read = |head: usize| {
-        let tokens = backend.attributions(arena, &table.head(head).pages)?;
-        let (positions, signals) = tokens.iter().map(|t| (t.position, t.attribution)).unzip();
-        Ok(HeadTokens { positions, signals })
+    let heads = || (0..table.num_heads()).map(|head| &table.head(head).pages);
+    // In one call: a device takes a launch, and answers, for each.
+    let pages: Vec<_> = heads().flatten().copied().collect();
+    let mut tokens = backend.attributions(arena, &pages)?.into_iter();
+    let of_head = |pages: &Vec<PageRef>| {
+        let len = pages.iter().map(|page| usize::from(page.len)).sum();
+        let tokens = tokens.by_ref().take(len).map(|token| (token.position, token.attribution));
+        let (positions, signals) = tokens.unzip();
+        HeadTokens { positions, signals }
     };
-    (0..table.num_heads()).into_par_iter().map(read).collect()
+    Ok(heads().map(of_head).collect())
 }
 
 /// What the sequence holds, by the ledger.
