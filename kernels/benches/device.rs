@@ -1,45 +1,71 @@
-//! A device's kernels, one at a time: microseconds a launch, and the bytes that the head of its file
-//! counts over the time, in GB/s: to be read as a share of the card's bandwidth.
+//! A device's kernels, one at a time: microseconds a launch; the bytes that the head of its file counts
+//! over the time, and what share that is of what `add` moves, the way STREAM measures a memory; and
+//! arithmetic over the time. Plain kernels and those on tensor cores are two rungs of a ladder.
 //!
 //! `cargo bench -p keepwell-kernels --features cuda --bench device [words that a line has to contain]`
+//!
+//! With `--features cuda-emu` the emulator runs small cases, to see that this works; its times mean
+//! nothing.
 
 #[path = "../tests/world/mod.rs"]
 mod world;
 
 use std::time::Instant;
 
-use candle_core::{Device, Tensor, quantized::GgmlDType};
+use candle_core::{DType, Device, Tensor, quantized::GgmlDType};
 use keepwell_kernels::{Backend, Move, RawMatrix, Scoring, Signal, Slot, TIERS, Tier, available};
-use world::{Case, PLAIN, World, copy_to, on, on_host};
+use world::{Case, PLAIN, Sequences, World, copy_to, on, on_host};
+
+/// What is measured, and how often.
+struct Sizes {
+    calls: u32,
+    /// Floats of each operand of `add`: more than any cache holds.
+    stream: usize,
+    head_dim: usize,
+    num_kv_heads: usize,
+    decode: Sequences,
+    prefill: Sequences,
+    /// (rows of x, out, in)
+    products: &'static [(usize, usize, usize)],
+}
 
 /// A layer of an 8B model with 8 KV heads, 16 sequences decoding at depth 4096.
-const DECODE: Case =
-    Case { head_dim: 128, num_kv_heads: 8, group: 4, sequences: &[(4096, 1); 16], ..PLAIN };
-const PREFILL: Case = Case { sequences: &[(3584, 512)], ..DECODE };
-/// (rows of x, out, in)
-const PRODUCTS: [(usize, usize, usize); 3] =
-    [(1, 28_672, 4096), (16, 28_672, 4096), (512, 28_672, 4096)];
+const CARD: Sizes = Sizes {
+    calls: 20,
+    stream: 128 << 20,
+    head_dim: 128,
+    num_kv_heads: 8,
+    decode: &[(4096, 1); 16],
+    prefill: &[(3584, 512)],
+    products: &[(1, 28_672, 4096), (16, 28_672, 4096), (512, 28_672, 4096)],
+};
+const EMULATOR: Sizes = Sizes {
+    calls: 1,
+    stream: 1 << 12,
+    head_dim: 32,
+    num_kv_heads: 1,
+    decode: &[(64, 1)],
+    prefill: &[(16, 16)],
+    products: &[(1, 32, 64), (16, 32, 64)],
+};
+
+/// A device, and what its memory gives.
+struct Ladder {
+    backend: Box<dyn Backend>,
+    sizes: Sizes,
+    /// Bytes per second.
+    bandwidth: f64,
+}
 
 fn main() {
     for backend in available().into_iter().filter(|backend| backend.has_own_memory()) {
-        for info in &TIERS {
-            for (name, case) in [("decode", DECODE), ("prefill", PREFILL)] {
-                let title = format!("{:6} {name:8} {:6}", backend.name(), info.name);
-                if is_wanted(&title) {
-                    cache(
-                        &*backend,
-                        &title,
-                        &Case { tiers: std::slice::from_ref(&info.tier), ..case },
-                    );
-                }
-            }
-        }
-        for (num_rows, out, cols) in PRODUCTS {
-            let title = format!("{:6} product  {num_rows} x {out} x {cols} q8_0", backend.name());
-            if is_wanted(&title) {
-                product(&*backend, &title, (num_rows, out, cols));
-            }
-        }
+        let sizes = if backend.name().starts_with("cuda-emu") { EMULATOR } else { CARD };
+        let ladder = Ladder { bandwidth: 0.0, backend, sizes }.on_memory();
+        TIERS.iter().for_each(|info| ladder.cache(std::slice::from_ref(&info.tier)));
+        ladder.sizes.products.iter().for_each(|&shape| {
+            ladder.product(shape, GgmlDType::Q4_1, "q4_1");
+            ladder.product(shape, GgmlDType::Q8_0, "q8_0");
+        });
     }
 }
 
@@ -47,26 +73,96 @@ fn is_wanted(title: &str) -> bool {
     std::env::args().skip(1).all(|arg| arg == "--bench" || title.contains(&arg))
 }
 
-/// Attention, attribution and a move of every token to the tier it has.
-fn cache(backend: &dyn Backend, title: &str, case: &Case) {
-    let mut world = World::new(case);
-    for span in &mut world.plan.spans {
-        span.scoring = Some(Scoring { rows: 16, signal: Signal::Deletion, decay: 0.9 });
+impl Ladder {
+    /// Measures what `add` moves.
+    fn on_memory(self) -> Self {
+        let [x, y] = [(); 2].map(|()| self.tensor(self.sizes.stream / 1024, 1024));
+        let seconds = self.time(|| drop(self.backend.add(&x, &y).expect("one shape")));
+        let bandwidth = (3 * 4 * self.sizes.stream) as f64 / seconds;
+        println!("{:14} add: {:.0} GB/s", self.backend.name(), bandwidth / 1e9);
+        Self { bandwidth, ..self }
     }
-    let (mut arena, q) = (copy_to(&world.arena, backend), on(backend, &world.q));
-    let plan = &world.plan;
-    let layout = *arena.layout();
-    let bytes: usize =
-        plan.pages.iter().map(|p| usize::from(p.len) * layout.token_bytes(p.tier)).sum();
-    let attended = backend.attention(&arena, 0, &q, plan).expect("shapes");
-    let wait = || drop(on_host(&attended.lse));
-    let attend = || drop(backend.attention(&arena, 0, &q, plan).expect("shapes"));
-    report(&format!("{title} attention"), bytes, time(attend, wait));
-    let attribute = || backend.attribute(&mut arena, 0, &q, &attended, plan).expect("shapes");
-    report(&format!("{title} attribution"), bytes, time(attribute, wait));
-    let moves = moves(&world);
-    let compact = || backend.compact(&mut arena, &moves).expect("slots in the arena");
-    report(&format!("{title} compact"), 2 * bytes, time(compact, wait));
+
+    fn tensor(&self, rows: usize, cols: usize) -> Tensor {
+        on(&*self.backend, &Tensor::ones((rows, cols), DType::F32, &Device::Cpu).expect("memory"))
+    }
+
+    fn cache(&self, tiers: &'static [Tier]) {
+        let Sizes { head_dim, num_kv_heads, decode, prefill, .. } = self.sizes;
+        for (name, sequences) in [("decode", decode), ("prefill", prefill)] {
+            let title = format!("{:14} {name:8} {:6}", self.backend.name(), tiers[0].info().name);
+            if is_wanted(&title) {
+                let case = Case { head_dim, num_kv_heads, group: 4, sequences, tiers, ..PLAIN };
+                self.world(&title, &case);
+            }
+        }
+    }
+
+    /// Attention, attribution and a move of every token to the tier it has.
+    fn world(&self, title: &str, case: &Case) {
+        let mut world = World::new(case);
+        for span in &mut world.plan.spans {
+            span.scoring = Some(Scoring { rows: 16, signal: Signal::Deletion, decay: 0.9 });
+        }
+        let backend = &*self.backend;
+        let (mut arena, q) = (copy_to(&world.arena, backend), on(backend, &world.q));
+        let (plan, layout) = (&world.plan, *arena.layout());
+        let bytes: usize =
+            plan.pages.iter().map(|p| usize::from(p.len) * layout.token_bytes(p.tier)).sum();
+        let seen: usize = plan.positions.iter().map(|&position| position as usize + 1).sum();
+        let flops = 4 * seen * case.num_kv_heads * case.group * case.head_dim;
+        let attended = backend.attention(&arena, 0, &q, plan).expect("shapes");
+        let attend = || drop(backend.attention(&arena, 0, &q, plan).expect("shapes"));
+        self.report(&format!("{title} attention"), bytes, flops, self.time(attend));
+        let attribute = || backend.attribute(&mut arena, 0, &q, &attended, plan).expect("shapes");
+        self.report(&format!("{title} attribution"), bytes, 0, self.time(attribute));
+        let moves = moves(&world);
+        let compact = || backend.compact(&mut arena, &moves).expect("slots in the arena");
+        self.report(&format!("{title} compact"), 2 * bytes, 0, self.time(compact));
+    }
+
+    fn product(&self, (num_rows, rows, cols): (usize, usize, usize), dtype: GgmlDType, name: &str) {
+        let title =
+            format!("{:14} product  {num_rows} x {rows} x {cols} {name}", self.backend.name());
+        if !is_wanted(&title) {
+            return;
+        }
+        let data = vec![1; rows * cols / dtype.block_size() * dtype.type_size()];
+        let raw = RawMatrix { dtype, rows, cols, data };
+        let linear = self.backend.linear(vec![raw]).expect("a matrix");
+        let x = self.tensor(num_rows, cols);
+        let seconds = self.time(|| drop(linear.forward(&x).expect("shapes")));
+        self.report(&title, linear.bytes(), 2 * num_rows * rows * cols, seconds);
+    }
+
+    /// Seconds a call, the fastest of some rounds.
+    fn time(&self, mut call: impl FnMut()) -> f64 {
+        // Reading from the device ends when all before is done.
+        let last = self.tensor(1, 1);
+        let wait = || drop(on_host(&last));
+        let mut round = || {
+            wait();
+            let start = Instant::now();
+            (0..self.sizes.calls).for_each(|_| call());
+            wait();
+            start.elapsed().as_secs_f64() / f64::from(self.sizes.calls)
+        };
+        (0..5).map(|_| round()).fold(f64::INFINITY, f64::min)
+    }
+
+    fn report(&self, title: &str, bytes: usize, flops: usize, seconds: f64) {
+        let rate = bytes as f64 / seconds;
+        let share = 100.0 * rate / self.bandwidth;
+        let arithmetic = match flops {
+            0 => String::new(),
+            _ => format!("{:9.1} GFLOP/s", flops as f64 / seconds / 1e9),
+        };
+        println!(
+            "{title:52} {:10.1} us {:8.1} GB/s {share:5.1} % {arithmetic}",
+            seconds * 1e6,
+            rate / 1e9
+        );
+    }
 }
 
 /// Every token changes places with its neighbour's.
@@ -83,33 +179,4 @@ fn moves(world: &World) -> Vec<Move> {
         })
     };
     world.plan.pages.iter().flat_map(of_page).collect()
-}
-
-fn product(backend: &dyn Backend, title: &str, (num_rows, rows, cols): (usize, usize, usize)) {
-    let dtype = GgmlDType::Q8_0;
-    let data = vec![1; rows * cols / dtype.block_size() * dtype.type_size()];
-    let linear = backend.linear(vec![RawMatrix { dtype, rows, cols, data }]).expect("a matrix");
-    let x = Tensor::ones((num_rows, cols), candle_core::DType::F32, &Device::Cpu).expect("memory");
-    let (x, wait) =
-        (on(backend, &x), on(backend, &Tensor::zeros(1, x.dtype(), &Device::Cpu).expect("memory")));
-    let multiply = || drop(linear.forward(&x).expect("shapes"));
-    report(title, linear.bytes(), time(multiply, || drop(on_host(&wait))));
-}
-
-/// Seconds a call, the fastest of some rounds; `wait` ends when all before it is done.
-fn time(mut call: impl FnMut(), wait: impl Fn()) -> f64 {
-    const CALLS: u32 = 20;
-    let mut round = || {
-        wait();
-        let start = Instant::now();
-        (0..CALLS).for_each(|_| call());
-        wait();
-        start.elapsed().as_secs_f64() / f64::from(CALLS)
-    };
-    (0..5).map(|_| round()).fold(f64::INFINITY, f64::min)
-}
-
-fn report(title: &str, bytes: usize, seconds: f64) {
-    let rate = bytes as f64 / seconds / 1e9;
-    println!("{title:48} {:10.1} us {rate:8.1} GB/s", seconds * 1e6);
 }
