@@ -1,4 +1,4 @@
-//! `keepwell-bench`: measures the engine.
+//! `keepwell-bench`: measures the engine, and the server.
 
 mod bandwidth;
 mod baseline;
@@ -7,6 +7,7 @@ mod engine;
 mod eval;
 mod load;
 mod report;
+mod soak;
 mod watch;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +30,8 @@ enum Command {
     Eval(eval::Arguments),
     /// What users of an OpenAI-compatible server get as load rises.
     Load(Box<load::Arguments>),
+    /// Whether a server keeps its promises and its memory under a long mixed load.
+    Soak(soak::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -40,5 +43,6 @@ fn main() -> anyhow::Result<()> {
         Command::Elastic(arguments) => elastic::run(&arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Load(arguments) => load::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
     }
 }

@@ -1,0 +1,93 @@
+//! The server's resident memory over time.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::ask::Server;
+
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Watches until told to end.
+pub struct Memory {
+    end: oneshot::Sender<()>,
+    watching: JoinHandle<Readings>,
+}
+
+/// Bytes, one reading after the other.
+pub struct Readings(Vec<f64>);
+
+impl Memory {
+    pub fn watch(server: Arc<Server>) -> Self {
+        let (end, mut ended) = oneshot::channel();
+        let watching = tokio::spawn(async move {
+            let mut readings = vec![];
+            let mut ticks = tokio::time::interval(INTERVAL);
+            loop {
+                tokio::select! {
+                    _ = ticks.tick() => readings.extend(resident(&server).await),
+                    _ = &mut ended => return Readings(readings),
+                }
+            }
+        });
+        Self { end, watching }
+    }
+
+    pub async fn end(self) -> Readings {
+        // It may have ended by itself.
+        let _ = self.end.send(());
+        self.watching.await.unwrap_or(Readings(vec![]))
+    }
+}
+
+async fn resident(server: &Server) -> Option<f64> {
+    let metrics = server.metrics().await.ok()?;
+    metrics.iter().find(|s| s.name == "process_resident_memory_bytes").map(|s| s.value)
+}
+
+impl Readings {
+    /// Percent by which the last quarter is above the first one after the warm-up, a share of the
+    /// time; medians of both.
+    pub fn growth(&self, warm_up: f64) -> Option<f64> {
+        let after = &self.0[(self.0.len() as f64 * warm_up) as usize..];
+        let quarter = (after.len() / 4).max(1);
+        let first = median(after.get(..quarter)?)?;
+        let last = median(after.get(after.len() - quarter..)?)?;
+        Some(100.0 * (last / first - 1.0))
+    }
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+impl fmt::Display for Readings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = |bytes: f64| ByteSize(bytes as u64).display().iec();
+        let most = self.0.iter().copied().fold(0.0, f64::max);
+        let (first, last) = (self.0.first().copied(), self.0.last().copied());
+        let (first, last) = (size(first.unwrap_or(0.0)), size(last.unwrap_or(0.0)));
+        write!(f, "{first} at the start, {} at most, {last} at the end", size(most))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_is_told_apart_from_the_warm_up_and_from_outliers() {
+        let mut flat: Vec<f64> = (0..25).map(f64::from).chain(vec![100.0; 75]).collect();
+        flat[30] = 900.0;
+        assert_eq!(Readings(flat.clone()).growth(0.25), Some(0.0));
+        let leak = flat.iter().zip(0..).map(|(x, nth)| x + f64::from(nth)).collect();
+        assert!(Readings(leak).growth(0.25).unwrap() > 40.0);
+        assert_eq!(Readings(vec![]).growth(0.25), None);
+    }
+}
