@@ -134,7 +134,14 @@ impl Bench {
         };
         let (protection, calibration) = (Protection::default(), self.calibration.clone());
         let on_panic = OnPanic::default();
-        let options = EngineOptions { kv_memory, limits, protection, calibration, on_panic };
+        let options = EngineOptions {
+            kv_memory,
+            limits,
+            protection,
+            calibration,
+            on_panic,
+            prefix_cache: false,
+        };
         let (engine, _) =
             Engine::spawn(Box::new(self.model.clone()), self.backend.clone(), options)?;
         let started = Instant::now();
@@ -212,6 +219,7 @@ fn request(
         user: UserId::ANONYMOUS,
         constraint: None,
         pooling: None,
+        cache_salt: None,
     }
 }
 

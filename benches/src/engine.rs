@@ -169,7 +169,8 @@ fn measure(
     let kv_memory = case.batch * len * token_bytes / 8 * 9 + (64 << 20);
     let (protection, calibration) = (Protection::default(), calibration.clone());
     let on_panic = OnPanic::default();
-    let options = EngineOptions { kv_memory, limits, protection, calibration, on_panic };
+    let options =
+        EngineOptions { kv_memory, limits, protection, calibration, on_panic, prefix_cache: false };
     let (engine, _) = Engine::spawn(Box::new(model.clone()), backend.clone(), options)?;
     let samples =
         (0..=repetitions).map(|_| sample(model, &engine, case)).collect::<Result<Vec<_>>>()?;
@@ -209,6 +210,7 @@ fn request(prompt: usize, generated: usize, index: usize, budget: f32) -> Genera
         user: UserId::ANONYMOUS,
         constraint: None,
         pooling: None,
+        cache_salt: None,
     }
 }
 

@@ -6,7 +6,7 @@ use memmap2::MmapMut;
 
 use crate::{
     Error, Result,
-    page::{PageId, PageLayout},
+    page::{PageId, PageLayout, Tier},
 };
 
 /// `num_pages` pages of equal size. On a host the memory is zeroed lazily by the operating system,
@@ -33,6 +33,16 @@ pub trait DeviceMemory: Debug + Send + Sync {
     /// # Errors
     /// The device fails.
     fn write(&mut self, offset: usize, from: &[u8]) -> Result<()>;
+
+    /// Copies `len` bytes to another place; through the host, unless the device knows better.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn copy(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
+        let mut bytes = vec![0; len];
+        self.read(from, &mut bytes)?;
+        self.write(to, &bytes)
+    }
 
     /// For the backend to find its own.
     fn as_any(&self) -> &dyn Any;
@@ -117,7 +127,57 @@ impl Arena {
         Ok(())
     }
 
+    /// Overwrites page `to` with page `from`.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn copy(&mut self, from: PageId, to: PageId) -> Result<()> {
+        assert!(from.0.max(to.0) < self.num_pages as u32, "{from:?} or {to:?} is not there");
+        let (from, to, len) = (self.start(from), self.start(to), self.layout.page_bytes);
+        match &mut self.memory {
+            Memory::Host(host) => host.copy_within(from..from + len, to),
+            Memory::Device(memory) => memory.copy(from, to, len)?,
+        }
+        Ok(())
+    }
+
+    /// Sets the attributions of an F16 page to 0.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn clear_attributions(&mut self, id: PageId) -> Result<()> {
+        let arrays = *self.layout.arrays(Tier::F16);
+        let zeros = vec![0; arrays.capacity * 2];
+        let start = self.start(id) + arrays.attributions;
+        match &mut self.memory {
+            Memory::Host(host) => host[start..start + zeros.len()].copy_from_slice(&zeros),
+            Memory::Device(memory) => memory.write(start, &zeros)?,
+        }
+        Ok(())
+    }
+
     fn start(&self, id: PageId) -> usize {
         id.0 as usize * self.layout.page_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_the_page_and_loses_its_attributions_alone() {
+        let layout = PageLayout::new(64);
+        let mut arena = Arena::host(layout, 3).unwrap();
+        let bytes: Vec<u8> = (0..layout.page_bytes).map(|i| i as u8 | 1).collect();
+        arena.write(PageId(0), &bytes).unwrap();
+        arena.copy(PageId(0), PageId(2)).unwrap();
+        assert_eq!(arena.page(PageId(2)), bytes);
+        arena.clear_attributions(PageId(2)).unwrap();
+        let start = layout.arrays(Tier::F16).attributions;
+        let (kept, cleared) = arena.page(PageId(2)).split_at(start);
+        assert_eq!(kept, &bytes[..start]);
+        assert_eq!(cleared[..16], [0; 16]);
+        assert_eq!(arena.page(PageId(1)), vec![0; layout.page_bytes]);
     }
 }

@@ -85,7 +85,7 @@ impl<'a> Trial<'a> {
         self.seq.tokens.extend_from_slice(tokens);
         self.seq.prompt_len = self.seq.tokens.len();
         while self.seq.num_pending() > 0 {
-            let chunk = self.seq.num_pending().min(self.lab.demand.max_chunk);
+            let chunk = self.seq.part(self.lab.demand.max_chunk);
             let entry = self.next_entry(chunk)?;
             self.forward(&entry, 1)?;
             self.end_step(&entry)?;
@@ -247,7 +247,7 @@ impl<'a> Trial<'a> {
     /// Books of this trial's memory agree with its table.
     pub fn check(&self) {
         self.seq.table.check(self.ledger.layout());
-        self.ledger.check([self.seq.table.holdings()].iter());
+        self.ledger.check([&self.seq.table]);
     }
 
     fn next_entry(&mut self, num_tokens: usize) -> Result<Entry> {

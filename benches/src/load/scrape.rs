@@ -72,7 +72,7 @@ fn read(text: &str, at: f64) -> Scrape {
             "vllm:num_requests_waiting" => scrape.waiting += sample.value,
             "vllm:kv_cache_usage_perc" => scrape.kv_usage = scrape.kv_usage.max(sample.value),
             "vllm:num_preemptions_total" => scrape.preemptions += sample.value,
-            "keepwell_kv_bytes" if sample.label("state") != Some("free") => {
+            "keepwell_kv_bytes" if sample.label("state") == Some("live") => {
                 let tier = sample.label("tier").unwrap_or("all").to_owned();
                 *scrape.kv_bytes.entry(tier).or_default() += sample.value;
             }
@@ -89,7 +89,8 @@ mod tests {
     #[test]
     fn free_pages_are_not_held_and_engines_add_up() {
         let text = "vllm:num_requests_running{engine=\"0\"} 2\nvllm:num_requests_running{engine=\"1\"} 3\n\
-                    keepwell_kv_bytes{state=\"free\",tier=\"none\"} 900\n\
+                    keepwell_kv_bytes{state=\"free\",tier=\"none\"} 500\n\
+                    keepwell_kv_bytes{state=\"cached\",tier=\"none\"} 400\n\
                     keepwell_kv_bytes{state=\"live\",tier=\"f16\"} 60\n\
                     keepwell_kv_bytes{state=\"live\",tier=\"k4v4\"} 40\nvllm:num_requests_waiting NaN\n";
         let scrape = read(text, 1.5);

@@ -2,7 +2,10 @@
 
 use keepwell_kernels::{PageId, PageLayout, PageRef, Slot, Tier, Write};
 
-use super::{Holdings, Ledger};
+use super::{Holdings, Ledger, prefix::NodeId};
+
+/// Pages to be copied: from, to.
+pub type PageCopies = Vec<(PageId, PageId)>;
 
 /// The pages of one (sequence, layer, KV head). New tokens go to the last F16 page.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,18 +47,26 @@ impl HeadPages {
 
 /// All pages of one sequence. `len` counts logical positions; evicted tokens keep theirs.
 ///
-/// Not `Clone`: a page belongs to one table, and [`PageTable::release`] gives it back once.
+/// Not `Clone`: a page belongs to one table, or to a node of the prefix index that the table holds,
+/// and [`PageTable::release`] gives it back once.
 #[derive(Debug)]
 pub struct PageTable {
-    heads: Vec<HeadPages>,
-    len: usize,
+    pub(super) heads: Vec<HeadPages>,
+    pub(super) len: usize,
+    /// The first so many pages of each head are these nodes', in this order; nobody writes to them.
+    pub(super) shared: Vec<NodeId>,
     peak_pages: usize,
 }
 
 impl PageTable {
     /// `num_heads`: layers times KV heads, in this order.
     pub fn new(num_heads: usize) -> Self {
-        Self { heads: vec![HeadPages::default(); num_heads], len: 0, peak_pages: 0 }
+        Self {
+            heads: vec![HeadPages::default(); num_heads],
+            len: 0,
+            shared: Vec::new(),
+            peak_pages: 0,
+        }
     }
 
     /// Logical positions written so far.
@@ -76,7 +87,18 @@ impl PageTable {
     }
 
     pub(super) fn replace_head(&mut self, head: usize, pages: HeadPages) {
+        assert!(self.shared.is_empty(), "shared pages stay as they are");
         self.heads[head] = pages;
+    }
+
+    /// The nodes whose pages the table shares.
+    pub fn shared(&self) -> &[NodeId] {
+        &self.shared
+    }
+
+    /// Pages that are this table's alone.
+    pub fn private_pages(&self) -> impl Iterator<Item = &PageRef> {
+        self.heads.iter().flat_map(|head| &head.pages[self.shared.len()..])
     }
 
     pub fn num_pages(&self) -> usize {
@@ -110,13 +132,23 @@ impl PageTable {
         };
         let writes = self.heads.iter_mut().map(place).collect();
         self.len += num_tokens;
-        self.peak_pages = self.peak_pages.max(self.num_pages());
+        self.note_peak();
         writes
+    }
+
+    pub(super) fn note_peak(&mut self) {
+        self.peak_pages = self.peak_pages.max(self.num_pages());
     }
 
     /// The same pages anew in another ledger; returns the new table and, page by page, which copies
     /// which. `None` when pages do not suffice there.
-    pub fn copy_to(&self, ledger: &mut Ledger) -> Option<(Self, Vec<(PageId, PageId)>)> {
+    pub fn copy_to(&self, ledger: &mut Ledger) -> Option<(Self, PageCopies)> {
+        let (heads, copies) = self.copy_heads(ledger)?;
+        let (len, peak_pages) = (self.len, self.peak_pages);
+        Some((Self { heads, len, shared: Vec::new(), peak_pages }, copies))
+    }
+
+    pub(super) fn copy_heads(&self, ledger: &mut Ledger) -> Option<(Vec<HeadPages>, PageCopies)> {
         if self.num_pages() > ledger.num_free() {
             return None;
         }
@@ -126,19 +158,20 @@ impl PageTable {
             copies.push((from.page, page));
             PageRef { page, ..*from }
         };
-        let heads = self
-            .heads
-            .iter()
-            .map(|head| HeadPages { pages: head.pages.iter().map(&mut copy).collect() })
-            .collect();
-        Some((Self { heads, len: self.len, peak_pages: self.peak_pages }, copies))
+        let copied =
+            |head: &HeadPages| HeadPages { pages: head.pages.iter().map(&mut copy).collect() };
+        let heads = self.heads.iter().map(copied).collect();
+        Some((heads, copies))
     }
 
     /// Gives every page back and forgets all positions; the peak stays.
     pub fn release(&mut self, ledger: &mut Ledger) {
-        for page in self.heads.iter_mut().flat_map(|head| head.pages.drain(..)) {
+        for page in self.private_pages() {
             ledger.release(page.page, page.tier);
         }
+        self.heads.iter_mut().for_each(|head| head.pages.clear());
+        // What hangs below goes first when pages run out.
+        self.shared.drain(..).rev().for_each(|id| ledger.let_go(id));
         self.len = 0;
     }
 
@@ -185,7 +218,7 @@ mod tests {
         assert!(table.copy_to(&mut other).is_none(), "all pages there are taken");
         table.release(&mut ledger);
         copy.check(&layout);
-        other.check([copy.holdings()].iter());
+        other.check([&copy]);
     }
 
     #[test]

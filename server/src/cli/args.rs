@@ -45,6 +45,11 @@ pub struct ModelArgs {
     #[arg(long, env = "KEEPWELL_POLICY", default_value = POLICIES[0].name(), value_parser = policy())]
     pub policy: PolicyId,
 
+    /// Whether requests begin with the KV cache that earlier ones left of the same beginning. It
+    /// takes memory that no running request needs
+    #[arg(long, env = "KEEPWELL_PREFIX_CACHE", value_enum, default_value_t = Switch::On)]
+    pub prefix_cache: Switch,
+
     /// Text that the KV cache is calibrated on, once per model: `auto` is built in, `off` does
     /// without, else a file [default: auto]
     #[arg(
@@ -131,6 +136,12 @@ pub enum Weights {
 pub enum OnEnginePanic {
     Exit,
     Restart,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -10,6 +10,7 @@ use bytesize::ByteSize;
 use keepwell_kernels::PageLayout;
 use serde_json::{Value, json};
 
+use crate::cache::Salt;
 use crate::engine::{
     EngineHandle, Event, GenerateRequest, Generation, KvCacheParams, KvUsage, SamplingParams,
 };
@@ -104,6 +105,7 @@ impl Session {
             user: UserId::ANONYMOUS,
             constraint: None,
             pooling: None,
+            cache_salt: Some(Salt::default()),
         })
     }
 

@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use keepwell_kernels::{Backend, Choice, PageLayout, Tier};
 use keepwell_models::{LoadOptions, ModelConfig, WeightFormat};
 
-use super::args::{ModelArgs, OnEnginePanic, Weights};
+use super::args::{ModelArgs, OnEnginePanic, Switch, Weights};
 use super::memory::{default_kv_memory, free_memory};
 use super::text::ModelText;
 use crate::calibrate::{Calibration, obtain};
@@ -95,6 +95,7 @@ fn engine_options(
         protection: Protection::default(),
         calibration,
         on_panic: args.on_engine_panic.into(),
+        prefix_cache: args.prefix_cache == Switch::On,
     })
 }
 
@@ -122,7 +123,7 @@ fn describe_weights(bytes: usize, weights: Weights, backend: &dyn Backend) -> St
 }
 
 fn describe_cache(info: &EngineInfo) -> String {
-    let EngineInfo { layout, num_pages, f16_token_bytes } = info;
+    let EngineInfo { layout, num_pages, f16_token_bytes, .. } = info;
     let num_bytes = num_pages * layout.page_bytes;
     let num_heads = f16_token_bytes / layout.f16_token_bytes();
     let num_tokens = num_pages * layout.capacity(Tier::F16) / num_heads;

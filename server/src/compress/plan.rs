@@ -175,15 +175,22 @@ fn refine_undecided(positions: &[u32], candidates: &mut [Candidate], unforeseen:
     }
 }
 
-/// Books the assignments and returns the moves in batches: within a batch all reads come before
-/// all writes, and the batches run in order. Heads that shrink go first, so that the sequence never
-/// holds more than the larger of before and after.
+/// Moves in batches: within a batch all reads come before all writes, and the batches run in order.
+#[derive(Debug, Default)]
+pub struct Moves {
+    pub batches: Vec<Vec<Move>>,
+    /// Whether every head found the pages it needed.
+    pub is_complete: bool,
+}
+
+/// Books the assignments and returns the moves. Heads that shrink go first, so that the sequence
+/// never holds more than the larger of before and after.
 pub fn repack(
     table: &mut PageTable,
     ledger: &mut Ledger,
     tokens: &[HeadTokens],
     assignments: &[Vec<Assignment>],
-) -> Vec<Vec<Move>> {
+) -> Moves {
     let layout = *ledger.layout();
     let shared = &*table;
     let mut repacks: Vec<_> = tokens
@@ -194,16 +201,20 @@ pub fn repack(
         .collect();
     repacks.sort_by_key(|repack| repack.page_change);
     let mut batches = vec![Vec::new()];
+    let mut is_complete = true;
     for repack in repacks {
         // A head for which no page is left stays as it is until the next event.
-        let Some(moves) = repack.book(table, ledger) else { continue };
+        let Some(moves) = repack.book(table, ledger) else {
+            is_complete = false;
+            continue;
+        };
         if batches.last().is_some_and(|batch| batch.len() + moves.len() > MOVES_PER_BATCH) {
             batches.push(Vec::new());
         }
         batches.last_mut().expect("starts with one").extend(moves);
     }
     batches.retain(|batch| !batch.is_empty());
-    batches
+    Moves { batches, is_complete }
 }
 
 #[cfg(test)]

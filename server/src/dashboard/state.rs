@@ -47,8 +47,12 @@ fn values(family: &Family, samples: &[Sample]) -> Option<Value> {
     let Some(label) = LABELS.iter().find(|label| first.label(label).is_some()) else {
         return Some(json!(first.value));
     };
-    let pairs = series.filter_map(|s| Some((s.label(label)?.to_owned(), json!(s.value))));
-    Some(Value::Object(pairs.collect()))
+    // Pages that no request holds have no tier: their state says more.
+    let of = |sample: &Sample| match sample.label(label)? {
+        "none" => Some(sample.label("state").unwrap_or("none").to_owned()),
+        name => Some(name.to_owned()),
+    };
+    Some(Value::Object(series.filter_map(|s| Some((of(s)?, json!(s.value)))).collect()))
 }
 
 fn histogram(family: &Family, samples: &[Sample]) -> Value {
@@ -91,13 +95,15 @@ mod tests {
         let scrape = "vllm:num_requests_running{engine=\"0\"} 2\n\
             keepwell_kv_bytes{state=\"live\",tier=\"f16\"} 7\n\
             keepwell_kv_bytes{state=\"free\",tier=\"none\"} 3\n\
+            keepwell_kv_bytes{state=\"cached\",tier=\"none\"} 5\n\
             vllm:generation_tokens_total 9\n\
             vllm:time_to_first_token_seconds_bucket{le=\"0.1\"} 4\n\
             vllm:time_to_first_token_seconds_bucket{le=\"+Inf\"} 5\n\
             vllm:time_to_first_token_seconds_sum 0.5\nvllm:time_to_first_token_seconds_count 5\n";
         let state = state(&Snapshot::default(), scrape);
         assert_eq!(state["gauges"]["vllm:num_requests_running"], 2.0);
-        assert_eq!(state["gauges"]["keepwell_kv_bytes"], json!({"f16": 7.0, "none": 3.0}));
+        let bytes = json!({"f16": 7.0, "free": 3.0, "cached": 5.0});
+        assert_eq!(state["gauges"]["keepwell_kv_bytes"], bytes);
         assert_eq!(state["counters"]["vllm:generation_tokens_total"], 9.0);
         let ttft = &state["histograms"]["ttft"];
         assert_eq!(*ttft, json!({"buckets": [[0.1, 4.0]], "sum": 0.5, "count": 5.0}));

@@ -7,8 +7,8 @@ use keepwell_kernels::{Arena, Backend, PageRef, PerTier, Result};
 
 use crate::{
     cache::{Assignment, Ledger, PageTable},
-    compress::{Goal, HeadTokens, Prices, decide, repack},
-    sched::{Demand, Sequence},
+    compress::{Goal, HeadTokens, Moves, Prices, decide, repack},
+    sched::{Demand, Purity, Sequence},
 };
 
 use super::KvUsage;
@@ -53,6 +53,9 @@ pub fn compress_event(
     if !seq.is_compressed() || seq.table.num_pages() <= max_pages {
         return Ok(None);
     }
+    if seq.budget < seq.asked_budget {
+        seq.sharing.is_at_best(Purity::Private);
+    }
     compress_to(max_pages, backend, memory, seq, (demand, prices)).map(Some)
 }
 
@@ -73,11 +76,13 @@ pub fn compress_to(
     let layout = *memory.ledger.layout();
     let decision = decide(&seq.table, &tokens, &goal, &layout);
     let decided = Instant::now();
-    let demoted = execute(backend, memory, &mut seq.table, &tokens, &decision.assignments)?;
+    let done = execute(backend, memory, &mut seq.table, &tokens, &decision.assignments)?;
+    // A head that found no pages depends on what else holds them.
+    seq.sharing.is_at_best(if done.is_complete { Purity::Recipe } else { Purity::Private });
     let freed = pages_before.saturating_sub(seq.table.num_pages());
     Ok(Report {
         reclaimed_bytes: freed * layout.page_bytes,
-        demoted,
+        demoted: done.demoted,
         num_evicted: seq.table.num_evicted() - evicted_before,
         retained: retained(&tokens, &decision.assignments),
         price: decision.price,
@@ -123,23 +128,31 @@ fn retained(tokens: &[HeadTokens], assignments: &[Vec<Assignment>]) -> Option<f6
     (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
 }
 
-/// Carries out what was decided for every token. Returns the entries that changed their tier, by
-/// the new one.
+/// What became of decisions.
+pub struct Done {
+    /// Entries that changed their tier, by the new one.
+    pub demoted: PerTier<usize>,
+    /// Whether every head found the pages it needed.
+    pub is_complete: bool,
+}
+
+/// Carries out what was decided for every token.
 pub fn execute(
     backend: &dyn Backend,
     memory: Memory,
     table: &mut PageTable,
     tokens: &[HeadTokens],
     assignments: &[Vec<Assignment>],
-) -> Result<PerTier<usize>> {
+) -> Result<Done> {
     let mut demoted = PerTier::default();
-    for moves in &repack(table, memory.ledger, tokens, assignments) {
+    let Moves { batches, is_complete } = repack(table, memory.ledger, tokens, assignments);
+    for moves in &batches {
         backend.compact(memory.arena, moves)?;
         for to in moves.iter().filter(|m| m.from_tier != m.to_tier).map(|m| m.to_tier) {
             demoted[to] += 1;
         }
     }
-    Ok(demoted)
+    Ok(Done { demoted, is_complete })
 }
 
 /// Positions and signals of all heads, in page order.

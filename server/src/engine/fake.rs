@@ -34,6 +34,9 @@ pub struct FakeEngine {
     pub cancelled: Arc<Notify>,
 }
 
+/// Tokens that each fake sequence finds in the prefix cache, if it has more.
+pub const NUM_CACHED: usize = 2;
+
 /// Bytes that each fake sequence says it holds.
 pub const KV_BYTES: usize = 1000;
 
@@ -143,6 +146,7 @@ fn finished(request: &GenerateRequest, reason: FinishReason) -> Event {
     Event::Finished(Outcome {
         reason,
         num_prompt_tokens: request.prompt.len(),
+        num_cached_tokens: NUM_CACHED.min(request.prompt.len() - 1),
         num_generated_tokens: 0,
         stop_token: None,
         kv_cache: KvUsage {

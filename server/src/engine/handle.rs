@@ -6,6 +6,7 @@ use keepwell_kernels::PerTier;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{heartbeat::Heartbeat, pooling::Pooling, snapshot::Snapshot, view::KvView};
+use crate::cache::Salt;
 use crate::compress::PolicyId;
 use crate::grammar::Constraint;
 use crate::sched::UserId;
@@ -30,6 +31,8 @@ pub struct GenerateRequest {
     pub constraint: Option<Constraint>,
     /// Wanted is the prompt's vector: [`Event::Embedding`] instead of tokens.
     pub pooling: Option<Pooling>,
+    /// Requests of equal salts begin with what others have computed; `None` shares with nobody.
+    pub cache_salt: Option<Salt>,
 }
 
 /// How the next token is chosen. Defaults: sample from the whole distribution at temperature 1.
@@ -133,6 +136,8 @@ pub enum FinishReason {
 pub struct Outcome {
     pub reason: FinishReason,
     pub num_prompt_tokens: usize,
+    /// Those of the prompt that the prefix cache gave.
+    pub num_cached_tokens: usize,
     /// Sampled tokens, the one that ended the generation included.
     pub num_generated_tokens: usize,
     /// The last of them, if it is a stop token, which no event carried.

@@ -4,6 +4,7 @@ mod admission;
 mod forward;
 mod panics;
 mod pressure;
+mod sharing;
 mod stream;
 
 use std::{collections::HashMap, ops::ControlFlow, sync::Arc, time::Instant};
@@ -43,6 +44,8 @@ pub struct EngineOptions {
     pub protection: Protection,
     pub calibration: Calibration,
     pub on_panic: OnPanic,
+    /// Whether sequences begin with what others have computed.
+    pub prefix_cache: bool,
 }
 
 /// What the engine was built with.
@@ -52,7 +55,11 @@ pub struct EngineInfo {
     pub num_pages: usize,
     /// Plain F16 bytes of one token over all layers and heads.
     pub f16_token_bytes: usize,
+    pub prefix_cache: bool,
 }
+
+/// How sequences ended.
+type Finished = Vec<(SeqId, Result<FinishReason, EngineError>)>;
 
 /// Owns all mutable state; lives on one thread.
 pub struct Engine {
@@ -65,6 +72,7 @@ pub struct Engine {
     calibration: Calibration,
     limits: SchedulerLimits,
     on_panic: OnPanic,
+    prefix_cache: bool,
     next_id: u64,
     metrics: EngineMetrics,
     snapshots: watch::Sender<Arc<Snapshot>>,
@@ -116,7 +124,8 @@ impl Engine {
             protection: options.protection,
         };
         let f16_token_bytes = demand.f16_bytes(1);
-        let info = EngineInfo { layout, num_pages, f16_token_bytes };
+        let prefix_cache = options.prefix_cache;
+        let info = EngineInfo { layout, num_pages, f16_token_bytes, prefix_cache };
         Ok(Self {
             metrics: EngineMetrics::new(&info, model.bytes(), config.context_len),
             snapshots,
@@ -127,6 +136,7 @@ impl Engine {
             calibration: options.calibration,
             limits: options.limits,
             on_panic: options.on_panic,
+            prefix_cache,
             next_id: 0,
             model,
             backend,
@@ -138,6 +148,7 @@ impl Engine {
             layout: *self.ledger.layout(),
             num_pages: self.ledger.num_pages(),
             f16_token_bytes: self.scheduler.demand().f16_bytes(1),
+            prefix_cache: self.prefix_cache,
         }
     }
 
@@ -224,7 +235,9 @@ impl Engine {
     /// schedule -> forward -> sample -> commit -> compress.
     fn step(&mut self) {
         self.drop_cancelled();
-        self.meet_pressure();
+        if let Err(error) = self.meet_pressure() {
+            return self.fail_running(&error);
+        }
         let step = self.scheduler.schedule(&mut self.ledger);
         if let Some(id) = step.stuck {
             tracing::error!("a sequence that is alone found no page: admission miscounted");
@@ -239,7 +252,9 @@ impl Engine {
             Ok(rows) => {
                 let finished = self.commit(&step, rows);
                 self.metrics.lap(Stage::Sample);
+                self.leave_parts(&step, &finished);
                 self.compress(&step);
+                self.publish_parts(&step);
                 self.metrics.lap(Stage::Compress);
                 self.metrics.step_ended();
                 for (id, outcome) in finished {
@@ -258,13 +273,25 @@ impl Engine {
         }
     }
 
+    /// Nobody knows who has got what.
+    fn fail_running(&mut self, error: &anyhow::Error) {
+        tracing::error!("copying in the KV cache failed: {error:#}");
+        let running = self.scheduler.sequences().take(self.scheduler.num_running());
+        for id in running.map(|seq| seq.id).collect::<Vec<_>>() {
+            self.fail(id, EngineError::Internal(error.to_string()));
+        }
+    }
+
     fn count(&mut self, step: &Step) {
         let now = Instant::now();
         let mut num_prompt = 0;
         for entry in &step.entries {
             let Some(seq) = self.scheduler.running(entry.id) else { continue };
             let Some(stream) = self.streams.get_mut(&entry.id) else { continue };
-            num_prompt += stream.life.computed(entry, seq.prompt_len, now);
+            if stream.life.begins(entry, seq.prompt_len, now) && seq.sharing.looks_up() {
+                self.metrics.looked_up(seq.prompt_len, stream.life.num_prompt_cached);
+            }
+            num_prompt += stream.life.computed(entry, seq.prompt_len);
         }
         let num_sampled = step.entries.iter().filter(|entry| entry.samples).count();
         self.metrics.step(num_prompt, num_sampled);
@@ -280,11 +307,7 @@ impl Engine {
     }
 
     /// Samples and appends tokens, streams them, and tells who is finished.
-    fn commit(
-        &mut self,
-        step: &Step,
-        rows: Vec<Vec<f32>>,
-    ) -> Vec<(SeqId, Result<FinishReason, EngineError>)> {
+    fn commit(&mut self, step: &Step, rows: Vec<Vec<f32>>) -> Finished {
         let mut finished = Vec::new();
         let now = Instant::now();
         let mut rows = rows.into_iter();
@@ -316,7 +339,7 @@ impl Engine {
         if let Some(report) = compress_event(&*self.backend, memory, seq, &demand, prices)? {
             self.metrics.compressed(&report);
         }
-        Ok(())
+        self.leave_snapshot(entry.id)
     }
 
     fn finish(&mut self, id: SeqId, reason: FinishReason) {
@@ -330,6 +353,7 @@ impl Engine {
             let outcome = Outcome {
                 reason,
                 num_prompt_tokens: seq.prompt_len,
+                num_cached_tokens: stream.life.num_prompt_cached,
                 num_generated_tokens: seq.num_generated(),
                 stop_token: last.filter(is_stop),
                 kv_cache,

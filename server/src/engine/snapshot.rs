@@ -28,6 +28,8 @@ pub struct Pages {
     pub num_touched: usize,
     /// Live pages.
     pub tiers: PerTier<usize>,
+    /// Pages that the prefix cache alone holds.
+    pub num_cached: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -115,6 +117,7 @@ impl Snapshot {
                 num_live: ledger.num_live(),
                 num_touched: ledger.num_touched(),
                 tiers: *ledger.pages(),
+                num_cached: ledger.num_cached(),
             },
             sequences: scheduler.sequences().enumerate().map(state).collect(),
             num_preemptions: scheduler.num_preemptions(),

@@ -5,7 +5,7 @@ use keepwell_kernels::{Backend, Result};
 use super::event::{Memory, Report, compress_to, goal, prices_for, read_tokens};
 use crate::{
     compress::{Curve, Prices, share_out},
-    sched::{Demand, Scheduler, Sequence},
+    sched::{Demand, Purity, Scheduler, Sequence},
 };
 
 /// What a squeeze did.
@@ -42,6 +42,7 @@ pub fn squeeze(
         }
         let memory = Memory { arena: &mut *memory.arena, ledger: &mut *memory.ledger };
         reports.push(compress_to(max_pages, backend, memory, seq, (&demand, prices))?);
+        seq.sharing.is_at_best(Purity::Private);
         seq.grant(demand.share(max_pages, seq.budgeted_len()));
     }
     Ok(Some(Squeeze { price: shares.price, reports }))

@@ -154,6 +154,7 @@ fn submit(app: &App, job: Job, id: &str, stopwatch: Stopwatch) -> Result<Updates
                 tools: tools.as_ref().map(|tools| tools.parser(app)),
                 echo_only: prompt.limit.max_tokens == 0,
                 stopwatch: stopwatch.clone(),
+                is_first: nth == 0,
             };
             choices.push(Choice::new(generation, making));
         }
@@ -192,6 +193,7 @@ fn request(prompt: &JobPrompt, params: &Params, nth: usize) -> GenerateRequest {
         user: params.user,
         constraint: params.constraint.clone(),
         pooling: None,
+        cache_salt: Some(params.cache_salt),
     }
 }
 
@@ -242,8 +244,8 @@ async fn whole(
             }
             Update::Finished(finished) => {
                 choices[finished.index].reason = Some(finished.reason);
+                usage.add(&finished);
                 choices[finished.index].stop_reason = finished.stop_reason;
-                usage.add(finished.num_tokens, &finished.kv_cache);
             }
             Update::Failed(error) => return Err(error),
         }

@@ -45,7 +45,7 @@ pub(super) async fn create(
     let stopwatch = Stopwatch::start();
     let preparing = app.clone();
     let (mut job, shape) = off_worker(move || prepare(&preparing, &body)).await?;
-    job.params.user = caller.or_named(job.params.user);
+    job.params.sent_by(caller);
     answer(&app, job, shape, stopwatch).await
 }
 

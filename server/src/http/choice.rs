@@ -52,6 +52,9 @@ pub struct Finished {
     /// What of the request's own stops ended the choice.
     pub stop_reason: Option<StopReason>,
     pub num_tokens: usize,
+    /// Tokens of the prompt that were in the prefix cache; the other choices of a prompt, which find
+    /// what the first one left there, do not count.
+    pub num_cached_tokens: usize,
     pub kv_cache: KvUsage,
 }
 
@@ -88,6 +91,8 @@ pub struct Making {
     pub tools: Option<ToolParser>,
     /// Whether the answer is the prompt alone: what is generated is dropped.
     pub echo_only: bool,
+    /// Whether it is the first choice of its prompt.
+    pub is_first: bool,
     pub stopwatch: Stopwatch,
 }
 
@@ -243,8 +248,17 @@ impl Choice {
         let own = |id: &u32| !self.making.eos_token_ids.contains(id);
         let token = outcome.stop_token.filter(own).map(StopReason::Token);
         let stop_reason = self.found_stop.take().map(StopReason::Text).or(token);
+        let num_cached_tokens = if self.making.is_first { outcome.num_cached_tokens } else { 0 };
         let (index, kv_cache) = (self.making.index, outcome.kv_cache);
-        let finished = Finished { index, reason, has_called, stop_reason, num_tokens, kv_cache };
+        let finished = Finished {
+            index,
+            reason,
+            has_called,
+            stop_reason,
+            num_tokens,
+            num_cached_tokens,
+            kv_cache,
+        };
         self.ready.push_back(Update::Finished(finished));
         self.ended = true;
     }

@@ -88,6 +88,7 @@ async fn replay(app: &App, viewed: &Viewed, budget: f32) -> Result<Arc<KvView>, 
         user: UserId::ANONYMOUS,
         constraint: None,
         pooling: None,
+        cache_salt: None,
     })?;
     // Dropping the generation early would cancel it.
     while let Some(event) = generation.next().await {

@@ -134,6 +134,7 @@ async fn vectors(app: &App, job: &Job) -> Result<Vec<Vec<f32>>, ApiError> {
         user: job.user,
         constraint: None,
         pooling: Some(job.pooling),
+        cache_salt: None,
     };
     let generations: Result<Vec<_>, _> =
         job.prompts.iter().map(|prompt| app.engine.generate(request(prompt))).collect();

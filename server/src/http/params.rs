@@ -1,13 +1,15 @@
 //! The request fields that both endpoints share.
 
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::App;
 use super::context::TokenLimit;
 use super::error::ApiError;
 use super::fields::{self, Fields, above_zero, wrong_type};
 use super::structured;
-use super::user;
+use super::user::{self, Caller};
+use crate::cache::Salt;
 use crate::compress::{POLICIES, PolicyId};
 use crate::engine::{KvCacheParams, SamplingParams};
 use crate::grammar::Constraint;
@@ -60,6 +62,7 @@ pub struct Params {
     pub user: UserId,
     /// What the answer must follow.
     pub constraint: Option<Constraint>,
+    pub cache_salt: Salt,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +88,15 @@ impl Params {
             priority: priority(fields)?,
             user: user::named(fields)?,
             constraint: structured::read(fields, app)?,
+            cache_salt: cache_salt(fields)?,
         })
+    }
+
+    /// Notes who sent the request, if an API key tells: users are known by it, and each key has a
+    /// prefix cache of its own. How soon an answer comes tells nobody what others asked.
+    pub fn sent_by(&mut self, caller: Caller) {
+        self.user = caller.or_named(self.user);
+        self.cache_salt = caller.salted(self.cache_salt);
     }
 
     /// # Errors
@@ -215,6 +226,18 @@ fn bad_words(fields: &Fields, app: &App) -> Result<Vec<Vec<u32>>, ApiError> {
 pub fn priority(fields: &Fields) -> Result<i32, ApiError> {
     let range = i64::from(i32::MIN)..=i64::from(i32::MAX);
     Ok(fields.integer("priority", range)?.unwrap_or(0))
+}
+
+/// As in vLLM: a string that is not empty. Without one, requests share with all that have none.
+fn cache_salt(fields: &Fields) -> Result<Salt, ApiError> {
+    match fields.str("cache_salt")? {
+        None => Ok(Salt::default()),
+        Some("") => {
+            let message = "`cache_salt` must be a non-empty string if provided";
+            Err(ApiError::invalid("cache_salt", message))
+        }
+        Some(salt) => Ok(Salt(Sha256::digest(salt).into())),
+    }
 }
 
 fn stop_strings(fields: &Fields, most: usize) -> Result<Vec<String>, ApiError> {

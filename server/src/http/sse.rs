@@ -95,7 +95,7 @@ impl<S: Shape> Body<S> {
                 vec![self.shape.delta(&delta, self.chunk_usage())]
             }
             Some(Update::Finished(finished)) => {
-                self.usage.add(finished.num_tokens, &finished.kv_cache);
+                self.usage.add(&finished);
                 self.num_tokens[finished.index] = finished.num_tokens;
                 vec![self.shape.finish(&finished, self.chunk_usage())]
             }

@@ -3,7 +3,7 @@
 use keepwell_kernels::{PerTier, Tier};
 use serde::{Serialize, Serializer};
 
-use crate::engine::KvUsage;
+use super::choice::Finished;
 
 /// Summed over the choices of a request; each prompt counts once.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -73,8 +73,10 @@ impl Usage {
     }
 
     /// Adds a choice that ended. Of the choices' budgets the lowest shows.
-    pub fn add(&mut self, completion_tokens: usize, kv: &KvUsage) {
-        self.tokens = self.so_far(self.tokens.completion_tokens + completion_tokens);
+    pub fn add(&mut self, choice: &Finished) {
+        let Finished { num_tokens, num_cached_tokens, kv_cache: kv, .. } = choice;
+        self.tokens = self.so_far(self.tokens.completion_tokens + num_tokens);
+        self.prompt_tokens_details.cached_tokens += num_cached_tokens;
         let total = &mut self.kv_cache;
         total.budget = total.budget.min(kv.budget);
         total.lowest_budget = total.lowest_budget.min(kv.lowest_budget);

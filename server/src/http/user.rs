@@ -4,9 +4,11 @@ use std::convert::Infallible;
 
 use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
+use sha2::{Digest, Sha256};
 
 use super::error::ApiError;
 use super::fields::Fields;
+use crate::cache::Salt;
 use crate::sched::UserId;
 
 /// Put into requests that came with an API key.
@@ -23,6 +25,13 @@ pub fn hold_key(request: &mut Request, key: &[u8]) {
 pub struct Caller(Option<UserId>);
 
 impl Caller {
+    /// What tells apart whom this salt does not, and holders of other keys.
+    pub fn salted(self, salt: Salt) -> Salt {
+        let Some(UserId(holder)) = self.0 else { return salt };
+        let digest = Sha256::new().chain_update(holder.to_le_bytes()).chain_update(salt.0);
+        Salt(digest.finalize().into())
+    }
+
     /// A key is checked, a name is only said: with a key it does not count, or its holder could be as
     /// many users as they like.
     pub fn or_named(self, named: UserId) -> UserId {

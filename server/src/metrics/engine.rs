@@ -8,7 +8,8 @@ use metrics::{Counter, Gauge, Histogram, Label};
 use super::table::{
     BELOW_BUDGET, CACHE_CONFIG, COMPRESS_TIME, COMPRESSION_RATIO, CORRUPTED, GENERATION_TOKENS,
     ITERATION_TOKENS, KV_BYTES, KV_DEMOTED, KV_EVICTED, KV_PAGES, KV_RECLAIMED, KV_REJECTIONS,
-    KV_USAGE, MEMORY, PREEMPTIONS, PRESSURE_PRICE, PRICE, PROMPT_TOKENS, QUEUE, REJECTIONS,
+    KV_USAGE, MEMORY, PREEMPTIONS, PREFIX_HITS, PREFIX_QUERIES, PRESSURE_PRICE, PRICE,
+    PROMPT_TOKENS, PROMPT_TOKENS_BY_SOURCE, PROMPT_TOKENS_CACHED, QUEUE, REJECTIONS,
     REQUEST_KV_PEAK, RESTARTS, RETAINED_ATTRIBUTION, RUNNING, SQUEEZES, STEP_TIME, SUCCESS, USERS,
     WAITING, WAITING_BY_REASON,
 };
@@ -49,6 +50,7 @@ pub struct EngineMetrics {
     num_preemptions: usize,
     // Looked up once: these are told of every step.
     prompt_tokens: Counter,
+    computed_tokens: Counter,
     generation_tokens: Counter,
     iteration_tokens: Histogram,
     pressure_price: Gauge,
@@ -57,11 +59,13 @@ pub struct EngineMetrics {
 impl EngineMetrics {
     /// Of an engine with weights of `weight_bytes`. Counters start at 0: a rate needs a first value.
     pub fn new(info: &EngineInfo, weight_bytes: usize, max_model_len: usize) -> Self {
-        for family in
-            [PREEMPTIONS, SQUEEZES, CORRUPTED, RESTARTS, KV_RECLAIMED, KV_EVICTED, KV_REJECTIONS]
-        {
+        let counters =
+            [PREEMPTIONS, SQUEEZES, CORRUPTED, RESTARTS, KV_RECLAIMED, KV_EVICTED, KV_REJECTIONS];
+        let of_prefixes = [PREFIX_QUERIES, PREFIX_HITS, PROMPT_TOKENS_CACHED];
+        for family in counters.into_iter().chain(of_prefixes) {
             family.counter(vec![]).absolute(0);
         }
+        prompt_tokens_from("local_cache_hit").absolute(0);
         for reason in [FinishReason::Stop, FinishReason::Length, FinishReason::Abort] {
             SUCCESS.counter(labels([("finished_reason", reason.name())])).absolute(0);
         }
@@ -80,6 +84,7 @@ impl EngineMetrics {
             step_time: Stage::NAMES.map(|name| STEP_TIME.histogram(labels([("stage", name)]))),
             num_preemptions: 0,
             prompt_tokens: PROMPT_TOKENS.counter(vec![]),
+            computed_tokens: prompt_tokens_from("local_compute"),
             generation_tokens: GENERATION_TOKENS.counter(vec![]),
             pressure_price,
             iteration_tokens: ITERATION_TOKENS.histogram(vec![]),
@@ -135,8 +140,18 @@ impl EngineMetrics {
     /// is not among them.
     pub fn step(&self, num_prompt: usize, num_generated: usize) {
         self.prompt_tokens.increment(num_prompt as u64);
+        self.computed_tokens.increment(num_prompt as u64);
         self.generation_tokens.increment(num_generated as u64);
         self.iteration_tokens.record((num_prompt + num_generated) as f64);
+    }
+
+    /// A sequence begins that asked for its prompt's tokens in the prefix cache, and found so many.
+    pub fn looked_up(&self, prompt_len: usize, num_cached: usize) {
+        PREFIX_QUERIES.counter(vec![]).increment(prompt_len as u64);
+        PREFIX_HITS.counter(vec![]).increment(num_cached as u64);
+        PROMPT_TOKENS_CACHED.counter(vec![]).increment(num_cached as u64);
+        prompt_tokens_from("local_cache_hit").increment(num_cached as u64);
+        self.prompt_tokens.increment(num_cached as u64);
     }
 
     /// A compress event that had something to do.
@@ -204,6 +219,10 @@ fn labels<const N: usize>(pairs: [(&'static str, &'static str); N]) -> Vec<Label
     pairs.into_iter().map(|(name, value)| Label::from_static_parts(name, value)).collect()
 }
 
+fn prompt_tokens_from(source: &'static str) -> Counter {
+    PROMPT_TOKENS_BY_SOURCE.counter(labels([("source", source)]))
+}
+
 /// vLLM's reason.
 fn queue_full() -> Counter {
     REJECTIONS.counter(labels([("reason", "max_num_queued_reqs")]))
@@ -212,11 +231,14 @@ fn queue_full() -> Counter {
 /// The ledger's gauges: by state they add up to the arena, by tier to what is live.
 fn pages(pages: &Pages) {
     let bytes = |num: usize| (num * pages.page_bytes) as f64;
-    let num_free = pages.num_pages - pages.num_live;
+    let Pages { num_pages, num_live, num_cached, .. } = *pages;
+    let num_free = num_pages - num_live - num_cached;
     KV_USAGE.gauge(vec![]).set(pages.num_live as f64 / pages.num_pages.max(1) as f64);
     KV_PAGES.gauge(labels([("state", "free")])).set(num_free as f64);
     KV_PAGES.gauge(labels([("state", "live")])).set(pages.num_live as f64);
+    KV_PAGES.gauge(labels([("state", "cached")])).set(num_cached as f64);
     KV_BYTES.gauge(labels([("state", "free"), ("tier", "none")])).set(bytes(num_free));
+    KV_BYTES.gauge(labels([("state", "cached"), ("tier", "none")])).set(bytes(num_cached));
     for (tier, num) in pages.tiers.iter() {
         KV_BYTES.gauge(labels([("state", "live"), ("tier", tier.name())])).set(bytes(*num));
     }
@@ -236,14 +258,17 @@ fn cache_config(info: &EngineInfo, max_model_len: usize) {
         ("kv_cache_size_tokens", num_tokens.to_string()),
         ("kv_cache_max_concurrency", format!("{concurrency:.2}")),
     ];
-    let mut all = labels([("cache_dtype", "auto"), ("enable_prefix_caching", "False")]);
+    let mut all = labels([
+        ("cache_dtype", "auto"),
+        ("enable_prefix_caching", if info.prefix_cache { "True" } else { "False" }),
+    ]);
     all.extend(numbers.map(|(name, value)| Label::new(name, value)));
     CACHE_CONFIG.gauge(all).set(1.0);
 }
 
 #[cfg(test)]
 mod tests {
-    use keepwell_kernels::PageLayout;
+    use keepwell_kernels::{PageLayout, PerTier, Tier};
 
     use super::*;
     use crate::engine::snapshot::{self, SequenceState};
@@ -251,8 +276,12 @@ mod tests {
     use crate::sched::SeqId;
 
     fn metrics() -> EngineMetrics {
-        let info =
-            EngineInfo { layout: PageLayout::new(64), num_pages: 90_000, f16_token_bytes: 23_040 };
+        let info = EngineInfo {
+            layout: PageLayout::new(64),
+            num_pages: 90_000,
+            f16_token_bytes: 23_040,
+            prefix_cache: true,
+        };
         EngineMetrics::new(&info, 98_000_000, 8192)
     }
 
@@ -269,7 +298,16 @@ mod tests {
             kv_bytes: 1000,
             f16_bytes: 3000,
         };
-        let pages = Pages { num_pages: 10, num_live: 4, page_bytes: 2112, ..Pages::default() };
+        let mut tiers = PerTier::default();
+        (tiers[Tier::F16], tiers[Tier::K4V4]) = (3, 1);
+        let pages = Pages {
+            page_bytes: 2112,
+            num_pages: 10,
+            num_live: 4,
+            num_cached: 3,
+            num_touched: 7,
+            tiers,
+        };
         let sequences = (0..num_sequences).map(sequence).collect();
         Snapshot { pages, sequences, num_preemptions: 3, num_users: 2 }
     }
@@ -285,6 +323,7 @@ mod tests {
         let sum =
             |name: &str| samples.iter().filter(|s| s.name == name).map(|s| s.value).sum::<f64>();
         assert_eq!(sum("keepwell_kv_pages"), 10.0);
+        assert_eq!(sum("keepwell_kv_bytes"), 10.0 * 2112.0);
         assert_eq!(sum("vllm:kv_cache_usage_perc"), 0.4);
         assert_eq!(sum("vllm:num_requests_running"), 5.0);
         assert_eq!(sum("keepwell_requests_below_budget"), 5.0);

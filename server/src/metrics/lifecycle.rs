@@ -17,6 +17,9 @@ pub struct Lifecycle {
     scheduled: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
+    /// Prompt tokens that the prefix cache gave when the sequence was first computed.
+    pub num_prompt_cached: usize,
+    /// Those and the ones computed since.
     num_prompt_counted: usize,
     /// From here to the end; the names are those of OpenTelemetry's conventions for models.
     span: Span,
@@ -41,14 +44,26 @@ impl Lifecycle {
             scheduled: None,
             first_token: None,
             last_token: None,
+            num_prompt_cached: 0,
             num_prompt_counted: 0,
         }
     }
 
+    /// Tells whether this is the first part of the sequence that is computed. What comes before it
+    /// was in the cache.
+    pub fn begins(&mut self, entry: &Entry, prompt_len: usize, now: Instant) -> bool {
+        if self.scheduled.is_some() {
+            return false;
+        }
+        self.scheduled = Some(now);
+        self.num_prompt_cached = entry.start.min(prompt_len);
+        self.num_prompt_counted = self.num_prompt_cached;
+        true
+    }
+
     /// A part of the sequence is computed. Returns its prompt tokens that were not counted before:
     /// what a preempted sequence computes anew counts once.
-    pub fn computed(&mut self, entry: &Entry, prompt_len: usize, now: Instant) -> usize {
-        self.scheduled.get_or_insert(now);
+    pub fn computed(&mut self, entry: &Entry, prompt_len: usize) -> usize {
         let end = (entry.start + entry.num_tokens).min(prompt_len);
         let new = end.saturating_sub(self.num_prompt_counted);
         self.num_prompt_counted += new;
@@ -75,7 +90,7 @@ impl Lifecycle {
         );
         for (family, tokens) in [
             (REQUEST_PROMPT_TOKENS, seq.prompt_len),
-            (REQUEST_PREFILL_COMPUTED, self.num_prompt_counted),
+            (REQUEST_PREFILL_COMPUTED, self.num_prompt_counted - self.num_prompt_cached),
             (REQUEST_GENERATION_TOKENS, num_generated),
             (REQUEST_MAX_GENERATION_TOKENS, num_generated),
             (REQUEST_PARAMS_MAX_TOKENS, seq.max_len - seq.prompt_len),
@@ -115,9 +130,20 @@ mod tests {
     fn prompt_tokens_count_once_however_often_they_are_computed() {
         let mut life = Lifecycle::queued(&Span::none());
         let now = Instant::now();
+        assert!(life.begins(&entry(0, 6), 10, now) && !life.begins(&entry(6, 4), 10, now));
         let counts: Vec<_> = [(0, 6), (6, 4), (10, 1), (0, 8), (8, 3), (11, 1)]
-            .map(|(start, num)| life.computed(&entry(start, num), 10, now))
+            .map(|(start, num)| life.computed(&entry(start, num), 10))
             .into();
         assert_eq!(counts, [6, 4, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn tokens_from_the_cache_are_not_computed() {
+        let mut life = Lifecycle::queued(&Span::none());
+        assert!(life.begins(&entry(8, 2), 10, Instant::now()));
+        assert_eq!((life.num_prompt_cached, life.computed(&entry(8, 2), 10)), (8, 2));
+        // After a preemption other tokens are in the cache.
+        assert!(!life.begins(&entry(0, 10), 10, Instant::now()));
+        assert_eq!((life.num_prompt_cached, life.computed(&entry(0, 10), 10)), (8, 0));
     }
 }

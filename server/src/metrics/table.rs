@@ -48,10 +48,14 @@ families! {
     RUNNING: G, "vllm:num_requests_running", "Sequences that are computed";
     WAITING: G, "vllm:num_requests_waiting", "Sequences that wait to be computed";
     WAITING_BY_REASON: G, "vllm:num_requests_waiting_by_reason", "Waiting sequences: `capacity` waits for memory or a place, `deferred` for anything else";
-    KV_USAGE: G, "vllm:kv_cache_usage_perc", "Share, from 0 to 1, of the KV cache that live requests hold";
+    KV_USAGE: G, "vllm:kv_cache_usage_perc", "Share, from 0 to 1, of the KV cache that live requests hold; prefixes kept for later ones are not among it";
     CACHE_CONFIG: G, "vllm:cache_config_info", "1; the labels describe the KV cache in blocks of the tokens that a page holds in F16, over all heads";
     PREEMPTIONS: C, "vllm:num_preemptions_total", "Times that a sequence gave its memory back, to be computed anew";
-    PROMPT_TOKENS: C, "vllm:prompt_tokens_total", "Prompt tokens computed, each once";
+    PREFIX_QUERIES: C, "vllm:prefix_cache_queries_total", "Prompt tokens that were looked for in the prefix cache";
+    PREFIX_HITS: C, "vllm:prefix_cache_hits_total", "Prompt tokens that were found there";
+    PROMPT_TOKENS: C, "vllm:prompt_tokens_total", "Prompt tokens, computed or from the prefix cache, each once";
+    PROMPT_TOKENS_BY_SOURCE: C, "vllm:prompt_tokens_by_source_total", "Prompt tokens by where their K and V come from: `local_compute` or `local_cache_hit`";
+    PROMPT_TOKENS_CACHED: C, "vllm:prompt_tokens_cached_total", "Prompt tokens from the prefix cache";
     GENERATION_TOKENS: C, "vllm:generation_tokens_total", "Tokens generated";
     ITERATION_TOKENS: H(buckets::ITERATION_TOKENS), "vllm:iteration_tokens_total", "Prompt and generated tokens of a step";
     SUCCESS: C, "vllm:request_success_total", "Sequences that ended, by reason";
@@ -75,7 +79,7 @@ families! {
     REQUEST_PREFILL_COMPUTED: H(buckets::TOKENS), "vllm:request_prefill_kv_computed_tokens", "Prompt tokens of a sequence that no cache gave";
     PROCESS_MEMORY: G, "process_resident_memory_bytes", "Resident bytes of the process";
     MEMORY: G, "keepwell_memory_bytes", "Bytes by component: `weights`; `kv_cache` is the part of the arena that was ever used";
-    KV_BYTES: G, "keepwell_kv_bytes", "Bytes of KV pages by state and tier, metadata and slack included; all of them are the arena";
+    KV_BYTES: G, "keepwell_kv_bytes", "Bytes of KV pages by state and tier, metadata and slack included: `live` is held by requests, `cached` kept for later ones until somebody needs the page; all of them are the arena";
     KV_PAGES: G, "keepwell_kv_pages", "KV pages by state; all of them are the arena";
     KV_DEMOTED: C, "keepwell_kv_entries_demoted_total", "(token, layer, KV head) entries moved into a smaller tier";
     KV_EVICTED: C, "keepwell_kv_entries_evicted_total", "(token, layer, KV head) entries evicted";

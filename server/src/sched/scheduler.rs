@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 
 use keepwell_kernels::{Scoring, Tier, Write};
 
-use super::{Demand, Reserve, SeqId, Sequence, fairness::Fairness};
-use crate::cache::Ledger;
+use super::{Demand, Reserve, SeqId, Sequence, fairness::Fairness, sharing};
+use crate::cache::{Copies, Ledger};
 
 /// Tokens that an answer without a limit of its own has memory reserved for, from each admission on.
 pub const FAIR_ANSWER: usize = 256;
@@ -28,6 +28,8 @@ pub struct SchedulerLimits {
 /// What one step computes.
 #[derive(Debug, Default)]
 pub struct Step {
+    /// What is copied first, in this order.
+    pub copies: Vec<Copies>,
     pub entries: Vec<Entry>,
     /// A sequence that is alone and still finds no page. Admission rules it out; the engine ends
     /// the sequence rather than wait for ever.
@@ -66,7 +68,7 @@ impl Entry {
         let (has_event, scoring) = (seq.has_event(num_tokens), seq.scoring(num_tokens));
         let samples = num_tokens == seq.num_pending();
         let start = seq.table.len();
-        seq.since_event = if has_event { 0 } else { seq.since_event + num_tokens };
+        seq.advance(num_tokens);
         let writes = seq.table.append(num_tokens, ledger);
         Self { id: seq.id, start, num_tokens, samples, has_event, scoring, writes }
     }
@@ -80,6 +82,9 @@ pub struct Scheduler {
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
     fairness: Fairness,
+    /// For sequences that were let in, whether or not they run still: a later copy may write where
+    /// an earlier one reads.
+    copies: Vec<Copies>,
     num_preemptions: usize,
 }
 
@@ -91,6 +96,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
             fairness: Fairness::default(),
+            copies: Vec::new(),
             num_preemptions: 0,
         }
     }
@@ -129,7 +135,11 @@ impl Scheduler {
     /// run. All are counted at their floors: what they hold beyond these can be had back.
     pub fn has_memory(&self, seq: &Sequence, ledger: &Ledger) -> bool {
         let reserved = self.running.iter().map(|seq| self.set_aside(seq)).sum::<usize>();
-        let needed = reserved + self.reserve(seq).num_pages;
+        let held = self.running.iter().map(|seq| seq.table.num_pages()).sum::<usize>();
+        // Set aside more than once: pages that several sequences hold.
+        let shared =
+            held - ledger.num_live() + sharing::num_shared_pages(seq, &self.demand, ledger);
+        let needed = (reserved + self.reserve(seq).num_pages).saturating_sub(shared);
         // What is compressed holds a chunk in full until the event after it.
         let is_any_scored = seq.is_scored() || self.running.iter().any(Sequence::is_scored);
         let chunk = if is_any_scored { self.demand.chunk() } else { 0 };
@@ -194,13 +204,15 @@ impl Scheduler {
             let index = self.waiting.iter().position(|seq| seq.id == id)?;
             self.waiting.remove(index)?
         };
-        seq.table.release(ledger);
+        seq.release(ledger);
         self.fairness.leave(seq.user);
         Some(seq)
     }
 
     /// Lets sequences in, as far as places, tokens of a step and memory in the end go.
-    pub fn admit(&mut self, ledger: &Ledger) {
+    /// They begin with what is known of their tokens; [`Scheduler::take_copies`] tells what has to be
+    /// copied for that.
+    pub fn admit(&mut self, ledger: &mut Ledger) {
         while self.num_pending() < self.limits.max_step_tokens && self.has_place() {
             let Some(next) = self.next_waiting() else { return };
             // What is alone was found to fit when it came.
@@ -209,21 +221,31 @@ impl Scheduler {
             }
             let Some(mut seq) = self.waiting.remove(next) else { return };
             seq.reserve = self.reserve(&seq);
+            self.copies.extend(sharing::begin(&mut seq, &self.demand, ledger));
             self.fairness.charge(seq.user, seq.num_pending());
             self.running.push(seq);
         }
     }
 
+    /// What has to be copied before anything is computed, in this order.
+    pub fn take_copies(&mut self) -> Vec<Copies> {
+        std::mem::take(&mut self.copies)
+    }
+
     /// Of those that gave way the first; else of the most urgent those of the least served user, and
-    /// of these the first.
+    /// of these the first. One whose beginning is being computed right now lets others go before.
     fn next_waiting(&self) -> Option<usize> {
-        let first = self.waiting.front()?;
+        let is_ready = |(_, seq): &(usize, &Sequence)| {
+            !sharing::awaits_one_of(seq, &self.running, &self.demand)
+        };
+        let mut ready = self.waiting.iter().enumerate().filter(is_ready).peekable();
+        let (index, first) = *ready.peek()?;
         if first.num_preemptions > 0 {
-            return Some(0);
+            return Some(index);
         }
-        let as_urgent = self.waiting.iter().take_while(|seq| seq.priority == first.priority);
+        let as_urgent = ready.take_while(|(_, seq)| seq.priority == first.priority);
         let served = |(_, seq): &(usize, &Sequence)| self.fairness.served(seq.user);
-        as_urgent.enumerate().min_by_key(served).map(|(index, _)| index)
+        as_urgent.min_by_key(served).map(|(index, _)| index)
     }
 
     /// Tokens that running sequences could compute in one step.
@@ -283,11 +305,13 @@ impl Scheduler {
             self.schedule_decodes(&mut step, &mut tokens_left, ledger);
             self.schedule_prefills(&mut step, &mut tokens_left, ledger);
             if !step.entries.is_empty() || self.running.is_empty() {
+                step.copies = self.take_copies();
                 return step;
             }
             // Prefills block each other: the newest gives way.
             if self.running.len() == 1 {
                 step.stuck = Some(self.running[0].id);
+                step.copies = self.take_copies();
                 return step;
             }
             self.preempt(self.running.len() - 1, ledger);
@@ -330,22 +354,29 @@ impl Scheduler {
     }
 
     fn schedule_prefills(&mut self, step: &mut Step, tokens_left: &mut usize, ledger: &mut Ledger) {
-        for seq in
-            self.running.iter_mut().filter(|seq| seq.num_pending() > 1 || seq.table.is_empty())
-        {
-            let chunk = largest_chunk(seq, *tokens_left, ledger);
+        let room = *tokens_left;
+        let prefills =
+            self.running.iter_mut().filter(|seq| seq.num_pending() > 1 || seq.table.is_empty());
+        // What is compressed holds a chunk in full until the event after it: only one is begun.
+        let (begun, others): (Vec<_>, Vec<_>) = prefills.partition(|seq| seq.is_within_chunk());
+        let mut is_one_begun = false;
+        for seq in begun.into_iter().chain(others) {
+            if is_one_begun && seq.is_scored() {
+                continue;
+            }
+            let chunk = largest_chunk(seq, *tokens_left, room, ledger);
             if chunk > 0 {
                 step.entries.push(Entry::new(seq, chunk, ledger));
                 *tokens_left -= chunk;
             }
+            is_one_begun |= seq.is_within_chunk();
         }
     }
 
     /// The sequence gives its pages back and waits, first in line, to compute them anew.
     fn preempt(&mut self, index: usize, ledger: &mut Ledger) {
         let mut seq = self.running.remove(index);
-        seq.table.release(ledger);
-        seq.since_event = 0;
+        seq.release(ledger);
         seq.grant(seq.asked_budget);
         seq.num_preemptions += 1;
         self.num_preemptions += 1;
@@ -353,9 +384,13 @@ impl Scheduler {
     }
 }
 
-/// The most pending tokens for which there are tokens in the step and pages in the pool.
-fn largest_chunk(seq: &Sequence, tokens_left: usize, ledger: &Ledger) -> usize {
-    let most = seq.num_pending().min(tokens_left);
+/// The most pending tokens for which there are tokens in the step and pages in the pool. `room` is
+/// what the step had for all prefills: the most to wait for.
+fn largest_chunk(seq: &Sequence, tokens_left: usize, room: usize, ledger: &Ledger) -> usize {
+    let most = match seq.part(room) {
+        0 => seq.num_pending().min(tokens_left),
+        _ => seq.part(tokens_left),
+    };
     let fits = |n: &usize| seq.table.pages_to_append(*n, ledger.layout()) <= ledger.num_free();
     (0..=most).rev().find(fits).unwrap_or(0)
 }

@@ -2,8 +2,14 @@
 
 use keepwell_kernels::Scoring;
 
-use super::UserId;
-use crate::{cache::PageTable, compress::PolicyId};
+use super::{
+    UserId,
+    sharing::{Purity, Sharing},
+};
+use crate::{
+    cache::{Ledger, PageTable},
+    compress::PolicyId,
+};
 
 /// Decoded tokens between two compress events of a sequence.
 pub const EVENT_INTERVAL: usize = 64;
@@ -40,6 +46,10 @@ pub struct Sequence {
     pub num_preemptions: usize,
     /// What was set aside for it when it was admitted.
     pub reserve: Reserve,
+    /// Compress events of a prefill come at multiples of so many tokens, and at its end: wherever it
+    /// began, and whatever else a step computes.
+    pub chunk_len: usize,
+    pub sharing: Sharing,
 }
 
 /// Memory that a running sequence can count on.
@@ -73,6 +83,8 @@ impl Sequence {
             since_event: 0,
             num_preemptions: 0,
             reserve: Reserve::default(),
+            chunk_len: usize::MAX,
+            sharing: Sharing::default(),
         }
     }
 
@@ -85,7 +97,15 @@ impl Sequence {
     /// whole of it is allowed: nothing is evicted before the question at its end has been seen,
     /// unless it has to be.
     pub fn budgeted_len(&self) -> usize {
-        if self.num_pending() > 1 { self.tokens.len() } else { self.table.len() }
+        if self.num_pending() > 1 { self.prefilled_len() } else { self.table.len() }
+    }
+
+    /// What counts as the length of a prompt still coming in: a sixteenth less at most. Prompts that
+    /// begin alike and are about as long then come to the same, and share what events leave.
+    pub fn prefilled_len(&self) -> usize {
+        let len = self.tokens.len();
+        let step = 1 << len.checked_ilog2().unwrap_or(0).saturating_sub(4);
+        len / step * step
     }
 
     pub fn is_decoding(&self) -> bool {
@@ -117,11 +137,70 @@ impl Sequence {
         self.lowest_budget = self.lowest_budget.min(self.budget);
     }
 
+    /// Gives all pages back.
+    pub fn release(&mut self, ledger: &mut Ledger) {
+        self.table.release(ledger);
+        self.since_event = 0;
+        self.sharing.start_anew();
+    }
+
+    /// Where the next compress event of a prefill comes.
+    pub fn chunk_end(&self) -> usize {
+        let end = self.chunk_start().saturating_add(self.chunk_len);
+        end.min(self.tokens.len())
+    }
+
+    fn chunk_start(&self) -> usize {
+        self.table.len() / self.chunk_len * self.chunk_len
+    }
+
+    /// The last tokens of the present chunk that are computed in one step.
+    fn num_last(&self) -> usize {
+        self.tokens_together().min(self.chunk_end() - self.chunk_start())
+    }
+
+    /// Tokens that a chunk ends with in one step: the queries that are scored, and two at least, for
+    /// with one token to come it would be a decoding sequence, whose events come elsewhere.
+    pub(super) fn tokens_together(&self) -> usize {
+        let policy = self.policy.policy();
+        policy.signal().map_or(0, |_| policy.queries().prefill).max(2)
+    }
+
+    /// Pending tokens that go into a step with room for so many. The queries that are scored go
+    /// into one step, or what they tell would depend on what the others leave room for.
+    pub fn part(&self, room: usize) -> usize {
+        if !self.is_scored() {
+            return self.num_pending().min(room);
+        }
+        let left = self.chunk_end() - self.table.len();
+        match left <= room {
+            true => left,
+            false => left.saturating_sub(self.num_last()).min(room),
+        }
+    }
+
     /// Whether a step that computes `num_tokens` ends with a compress event; it does nothing where
     /// the budget in force is 1.
     pub fn has_event(&self, num_tokens: usize) -> bool {
-        let is_due = !self.is_decoding() || self.since_event + num_tokens >= EVENT_INTERVAL;
+        let is_due = match self.is_decoding() {
+            true => self.since_event + num_tokens >= EVENT_INTERVAL,
+            false => self.table.len() + num_tokens >= self.chunk_end(),
+        };
         self.is_scored() && is_due
+    }
+
+    /// Whether the present chunk of its prefill is computed in part: it holds that part in full.
+    pub fn is_within_chunk(&self) -> bool {
+        self.is_scored() && !self.is_decoding() && self.since_event > 0
+    }
+
+    /// Takes note of a step that computes `num_tokens`.
+    pub(super) fn advance(&mut self, num_tokens: usize) {
+        let has_event = self.has_event(num_tokens);
+        if has_event && !self.is_decoding() && num_tokens < self.num_last() {
+            self.sharing.is_at_best(Purity::Private);
+        }
+        self.since_event = if has_event { 0 } else { self.since_event + num_tokens };
     }
 
     /// How a step that computes `num_tokens` updates the attributions.
@@ -130,7 +209,7 @@ impl Sequence {
         let signal = policy.signal().filter(|_| self.is_scored())?;
         let queries = policy.queries();
         let rows = if !self.is_decoding() {
-            queries.prefill.min(num_tokens)
+            self.has_event(num_tokens).then(|| queries.prefill.min(num_tokens))?
         } else if self.since_event >= EVENT_INTERVAL.saturating_sub(queries.decode) {
             num_tokens
         } else {

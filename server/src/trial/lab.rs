@@ -72,6 +72,7 @@ impl<'a> Lab<'a> {
         let budgets = [recipe.budget; 2];
         let seq = Sequence {
             policy: recipe.policy,
+            chunk_len: self.demand.max_chunk,
             ..Sequence::new(SeqId(0), vec![], budgets, self.demand.num_heads)
         };
         self.trial(seq, capacity)

@@ -54,6 +54,7 @@ pub fn options(kv_memory: usize, max_step_tokens: usize) -> EngineOptions {
         protection: Protection::default(),
         calibration: Default::default(),
         on_panic: Default::default(),
+        prefix_cache: true,
     }
 }
 
@@ -92,6 +93,7 @@ pub fn greedy(prompt: &[u32], max_tokens: usize, kv_cache: KvCacheParams) -> Gen
         user: UserId::ANONYMOUS,
         constraint: None,
         pooling: None,
+        cache_salt: None,
     }
 }
 

@@ -6,6 +6,7 @@ mod debug_kv;
 mod limits;
 mod memory;
 mod metrics;
+mod prefix_cache;
 mod sampling;
 #[path = "../common/server.rs"]
 mod server;

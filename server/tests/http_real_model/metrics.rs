@@ -94,8 +94,11 @@ fn after_one_compressed_request_every_family_of_the_table_is_there_and_no_other(
 #[test]
 fn counters_and_histograms_tell_what_the_answers_said() {
     let server = Server::with_memory("64MiB");
-    let body = completion(alice(700), 70, json!({"kv_cache": {"budget": 0.12}}));
-    let (first, second) = (server.ok(COMPLETIONS, &body), server.ok(COMPLETIONS, &body));
+    // What one leaves in the prefix cache is not the other's.
+    let body = |salt: &str| {
+        completion(alice(700), 70, json!({"kv_cache": {"budget": 0.12}, "cache_salt": salt}))
+    };
+    let (first, second) = (server.ok(COMPLETIONS, &body("a")), server.ok(COMPLETIONS, &body("b")));
     let usages = [&first["usage"], &second["usage"]];
     let sum = |of: fn(&Value) -> usize| usages.iter().map(|u| of(u)).sum::<usize>() as f64;
     let metrics = server.metrics();

@@ -111,7 +111,7 @@ impl World {
                 max_pages: limit,
             };
             let decision = decide(&seq.table, &tokens, &goal, &demand.layout);
-            for moves in repack(&mut seq.table, ledger, &tokens, &decision.assignments) {
+            for moves in repack(&mut seq.table, ledger, &tokens, &decision.assignments).batches {
                 let lifted: Vec<_> = moves.iter().map(|m| stored[&m.from]).collect();
                 stored.extend(moves.iter().map(|m| m.to).zip(lifted));
             }
@@ -134,8 +134,7 @@ fn no_event_of_ten_thousand_steps_leaves_a_sequence_above_its_budget() {
             _ => world.advance(),
         }
         if step % 16 == 0 {
-            let holdings: Vec<_> = world.running.iter().map(|seq| seq.table.holdings()).collect();
-            world.ledger.check(holdings.iter());
+            world.ledger.check(world.running.iter().map(|seq| &seq.table));
         }
     }
     assert!(world.num_events > 1000, "{} events say little", world.num_events);

@@ -38,8 +38,10 @@ function figures(poll, before) {
   const counter = (name) => rate(
     poll.state.counters[name] ?? 0, before?.state.counters[name], before ? poll.at - before.at : 0);
   const tiers = { ...(gauges(poll).keepwell_kv_bytes ?? {}) };
-  const free = tiers.none ?? 0;
-  delete tiers.none;
+  // What is cached is to be had, too.
+  const free = (tiers.free ?? 0) + (tiers.cached ?? 0);
+  delete tiers.free;
+  delete tiers.cached;
   return {
     tiers,
     free,

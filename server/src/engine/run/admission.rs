@@ -3,7 +3,7 @@
 use super::Engine;
 use crate::{
     engine::{EngineError, GenerateRequest, KvCacheParams},
-    sched::{FAIR_ANSWER, SeqId, Sequence},
+    sched::{FAIR_ANSWER, SeqId, Sequence, Sharing},
 };
 
 impl Engine {
@@ -18,12 +18,17 @@ impl Engine {
         let KvCacheParams { budget, min_budget, policy } = request.kv_cache;
         self.next_id += 1;
         let num_heads = self.scheduler.demand().num_heads;
+        let salt = request.cache_salt;
+        let salt = salt.filter(|_| self.prefix_cache && request.pooling.is_none());
+        let reads = request.sampling.prompt_logprobs.is_none();
         Ok(Sequence {
             max_len: request.prompt.len() + max_tokens,
             may_shorten: request.may_shorten,
             policy,
             priority: request.priority,
             user: request.user,
+            chunk_len: self.scheduler.demand().max_chunk,
+            sharing: Sharing::new(salt, reads),
             ..Sequence::new(
                 SeqId(self.next_id),
                 request.prompt.clone(),

@@ -27,6 +27,7 @@ impl Engine {
     /// Of the wanted rows, in the order of the entries: logits (vocab), or states (hidden) where a
     /// vector is made of them.
     pub(super) fn forward(&mut self, step: &Step) -> anyhow::Result<Vec<Vec<f32>>> {
+        self.copy(&step.copies)?;
         let sequence = |entry: &Entry| self.scheduler.running(entry.id);
         let parts: Vec<_> =
             step.entries.iter().filter_map(|entry| Some((entry, sequence(entry)?))).collect();

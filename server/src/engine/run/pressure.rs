@@ -10,8 +10,13 @@ use crate::{
 impl Engine {
     /// Lets in who may, and makes the cache denser where the next step would lack pages; once enough
     /// is free again, new tokens are kept as was asked.
-    pub(super) fn meet_pressure(&mut self) {
-        self.scheduler.admit(&self.ledger);
+    ///
+    /// # Errors
+    /// What those begin with who were let in cannot be copied.
+    pub(super) fn meet_pressure(&mut self) -> anyhow::Result<()> {
+        self.scheduler.admit(&mut self.ledger);
+        let copies = self.scheduler.take_copies();
+        self.copy(&copies)?;
         match self.scheduler.pressure(&self.ledger) {
             Pressure::High(num_pages) => self.squeeze(num_pages),
             Pressure::Steady => {}
@@ -20,6 +25,7 @@ impl Engine {
                 self.metrics.relieved();
             }
         }
+        Ok(())
     }
 
     fn squeeze(&mut self, num_pages: usize) {

@@ -107,6 +107,9 @@ struct Sampling {
     priority: Option<i32>,
     user: Option<String>,
     kv_cache: Option<KvCache>,
+    /// Only requests of equal salts begin with what others left in the prefix cache.
+    #[schema(min_length = 1)]
+    cache_salt: Option<String>,
     response_format: Option<ResponseFormat>,
     /// A JSON schema.
     guided_json: Option<BTreeMap<String, Value>>,
@@ -385,6 +388,8 @@ pub struct ResponseRequest {
     tool_choice: Option<ToolChoiceWord>,
     parallel_tool_calls: Option<bool>,
     metadata: Option<BTreeMap<String, String>>,
+    #[schema(min_length = 1)]
+    cache_salt: Option<String>,
     user: Option<String>,
     kv_cache: Option<KvCache>,
 }

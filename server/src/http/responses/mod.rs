@@ -52,7 +52,7 @@ pub(super) async fn create(
     let stopwatch = Stopwatch::start();
     let preparing = app.clone();
     let (mut job, making) = off_worker(move || prepare(&preparing, body)).await?;
-    job.params.user = caller.or_named(job.params.user);
+    job.params.sent_by(caller);
     let stream = job.params.stream.is_some();
     let (updates, usage) = run(&app, job, making.id(), stopwatch)?;
     if stream {
@@ -90,7 +90,7 @@ async fn whole(
             Update::Prompt(_) => {}
             Update::Delta(delta) => making.take(&delta),
             Update::Finished(finished) => {
-                usage.add(finished.num_tokens, &finished.kv_cache);
+                usage.add(&finished);
                 making.finish(finished.reason);
             }
             Update::Failed(error) => return Err(error),

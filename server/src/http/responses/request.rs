@@ -12,6 +12,7 @@ use super::unknown;
 const SHARED: &[&str] = &[
     "allowed_token_ids",
     "bad_words",
+    "cache_salt",
     "frequency_penalty",
     "guided_choice",
     "guided_grammar",

@@ -66,7 +66,7 @@ impl Body {
             Some(Update::Prompt(_)) => vec![],
             Some(Update::Delta(delta)) => self.delta(&delta),
             Some(Update::Finished(finished)) => {
-                self.usage.add(finished.num_tokens, &finished.kv_cache);
+                self.usage.add(&finished);
                 self.making.finish(finished.reason);
                 vec![]
             }

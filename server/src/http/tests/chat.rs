@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::{EOS, MAX_MODEL_LEN, MODEL, Server, ids, says};
-use crate::engine::fake::{KV_BYTES, Script};
+use crate::engine::fake::{KV_BYTES, NUM_CACHED, Script};
 
 #[tokio::test]
 async fn an_answer_has_the_shape_of_openai() {
@@ -27,7 +27,7 @@ async fn usage_tells_tokens_and_the_bytes_of_the_cache_by_tier() {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": 5,
         "total_tokens": prompt_tokens + 5,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": NUM_CACHED},
         "kv_cache": {
             "budget": 0.3,
             "lowest_budget": 0.3,

@@ -47,6 +47,20 @@ async fn each_key_opens_and_the_scheme_has_no_case() {
     }
 }
 
+#[tokio::test]
+async fn each_key_has_a_prefix_cache_of_its_own() {
+    let server = locked();
+    for (key, salt) in [("first", json!("a")), ("second", json!("a")), ("first", json!(null))] {
+        let mut request =
+            post("/v1/completions", completion_body(json!({"cache_salt": salt})).to_string());
+        let bearer = format!("Bearer {key}").parse().unwrap();
+        request.headers_mut().insert("authorization", bearer);
+        assert_eq!(server.send(request).await.status(), StatusCode::OK);
+    }
+    let salts = [0, 1, 2].map(|nth| server.request(nth).cache_salt.unwrap());
+    assert!(salts[0] != salts[1] && salts[0] != salts[2], "{salts:?}");
+}
+
 fn from_page(path: &str, method: &str) -> Request<Body> {
     let request = Request::builder().method(method).uri(path);
     let request = request.header("origin", "https://a.example");

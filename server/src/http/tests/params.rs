@@ -1,7 +1,7 @@
 use serde_json::json;
 
-use super::{App, MAX_MODEL_LEN, MAX_WAITING, Server, completion_body, post, says};
-use crate::engine::fake::Script;
+use super::{App, MAX_MODEL_LEN, MAX_WAITING, Server, chat_body, completion_body, post, says};
+use crate::engine::fake::{NUM_CACHED, Script};
 use crate::engine::{KvCacheParams, SamplingParams};
 use crate::http::ApiKeys;
 use crate::sched::UserId;
@@ -76,6 +76,48 @@ async fn users_are_told_apart_by_key_and_without_keys_by_name() {
     let first = user(&closed, "a", Some("first")).await;
     assert_ne!(first, user(&closed, "a", Some("second")).await);
     assert_eq!(first, user(&closed, "b", Some("first")).await, "a name makes no second user");
+}
+
+#[tokio::test]
+async fn a_salt_tells_who_shares_the_prefix_cache() {
+    let server = Server::new(says("x"));
+    for salt in [json!("a"), json!("b"), json!("a"), json!(null)] {
+        server.complete(json!({"cache_salt": salt})).await;
+    }
+    server.chat(json!({"cache_salt": "a"})).await;
+    let response = json!({"input": "hi", "cache_salt": "a"});
+    server.ok("/v1/responses", response).await;
+    server.complete(json!({})).await;
+    let salts: Vec<_> = (0..7).map(|nth| server.request(nth).cache_salt.unwrap()).collect();
+    assert_eq!([salts[2], salts[4], salts[5]], [salts[0]; 3]);
+    assert_eq!(salts[3], salts[6]);
+    assert!(salts[0] != salts[1] && salts[0] != salts[3] && salts[1] != salts[3]);
+}
+
+#[tokio::test]
+async fn a_salt_is_a_string_that_is_not_empty() {
+    let server = Server::new(says("x"));
+    for (path, body) in [
+        ("/v1/completions", completion_body(json!({}))),
+        ("/v1/chat/completions", chat_body(json!({}))),
+        ("/v1/responses", json!({"input": "hi"})),
+    ] {
+        for salt in [json!(""), json!(7), json!(["a"])] {
+            let mut body = body.clone();
+            body["cache_salt"] = salt;
+            let (status, error) = server.error(path, body).await;
+            assert_eq!((status, &error["param"]), (400, &json!("cache_salt")), "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn cached_tokens_count_once_for_each_prompt() {
+    let server = Server::new(says("x"));
+    let body = server.complete(json!({"prompt": ["abcd", "abcde"], "n": 3})).await;
+    assert_eq!(body["usage"]["prompt_tokens_details"]["cached_tokens"], 2 * NUM_CACHED);
+    let body = server.ok("/v1/responses", json!({"input": "hi"})).await;
+    assert_eq!(body["usage"]["input_tokens_details"]["cached_tokens"], NUM_CACHED);
 }
 
 #[tokio::test]

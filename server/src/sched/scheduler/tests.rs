@@ -96,6 +96,7 @@ impl World {
             may_shorten,
             priority,
             user: UserId(user),
+            chunk_len: self.scheduler.demand().max_chunk,
             ..Sequence::new(id, vec![7; prompt_len], [budget, min_budget], NUM_HEADS)
         });
         id
@@ -107,7 +108,7 @@ impl World {
 
     /// As the engine does before a step.
     fn meet_pressure(&mut self) {
-        self.scheduler.admit(&self.ledger);
+        self.scheduler.admit(&mut self.ledger);
         match self.scheduler.pressure(&self.ledger) {
             Pressure::High(num_pages) => self.squeeze(num_pages),
             Pressure::Steady => {}
@@ -180,8 +181,7 @@ impl World {
     }
 
     fn check(&self) {
-        let holdings: Vec<_> = self.scheduler.sequences().map(|s| s.table.holdings()).collect();
-        self.ledger.check(holdings.iter());
+        self.ledger.check(self.scheduler.sequences().map(|seq| &seq.table));
         for seq in self.scheduler.sequences() {
             seq.table.check(self.ledger.layout());
         }
