@@ -17,6 +17,7 @@ pub static ASSETS: &[Asset] = &[
         body: include_str!("assets/style.css"),
     },
     Asset { name: "main.js", content_type: SCRIPT, body: include_str!("assets/main.js") },
+    Asset { name: "api.js", content_type: SCRIPT, body: include_str!("assets/api.js") },
     Asset { name: "charts.js", content_type: SCRIPT, body: include_str!("assets/charts.js") },
     Asset { name: "figures.js", content_type: SCRIPT, body: include_str!("assets/figures.js") },
     Asset {

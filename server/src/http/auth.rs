@@ -13,8 +13,10 @@ use super::App;
 use super::error::ApiError;
 use super::user::hold_key;
 
-/// What probes and scrapers read without a key.
-const OPEN: &[&str] = &["/health", "/live", "/ready", "/metrics"];
+/// What probes and scrapers read without a key, and the page that asks a person for one.
+const OPEN: &[&str] = &["/health", "/live", "/ready", "/metrics", "/dashboard"];
+/// The parts of that page: the same for everyone, whatever the server does.
+const OPEN_PARTS: &str = "/dashboard/assets/";
 
 /// The keys that clients may present; without any, nobody is asked for one.
 #[derive(Clone, Default)]
@@ -41,7 +43,8 @@ impl ApiKeys {
 
     /// Whether the request may pass; with a key of ours it is its holder's.
     fn allow(&self, request: &mut Request) -> bool {
-        if self.is_empty() || OPEN.contains(&request.uri().path()) {
+        let path = request.uri().path();
+        if self.is_empty() || OPEN.contains(&path) || path.starts_with(OPEN_PARTS) {
             return true;
         }
         let Some(key) = bearer(request.headers()).map(<[u8]>::to_vec) else { return false };

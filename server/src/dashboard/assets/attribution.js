@@ -1,5 +1,6 @@
 // The tokens of a request as text, in the colour of what the cache kept of them.
 
+import { ask, refusal } from "./api.js";
 import { bitsColour, bitsHue, key } from "./charts.js";
 import { bytes } from "./figures.js";
 
@@ -9,10 +10,9 @@ const SETTLE_MS = 200;
 const id = (name) => document.getElementById(name);
 
 async function json(path) {
-  const answer = await fetch(path);
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error?.message ?? `status ${answer.status}`);
-  return body;
+  const answer = await ask(path);
+  if (!answer.ok) throw new Error(await refusal(answer));
+  return answer.json();
 }
 
 const state = { enabled: false, request: "", budget: null, page: null, asked: 0 };
@@ -40,6 +40,7 @@ function describe(token, at, page) {
 
 function draw() {
   const { page } = state;
+  if (state.budget === null) id("view-budget").value = page.budget;
   const byScore = id("view-colour").value === "score";
   const rank = ranks(page.tokens);
   const spans = page.tokens.map((token, at) => {

@@ -40,7 +40,7 @@ export function key(node, series) {
 
 /// A round number at least as large as `value`: of bytes, of the unit they are shown in.
 function roundUp(value, format) {
-  if (!(value > 0)) return 1;
+  if (!(value > 0)) return format === bytes ? 1024 : 1;
   const unit = format === bytes ? 1024 ** Math.floor(Math.log(value) / Math.log(1024)) : 1;
   const power = unit * 10 ** Math.floor(Math.log10(value / unit));
   return [1, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= value);
@@ -76,10 +76,11 @@ export function drawLines(svg, series, ages, seconds, format) {
     let gap = true;
     values.forEach((value, at) => {
       if (value === null) { gap = true; return; }
-      path += `${gap ? "M" : "L"}${x(ages[at]).toFixed(1)} ${y(value).toFixed(1)}`;
+      // Of no length, so that a value that stands alone is a dot.
+      path += `${gap ? "M" : "L"}${x(ages[at]).toFixed(1)} ${y(value).toFixed(1)}${gap ? "h0" : ""}`;
       gap = false;
     });
-    const line = element("path", { d: path, fill: "none", stroke: colour, "stroke-width": 2, "stroke-linejoin": "round" });
+    const line = element("path", { d: path, fill: "none", stroke: colour, "stroke-width": 2, "stroke-linejoin": "round", "stroke-linecap": "round" });
     line.append(element("title", {}, name));
     parts.push(line);
   }
@@ -96,7 +97,7 @@ export function drawStack(svg, series, ages, seconds, format) {
     values.forEach((value, at) => { floor[at] += value; });
     const over = floor.map((value, at) => `${x(ages[at]).toFixed(1)} ${y(value).toFixed(1)}`);
     if (!over.length) continue;
-    const area = element("path", { d: `M${over.join("L")}L${under.join("L")}Z`, fill: colour });
+    const area = element("path", { class: "area", d: `M${over.join("L")}L${under.join("L")}Z`, fill: colour });
     area.append(element("title", {}, name));
     parts.push(area);
   }

@@ -13,9 +13,14 @@ export function number(value) {
   return value >= 100 || Number.isInteger(value) ? String(Math.round(value)) : value.toFixed(1);
 }
 
-export function ms(value) {
-  if (value === null) return "-";
-  return value >= 100 ? String(Math.round(value)) : value.toFixed(value < 10 ? 2 : 1);
+/// To three digits.
+export const short = (value) => String(Number(value.toPrecision(3)));
+
+/// Percentiles in milliseconds with their unit: one for all of them.
+export function latencies(values) {
+  if (values.includes(null)) return "-";
+  const [unit, scale] = Math.max(...values) < 10_000 ? ["ms", 1] : ["s", 1e-3];
+  return `${values.map((value) => short(value * scale)).join(", ")} ${unit}`;
 }
 
 /// Events per second of a counter between two polls; a server that began anew counts from 0.

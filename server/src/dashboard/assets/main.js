@@ -1,7 +1,8 @@
 // Polls the server once a second and draws what it says.
 
+import { ask, refusal, startKeys } from "./api.js";
 import { bitsColour, drawLines, drawStack, key, tierBits } from "./charts.js";
-import { bytes, ms, number, percentile, rate } from "./figures.js";
+import { bytes, latencies, number, percentile, rate, short } from "./figures.js";
 import { startPlayground } from "./playground.js";
 import { startAttribution } from "./attribution.js";
 
@@ -53,7 +54,6 @@ function figures(poll, before) {
   };
 }
 
-const percentiles = (values) => (values[0] === null ? "-" : `${values.map(ms).join(", ")} ms`);
 
 function drawTiles(poll) {
   const { figures } = poll;
@@ -64,8 +64,8 @@ function drawTiles(poll) {
     `${gauges(poll)["vllm:num_requests_running"] ?? 0}, ${gauges(poll)["vllm:num_requests_waiting"] ?? 0}`;
   id("tile-kv").textContent = bytes(figures.live);
   id("tile-kv-share").textContent = `KV cache, of ${bytes(figures.live + figures.free)}`;
-  id("tile-ttft").textContent = percentiles(figures.ttft);
-  id("tile-itl").textContent = percentiles(figures.itl);
+  id("tile-ttft").textContent = latencies(figures.ttft);
+  id("tile-itl").textContent = latencies(figures.itl);
   id("tile-memory").textContent = bytes(process);
   id("tile-memory-parts").textContent = `process; weights ${bytes(parts.weights ?? 0)}`;
 }
@@ -105,7 +105,7 @@ function drawCharts() {
     draw(name, drawLines, [
       of("p50", css("s0"), (poll) => poll.figures[name][0]),
       of("p99", css("s1"), (poll) => poll.figures[name][1]),
-    ], ms);
+    ], short);
   }
 }
 
@@ -158,8 +158,8 @@ function take(state) {
 
 async function poll() {
   try {
-    const answer = await fetch("/dashboard/state", { signal: AbortSignal.timeout(10_000) });
-    if (!answer.ok) throw new Error(`status ${answer.status}`);
+    const answer = await ask("/dashboard/state", { timeout: 10_000 });
+    if (!answer.ok) throw new Error(await refusal(answer));
     take(await answer.json());
     id("connection").textContent = "";
   } catch (error) {
@@ -168,6 +168,7 @@ async function poll() {
   setTimeout(poll, POLL_MS);
 }
 
+startKeys();
 attribution = startAttribution();
 startPlayground((request) => attribution.show(request));
 poll();

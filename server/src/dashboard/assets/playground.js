@@ -1,5 +1,6 @@
 // One question at a time to the model, with a budget, and what it cost.
 
+import { ask as send, refusal } from "./api.js";
 import { bytes } from "./figures.js";
 
 const id = (name) => document.getElementById(name);
@@ -46,11 +47,8 @@ async function ask(signal) {
   };
   const began = performance.now();
   const headers = { "content-type": "application/json" };
-  const answer = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
-  if (!answer.ok) {
-    const said = await answer.json().catch(() => null);
-    throw new Error(said?.error?.message ?? `status ${answer.status}`);
-  }
+  const answer = await send("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
+  if (!answer.ok) throw new Error(await refusal(answer));
   let request = null;
   for await (const data of events(readable(answer.body))) {
     if (data === "[DONE]") break;

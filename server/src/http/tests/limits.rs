@@ -24,7 +24,10 @@ fn with_key(path: &str, authorization: &str) -> Request<Body> {
 async fn without_a_known_key_everything_but_the_probes_is_401() {
     let server = locked();
     let wrong = ["", "first", "Bearer", "Bearer ", "Bearer firs", "Bearer first2", "Basic first"];
-    for path in ["/v1/models", "/load", "/version", "/nowhere", CHAT, "/tokenize"] {
+    let guarded = [CHAT, "/v1/models", "/load", "/version", "/nowhere", "/tokenize"];
+    // The dashboard's page is for everyone, what it shows is not.
+    let shown = ["/dashboard/state", "/debug/kv", "/debug/kv/r", "/dashboard/nowhere"];
+    for path in guarded.into_iter().chain(shown) {
         for authorization in wrong {
             let response = server.send(with_key(path, authorization)).await;
             assert_eq!(response.headers()["www-authenticate"], "Bearer");
@@ -33,7 +36,8 @@ async fn without_a_known_key_everything_but_the_probes_is_401() {
         }
         assert_eq!(server.get(path).await.status(), StatusCode::UNAUTHORIZED);
     }
-    for path in ["/health", "/live", "/ready", "/metrics"] {
+    let parts = ["/dashboard", "/dashboard/assets/main.js"];
+    for path in ["/health", "/live", "/ready", "/metrics"].into_iter().chain(parts) {
         assert_eq!(server.get(path).await.status(), StatusCode::OK, "{path}");
     }
 }
