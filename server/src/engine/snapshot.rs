@@ -32,6 +32,13 @@ pub struct Pages {
     pub num_cached: usize,
 }
 
+impl Pages {
+    /// Share, from 0 to 1, of the arena that is live.
+    pub fn usage(&self) -> f64 {
+        self.num_live as f64 / self.num_pages.max(1) as f64
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct SequenceState {
     pub id: SeqId,
@@ -127,6 +134,10 @@ impl Snapshot {
 
     pub fn num_waiting(&self, reason: Reason) -> usize {
         self.sequences.iter().filter(|seq| seq.stage == Stage::Waiting(reason)).count()
+    }
+
+    pub fn num_waiting_for_anything(&self) -> usize {
+        self.sequences.len() - self.num_running()
     }
 
     pub fn num_running(&self) -> usize {

@@ -28,6 +28,7 @@ mod messages;
 mod metrics;
 mod models;
 mod openapi;
+mod orca;
 mod params;
 mod prompts;
 mod responses;
@@ -150,6 +151,7 @@ pub fn router(app: App) -> Router {
         .merge(tokenize::routes())
         .layer(RequestBodyTimeoutLayer::new(app.limits.body_timeout))
         .layer(middleware::from_fn_with_state(app.clone(), load::admit))
+        .layer(middleware::from_fn_with_state(app.clone(), orca::tell))
         .layer(DefaultBodyLimit::max(app.limits.max_body_bytes));
     let router = Router::new()
         .merge(work)

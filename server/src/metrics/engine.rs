@@ -1,6 +1,6 @@
 //! What the engine tells of its steps, its memory and its sequences.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use keepwell_kernels::TIERS;
 use metrics::{Counter, Gauge, Histogram, Label};
@@ -8,10 +8,10 @@ use metrics::{Counter, Gauge, Histogram, Label};
 use super::table::{
     BELOW_BUDGET, CACHE_CONFIG, COMPRESS_TIME, COMPRESSION_RATIO, CORRUPTED, GENERATION_TOKENS,
     ITERATION_TOKENS, KV_BYTES, KV_DEMOTED, KV_EVICTED, KV_PAGES, KV_RECLAIMED, KV_REJECTIONS,
-    KV_USAGE, MEMORY, PREEMPTIONS, PREFIX_HITS, PREFIX_QUERIES, PRESSURE_PRICE, PRICE,
+    KV_USAGE, LORA, MEMORY, PREEMPTIONS, PREFIX_HITS, PREFIX_QUERIES, PRESSURE_PRICE, PRICE,
     PROMPT_TOKENS, PROMPT_TOKENS_BY_SOURCE, PROMPT_TOKENS_CACHED, QUEUE, REJECTIONS,
-    REQUEST_KV_PEAK, RESTARTS, RETAINED_ATTRIBUTION, RUNNING, SQUEEZES, STEP_TIME, SUCCESS, USERS,
-    WAITING, WAITING_BY_REASON,
+    REQUEST_KV_PEAK, RESTARTS, RETAINED_ATTRIBUTION, RUNNING, SLEEP_STATE, SQUEEZES, STEP_TIME,
+    SUCCESS, USERS, WAITING, WAITING_BY_REASON,
 };
 use crate::engine::{
     EngineError, EngineInfo, FinishReason, KvUsage,
@@ -67,8 +67,9 @@ impl EngineMetrics {
         }
         prompt_tokens_from("local_cache_hit").absolute(0);
         for reason in [FinishReason::Stop, FinishReason::Length, FinishReason::Abort] {
-            SUCCESS.counter(labels([("finished_reason", reason.name())])).absolute(0);
+            ended(reason.name()).absolute(0);
         }
+        ended(ERROR).absolute(0);
         for info in &TIERS {
             KV_DEMOTED.counter(labels([("tier", info.name)])).absolute(0);
         }
@@ -77,6 +78,7 @@ impl EngineMetrics {
         queue_full().absolute(0);
         MEMORY.gauge(labels([("component", "weights")])).set(weight_bytes as f64);
         cache_config(info, max_model_len);
+        never_changes();
         Self {
             published: None,
             lap: Instant::now(),
@@ -192,8 +194,9 @@ impl EngineMetrics {
         }
     }
 
-    /// A sequence that could not run on.
+    /// The engine failed on a sequence.
     pub fn failed(&self, error: &EngineError) {
+        ended(ERROR).increment(1);
         if *error == EngineError::Corrupted {
             CORRUPTED.counter(vec![]).increment(1);
         }
@@ -206,13 +209,31 @@ impl EngineMetrics {
     }
 
     pub fn finished(&self, reason: FinishReason, kv: &KvUsage) {
-        SUCCESS.counter(labels([("finished_reason", reason.name())])).increment(1);
+        ended(reason.name()).increment(1);
         // One that was cancelled while it waited held nothing.
         if kv.bytes > 0 {
             REQUEST_KV_PEAK.histogram(vec![]).record(kv.peak_bytes as f64);
             COMPRESSION_RATIO.histogram(vec![]).record(kv.f16_bytes as f64 / kv.bytes as f64);
         }
     }
+}
+
+/// vLLM's reason for a sequence that the engine failed on; its family is called a success all the
+/// same.
+const ERROR: &str = "error";
+
+fn ended(reason: &'static str) -> Counter {
+    SUCCESS.counter(labels([("finished_reason", reason)]))
+}
+
+/// What routers and dashboards of vLLM ask of every engine, this one's being always the same.
+fn never_changes() {
+    for (state, is_in) in [("awake", 1.0), ("weights_offloaded", 0.0), ("discard_all", 0.0)] {
+        SLEEP_STATE.gauge(labels([("sleep_state", state)])).set(is_in);
+    }
+    let none = [("max_lora", "0"), ("running_lora_adapters", ""), ("waiting_lora_adapters", "")];
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+    LORA.gauge(labels(none)).set(now);
 }
 
 fn labels<const N: usize>(pairs: [(&'static str, &'static str); N]) -> Vec<Label> {
@@ -233,7 +254,7 @@ fn pages(pages: &Pages) {
     let bytes = |num: usize| (num * pages.page_bytes) as f64;
     let Pages { num_pages, num_live, num_cached, .. } = *pages;
     let num_free = num_pages - num_live - num_cached;
-    KV_USAGE.gauge(vec![]).set(pages.num_live as f64 / pages.num_pages.max(1) as f64);
+    KV_USAGE.gauge(vec![]).set(pages.usage());
     KV_PAGES.gauge(labels([("state", "free")])).set(num_free as f64);
     KV_PAGES.gauge(labels([("state", "live")])).set(pages.num_live as f64);
     KV_PAGES.gauge(labels([("state", "cached")])).set(num_cached as f64);
@@ -257,6 +278,7 @@ fn cache_config(info: &EngineInfo, max_model_len: usize) {
         ("num_gpu_blocks", num_blocks.to_string()),
         ("kv_cache_size_tokens", num_tokens.to_string()),
         ("kv_cache_max_concurrency", format!("{concurrency:.2}")),
+        ("kv_cache_memory_bytes", (info.num_pages * info.layout.page_bytes).to_string()),
     ];
     let mut all = labels([
         ("cache_dtype", "auto"),
@@ -333,6 +355,8 @@ mod tests {
         assert_eq!(config.label("block_size"), Some("8"));
         assert_eq!(config.label("num_gpu_blocks"), Some("1000"));
         assert_eq!(config.label("kv_cache_size_tokens"), Some("8000"));
+        assert_eq!(config.label("kv_cache_memory_bytes"), Some("190080000"));
+        assert_eq!(sum("vllm:engine_sleep_state"), 1.0);
     }
 
     /// A step of one sequence of the smallest model takes 3 ms, one of 64 sequences far longer.

@@ -50,6 +50,8 @@ families! {
     WAITING_BY_REASON: G, "vllm:num_requests_waiting_by_reason", "Waiting sequences: `capacity` waits for memory or a place, `deferred` for anything else";
     KV_USAGE: G, "vllm:kv_cache_usage_perc", "Share, from 0 to 1, of the KV cache that live requests hold; prefixes kept for later ones are not among it";
     CACHE_CONFIG: G, "vllm:cache_config_info", "1; the labels describe the KV cache in blocks of the tokens that a page holds in F16, over all heads";
+    SLEEP_STATE: G, "vllm:engine_sleep_state", "1 for the state that the engine is in: it is always awake";
+    LORA: G, "vllm:lora_requests_info", "The labels name LoRA adapters, of which this server takes none; the value is the Unix time since when";
     PREEMPTIONS: C, "vllm:num_preemptions_total", "Times that a sequence gave its memory back, to be computed anew";
     PREFIX_QUERIES: C, "vllm:prefix_cache_queries_total", "Prompt tokens that were looked for in the prefix cache";
     PREFIX_HITS: C, "vllm:prefix_cache_hits_total", "Prompt tokens that were found there";
