@@ -20,6 +20,7 @@ pub mod plan;
 pub mod portable;
 pub mod rope;
 mod tensor;
+pub mod wake;
 #[cfg(target_arch = "x86_64")]
 pub mod x86;
 

@@ -64,7 +64,12 @@ pub struct ServeArgs {
 
 /// Loads the model and serves it until a signal.
 pub fn run(args: &ServeArgs) -> Result<ExitCode> {
-    let runtime = Builder::new_multi_thread().worker_threads(HTTP_THREADS).enable_all().build()?;
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(HTTP_THREADS)
+        // Or each of them waits behind the engine's threads whenever it wakes.
+        .on_thread_start(|| _ = keepwell_kernels::wake::answer_soon())
+        .enable_all()
+        .build()?;
     // Before the model: a port in use or a wrong path should not cost a minute to find out.
     let api_keys = args.limits.api_keys()?;
     let listener = bind(&args.host, args.port)?;
