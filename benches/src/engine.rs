@@ -12,6 +12,7 @@ use keepwell_server::{
         Engine, EngineHandle, EngineOptions, Event, GenerateRequest, Generation, KvCacheParams,
         OnPanic, SamplingParams,
     },
+    metrics::latency::Stopwatch,
     sched::{SchedulerLimits, UserId},
 };
 
@@ -88,9 +89,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn backend(arguments: &Arguments) -> Result<Arc<dyn Backend>> {
-    let Some(name) = &arguments.backend else {
-        return Ok(Arc::from(open(arguments.device)?));
+/// The backend of that name, or else the fastest on the device.
+pub fn backend(device: Choice, name: Option<&str>) -> Result<Arc<dyn Backend>> {
+    let Some(name) = name else {
+        return Ok(Arc::from(open(device)?));
     };
     let found = available().into_iter().find(|backend| backend.name() == name);
     Ok(Arc::from(found.ok_or_else(|| anyhow!("this machine cannot run a backend {name}"))?))
@@ -114,7 +116,7 @@ fn device_bandwidth(backend: &dyn Backend) -> Result<f64> {
 
 fn measure_engine(arguments: &Arguments) -> Result<Vec<Row>> {
     let text = arguments.calibration.read()?;
-    let backend = backend(arguments)?;
+    let backend = backend(arguments.device, arguments.backend.as_deref())?;
     let bandwidth = match backend.has_own_memory() {
         true => device_bandwidth(&*backend)?,
         false => host_bandwidth(),
@@ -156,6 +158,20 @@ fn measure(
     case: &Case,
     repetitions: usize,
 ) -> Result<Vec<Sample>> {
+    let engine = spawn(model, backend, calibration, case)?;
+    let samples =
+        (0..=repetitions).map(|_| sample(model, &engine, case)).collect::<Result<Vec<_>>>()?;
+    engine.shutdown();
+    Ok(samples[1..].to_vec())
+}
+
+/// An engine with room for the case and little more.
+pub fn spawn(
+    model: &Watched,
+    backend: &Arc<dyn Backend>,
+    calibration: &Calibration,
+    case: &Case,
+) -> Result<EngineHandle> {
     let config = model.config();
     let token_bytes = config.num_layers * config.num_kv_heads * config.head_dim * 4;
     let len = (case.depth + case.tokens + 2).next_multiple_of(8);
@@ -171,14 +187,11 @@ fn measure(
     let on_panic = OnPanic::default();
     let options =
         EngineOptions { kv_memory, limits, protection, calibration, on_panic, prefix_cache: false };
-    let (engine, _) = Engine::spawn(Box::new(model.clone()), backend.clone(), options)?;
-    let samples =
-        (0..=repetitions).map(|_| sample(model, &engine, case)).collect::<Result<Vec<_>>>()?;
-    engine.shutdown();
-    Ok(samples[1..].to_vec())
+    Ok(Engine::spawn(Box::new(model.clone()), backend.clone(), options)?.0)
 }
 
-fn sample(model: &Watched, engine: &EngineHandle, case: &Case) -> Result<Sample> {
+/// One repetition of the case.
+pub fn sample(model: &Watched, engine: &EngineHandle, case: &Case) -> Result<Sample> {
     let Case { tokens, depth, batch, .. } = *case;
     // A prompt of the depth and the tokens that are measured; or of the depth, after which its first
     // token is drawn, whose step is the first that is measured.
@@ -219,10 +232,13 @@ pub fn tokens(len: usize, index: usize) -> Vec<u32> {
     (0..len).map(|i| ((i * 31 + index * 7) % 30_000 + 100) as u32).collect()
 }
 
+/// Reads all that comes, and notes the time of every token as the API does.
 fn finish(mut generation: Generation) -> Result<()> {
+    let mut stopwatch = Stopwatch::start();
     loop {
         match generation.blocking_next() {
-            Some(Event::Token(_) | Event::PromptLogprobs(_) | Event::Embedding(_)) => {}
+            Some(Event::Token(_)) => stopwatch.token(),
+            Some(Event::PromptLogprobs(_) | Event::Embedding(_)) => {}
             Some(Event::Finished(_)) => return Ok(()),
             other => bail!("the generation broke off: {other:?}"),
         }

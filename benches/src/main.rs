@@ -6,6 +6,7 @@ mod elastic;
 mod engine;
 mod eval;
 mod load;
+mod metering;
 mod report;
 mod soak;
 mod watch;
@@ -30,6 +31,8 @@ enum Command {
     Eval(eval::Arguments),
     /// What users of an OpenAI-compatible server get as load rises.
     Load(Box<load::Arguments>),
+    /// What the server's metrics take of decode throughput, measured on and off in turns.
+    Metering(metering::Arguments),
     /// Whether a server keeps its promises and its memory under a long mixed load.
     Soak(soak::Arguments),
 }
@@ -43,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         Command::Elastic(arguments) => elastic::run(&arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Load(arguments) => load::run(&arguments),
+        Command::Metering(arguments) => metering::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
     }
 }

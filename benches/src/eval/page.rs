@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use anyhow::Result;
 use keepwell_kernels::TIERS;
+use plotters::style::RGBColor;
 
 use super::{
     compare::Comparison,
@@ -80,9 +81,17 @@ fn names(results: &Results) -> Vec<&'static str> {
 
 /// One entry for each name, in the colours of the lines.
 pub fn legend<'a>(html: &mut String, names: impl Iterator<Item = &'a str>) -> Result<()> {
+    keys(html, names.enumerate().map(|(index, name)| (name, colour(index))))
+}
+
+/// One entry for each name, in its colour.
+pub fn keys<'a>(
+    html: &mut String,
+    entries: impl Iterator<Item = (&'a str, RGBColor)>,
+) -> Result<()> {
     html.push_str("<p class=\"legend\">");
-    for (index, name) in names.enumerate() {
-        let (c, name) = (colour(index), escape(name));
+    for (name, c) in entries {
+        let name = escape(name);
         write!(
             html,
             "<span><i style=\"background:rgb({},{},{})\"></i>{name}</span> ",

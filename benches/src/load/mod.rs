@@ -170,6 +170,9 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     print!("\n{}", table(&report.stages));
     println!("times in ms");
     for stage in &report.stages {
+        if let Some(line) = stage.scrape_line() {
+            println!("{}: {line}", stage.load.name());
+        }
         for (reason, count) in &stage.errors {
             println!("{}: {count} failed: {reason}", stage.load.name());
         }

@@ -9,9 +9,11 @@ use super::arrivals::Load;
 use super::plots::{Axes, Line, bits_colour, colour, lines, stacked};
 use super::report::{COLUMNS, Report, bytes};
 use super::stats::{Latency, Summary};
-use crate::eval::page::{escape, legend};
+use crate::eval::page::{escape, keys, legend};
 
 const STYLE: &str = include_str!("../eval/page.css");
+
+const MIB: f64 = 1024.0 * 1024.0;
 
 /// Two charts side by side where there is room.
 const CHARTS: &str = ".charts{display:grid;gap:.5rem;\
@@ -95,6 +97,7 @@ fn notes(html: &mut String, stage: &Summary) -> Result<()> {
     if !matches!(stage.load, Load::Concurrency(_)) {
         notes.push(format!("sent late by {:.2} ms (p99)", stage.late.p99));
     }
+    notes.extend(stage.scrape_line());
     if let Some(preemptions) = stage.num_preemptions.filter(|num| *num > 0.0) {
         notes.push(format!("{preemptions} preemptions"));
     }
@@ -124,7 +127,7 @@ fn curves(html: &mut String, reports: &[Report]) -> Result<()> {
     };
     let throughput = |stage: &Summary| stage.output_tokens_per_s;
     let (x, x_label, y_label) =
-        ("output tokens/s", whole as fn(&f64) -> String, ms as fn(&f64) -> String);
+        ("output tokens/s", short as fn(&f64) -> String, short as fn(&f64) -> String);
     html.push_str("<h2>Throughput and latency</h2><p>A point for each stage; closed and open loops are joined apart.</p><div class=\"charts\">");
     for (y, of) in [
         ("TTFT p50, ms", (|s| Some(s.ttft.p50)) as fn(&Summary) -> Option<f64>),
@@ -133,8 +136,8 @@ fn curves(html: &mut String, reports: &[Report]) -> Result<()> {
     ] {
         html.push_str(&chart(throughput, of, &Axes { x, y, x_label, y_label })?);
     }
-    let axes = Axes { x, y: "peak KV bytes", x_label, y_label: bytes_label };
-    html.push_str(&chart(throughput, |stage| stage.peak_kv_bytes, &axes)?);
+    let axes = Axes { x, y: "peak KV, MiB", x_label, y_label };
+    html.push_str(&chart(throughput, |stage| Some(stage.peak_kv_bytes? / MIB), &axes)?);
     html.push_str("</div>");
     Ok(())
 }
@@ -161,7 +164,7 @@ fn percentiles(html: &mut String, reports: &[Report]) -> Result<()> {
             colour: colour(index),
             points: of(stage).curve.clone(),
         };
-        let axes = Axes { x: "percentile", y, x_label: whole, y_label: ms };
+        let axes = Axes { x: "percentile", y, x_label: short, y_label: short };
         html.push_str(&lines(&axes, &stages.iter().enumerate().map(line).collect::<Vec<_>>())?);
     }
     html.push_str("</div>");
@@ -179,24 +182,24 @@ fn series(html: &mut String, report: &Report) -> Result<()> {
         tiers.retain(|tier| series.iter().any(|s| s.kv_bytes.get(*tier).is_some_and(|b| *b > 0.0)));
         let area = |tier: &&String| {
             let bytes = |s: &super::scrape::Scrape| s.kv_bytes.get(*tier).copied().unwrap_or(0.0);
-            let points = series.iter().map(|s| (s.at, bytes(s))).collect();
+            let points = series.iter().map(|s| (s.at, bytes(s) / MIB)).collect();
             Line { name: (*tier).clone(), colour: tier_colour(tier), points }
         };
         let areas: Vec<_> = tiers.iter().map(area).collect();
-        if !areas.is_empty() {
-            legend(html, areas.iter().map(|area| area.name.as_str()))?;
-        }
-        let axes =
-            Axes { x: "seconds", y: "KV bytes by tier", x_label: tenths, y_label: bytes_label };
-        html.push_str(&stacked(&axes, &areas)?);
+        let of = |y| Axes { x: "seconds", y, x_label: short, y_label: short };
+        html.push_str("<div class=\"charts\"><div>");
+        keys(html, areas.iter().map(|area| (area.name.as_str(), area.colour)))?;
+        html.push_str(&stacked(&of("KV by tier, MiB"), &areas)?);
+        html.push_str("</div><div>");
         legend(html, ["running", "waiting"].into_iter())?;
         let line = |index: usize, of: fn(&super::scrape::Scrape) -> f64| Line {
             name: String::new(),
             colour: colour(index),
             points: series.iter().map(|s| (s.at, of(s))).collect(),
         };
-        let axes = Axes { x: "seconds", y: "sequences", x_label: tenths, y_label: whole };
-        html.push_str(&lines(&axes, &[line(0, |s| s.running), line(1, |s| s.waiting)])?);
+        let both = [line(0, |s| s.running), line(1, |s| s.waiting)];
+        html.push_str(&lines(&of("sequences"), &both)?);
+        html.push_str("</div></div>");
     }
     Ok(())
 }
@@ -222,20 +225,13 @@ fn definitions(html: &mut String, report: &Report) -> Result<()> {
     Ok(())
 }
 
-fn whole(value: &f64) -> String {
-    format!("{value:.0}")
-}
-
-fn tenths(value: &f64) -> String {
-    format!("{value:.1}")
-}
-
-fn ms(value: &f64) -> String {
-    if *value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") }
-}
-
-fn bytes_label(value: &f64) -> String {
-    bytes(*value)
+/// To three digits, and no zeros behind them.
+fn short(value: &f64) -> String {
+    match value.abs() {
+        100.0.. => format!("{value:.0}"),
+        10.0.. => format!("{value:.1}").trim_end_matches(".0").to_owned(),
+        _ => format!("{value:.2}").trim_end_matches('0').trim_end_matches('.').to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -244,9 +240,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_names_of_the_tiers_stand_beside_the_colours_of_their_areas() {
+        let html = page(&[report("one")]).unwrap();
+        for tier in ["f16", "k4v4"] {
+            let c = tier_colour(tier);
+            let key = format!("rgb({},{},{})\"></i>{tier}</span>", c.0, c.1, c.2);
+            assert!(html.contains(&key), "{tier}");
+        }
+    }
+
+    #[test]
+    fn figures_on_an_axis_are_short_and_none_is_there_twice() {
+        let shown: Vec<_> =
+            [0.0, 0.5, 0.75, 2.5, 10.0, 12.34, 99.96, 1234.5].iter().map(short).collect();
+        assert_eq!(shown, ["0", "0.5", "0.75", "2.5", "10", "12.3", "100", "1234"]);
+    }
+
+    #[test]
     fn the_page_has_every_part_of_both_runs_and_asks_for_nothing() {
         let html = page(&[report("one"), report("<script>two")]).unwrap();
-        for part in ["peak KV", "goodput", "TTFT", "&lt;m&gt;", "Definitions", "KV bytes by tier"] {
+        for part in ["peak KV", "goodput", "TTFT", "&lt;m&gt;", "Definitions", "KV by tier, MiB"] {
             assert!(html.contains(part), "{part}");
         }
         // Per run: two stages with two charts; together: four curves and three percentile charts.

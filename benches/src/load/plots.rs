@@ -23,13 +23,19 @@ pub struct Axes<'a> {
     pub y_label: fn(&f64) -> String,
 }
 
-/// Lines with a dot at each point, both axes from 0.
+/// As many points as this are told apart as dots.
+const MAX_DOTS: usize = 30;
+
+/// Lines with a dot at each point if they are few, both axes from 0.
 ///
 /// # Errors
 /// None that depends on the data.
 pub fn lines(axes: &Axes, lines: &[Line]) -> Result<String> {
     draw(axes, lines, |chart, line| {
         chart.draw_series(LineSeries::new(line.points.clone(), line.colour.stroke_width(2)))?;
+        if line.points.len() > MAX_DOTS {
+            return Ok(());
+        }
         let dots = line.points.iter().map(|point| Circle::new(*point, 3, line.colour.filled()));
         chart.draw_series(dots)?;
         Ok(())
@@ -81,8 +87,8 @@ fn draw(
         let root: Area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         let mut chart = ChartBuilder::on(&root)
             .margin(10)
-            .x_label_area_size(40)
-            .y_label_area_size(72)
+            .x_label_area_size(52)
+            .y_label_area_size(80)
             .build_cartesian_2d(0.0..right.max(1e-9) * 1.03, 0.0..top.max(1e-9) * 1.05)?;
         chart
             .configure_mesh()
@@ -90,6 +96,9 @@ fn draw(
             .bold_line_style(BLACK.mix(0.12))
             .x_labels(8)
             .y_labels(6)
+            // Two charts stand side by side, drawn smaller.
+            .label_style(("sans-serif", 16))
+            .axis_desc_style(("sans-serif", 17))
             .x_desc(axes.x)
             .y_desc(axes.y)
             .x_label_formatter(&axes.x_label)

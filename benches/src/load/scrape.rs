@@ -23,6 +23,9 @@ pub struct Scrape {
     /// Live bytes.
     pub kv_bytes: BTreeMap<String, f64>,
     pub preemptions: f64,
+    /// Seconds that the answer took.
+    #[serde(default)]
+    pub took: f64,
 }
 
 impl Scrape {
@@ -50,8 +53,11 @@ impl Scraper {
                     _ = &mut stopped => return scrapes,
                 }
                 // A server without metrics is measured without them.
+                let asked = start.elapsed();
                 let Some(text) = client.get(&url).await else { return scrapes };
-                scrapes.push(read(&text, start.elapsed().as_secs_f64()));
+                let answered = start.elapsed();
+                let took = (answered - asked).as_secs_f64();
+                scrapes.push(Scrape { took, ..read(&text, answered.as_secs_f64()) });
             }
         });
         Self { stop, scrapes }

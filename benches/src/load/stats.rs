@@ -95,6 +95,9 @@ pub struct Summary {
     pub peak_kv_bytes: Option<f64>,
     pub peak_waiting: Option<f64>,
     pub num_preemptions: Option<f64>,
+    /// What the server took to answer `/metrics`.
+    #[serde(default)]
+    pub scrape: Latency,
     pub series: Vec<Scrape>,
 }
 
@@ -138,8 +141,17 @@ impl Summary {
             peak_kv_bytes: peak(Scrape::live_bytes).filter(|bytes| *bytes > 0.0),
             peak_waiting: peak(|scrape| scrape.waiting),
             num_preemptions: first.zip(last).map(|(first, last)| last - first),
+            scrape: Latency::new(series.iter().map(|scrape| scrape.took)),
             series,
         }
+    }
+
+    /// What a scrape cost, in words; `None` for a server without metrics.
+    pub fn scrape_line(&self) -> Option<String> {
+        let Latency { count, p50, p90, p99, .. } = self.scrape;
+        let line =
+            format!("/metrics took {p50:.2} ms (p90 {p90:.2}, p99 {p99:.2}) over {count} scrapes");
+        (count > 0).then_some(line)
     }
 
     pub fn num_errors(&self) -> usize {
