@@ -1,10 +1,12 @@
-//! The server's resident memory over time.
+//! The server's resident memory over time, apart from the arena: its pages become resident as they are
+//! first used, up to a bound that is known.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use keepwell_server::metrics::parse::Sample;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -46,7 +48,11 @@ impl Memory {
 
 async fn resident(server: &Server) -> Option<f64> {
     let metrics = server.metrics().await.ok()?;
-    metrics.iter().find(|s| s.name == "process_resident_memory_bytes").map(|s| s.value)
+    let all = metrics.iter().find(|sample| sample.name == "process_resident_memory_bytes")?;
+    let is_arena = |sample: &&Sample| {
+        sample.name == "keepwell_memory_bytes" && sample.label("component") == Some("kv_cache")
+    };
+    Some(all.value - metrics.iter().find(is_arena)?.value)
 }
 
 impl Readings {
