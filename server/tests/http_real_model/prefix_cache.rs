@@ -17,7 +17,7 @@ fn a_prefix_seen_before_comes_from_the_cache_and_sooner() {
     let server = Server::with_memory("256MiB");
     for budget in [1.0, 0.28] {
         let ask = |question: &str, salt: &str| {
-            let prompt = format!("{}\n\n{question}", alice(1400));
+            let prompt = format!("{}\n\n{question}", alice(700).repeat(2));
             let kv_cache = json!({"budget": budget});
             let extra = json!({"kv_cache": kv_cache, "cache_salt": salt, "logprobs": 5});
             let started = Instant::now();
