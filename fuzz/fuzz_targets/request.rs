@@ -118,6 +118,7 @@ fn engine() -> Result<EngineHandle> {
         protection: Protection::default(),
         calibration: Default::default(),
         on_panic: Default::default(),
+        prefix_cache: true,
     };
     Ok(Engine::spawn(model, backend, options)?.0)
 }
