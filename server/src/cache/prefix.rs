@@ -147,18 +147,19 @@ impl PrefixIndex {
         tokens.chunks_exact(block_len).map_while(step).collect()
     }
 
-    /// The longest snapshot of a prefix of `tokens` that `accepts` its contents, and its length.
+    /// The longest snapshot of a prefix of `tokens` whose length and contents `accepts` wants; its
+    /// length.
     pub fn longest_snapshot(
         &self,
         salt: Salt,
         recipe: &Recipe,
         tokens: &[u32],
-        accepts: impl Fn(&Contents) -> bool,
+        accepts: impl Fn(usize, &Contents) -> bool,
     ) -> Option<(NodeId, usize)> {
         let by_len = self.families.get(&salt)?.snapshots.get(recipe)?;
         let of_len = |(len, snapshots): (&usize, &ByTokens)| {
             let id = *snapshots.get(&tokens[..*len])?;
-            accepts(self.contents(id)).then_some((id, *len))
+            accepts(*len, self.contents(id)).then_some((id, *len))
         };
         by_len.range(..=tokens.len()).rev().find_map(of_len)
     }

@@ -3,7 +3,7 @@
 use keepwell_kernels::Scoring;
 
 use super::{
-    UserId,
+    Chunks, UserId,
     sharing::{Purity, Sharing},
 };
 use crate::{
@@ -46,8 +46,7 @@ pub struct Sequence {
     pub num_preemptions: usize,
     /// What was set aside for it when it was admitted.
     pub reserve: Reserve,
-    /// Compress events of a prefill come at multiples of so many tokens, and at its end: wherever it
-    /// began, and whatever else a step computes.
+    /// Tokens between two compress events of a prefill at most: see [`Chunks`].
     pub chunk_len: usize,
     pub sharing: Sharing,
 }
@@ -144,19 +143,19 @@ impl Sequence {
         self.sharing.start_anew();
     }
 
-    /// Where the next compress event of a prefill comes.
-    pub fn chunk_end(&self) -> usize {
-        let end = self.chunk_start().saturating_add(self.chunk_len);
-        end.min(self.tokens.len())
+    /// Where the compress events of its prefill come.
+    pub fn chunks(&self) -> Chunks {
+        Chunks { chunk_len: self.chunk_len, total: self.tokens.len() }
     }
 
-    fn chunk_start(&self) -> usize {
-        self.table.len() / self.chunk_len * self.chunk_len
+    /// Where the next of them comes.
+    fn chunk_end(&self) -> usize {
+        self.chunks().end(self.table.len())
     }
 
     /// The last tokens of the present chunk that are computed in one step.
     fn num_last(&self) -> usize {
-        self.tokens_together().min(self.chunk_end() - self.chunk_start())
+        self.tokens_together().min(self.chunk_end() - self.chunks().start(self.table.len()))
     }
 
     /// Tokens that a chunk ends with in one step: the queries that are scored, and two at least, for

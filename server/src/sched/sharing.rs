@@ -3,8 +3,8 @@
 //! A sequence that is never compressed shares its pages as they are. One that may be takes and leaves copies:
 //! of blocks that its chunk found computed, and of snapshots between chunks. What it leaves is a
 //! function of tokens and recipe alone, because
-//! - chunks end at multiples of their length, and the queries scored at a chunk's end come in one
-//!   step ([`Sequence::part`]);
+//! - chunks end where the tokens say ([`super::Chunks`]), whatever else a step computes, and the
+//!   queries scored at a chunk's end come in one step ([`Sequence::part`]);
 //! - events within a prompt count with a rounded length of it ([`Sequence::prefilled_len`]); what
 //!   that costs, a sixteenth of the bytes at most, is given back by the event at the prompt's end;
 //! - no snapshot reaches into the protected end of the prompt, nor into generated tokens: those
@@ -82,7 +82,7 @@ impl Sequence {
     fn last_snapshot(&self, demand: &Demand) -> usize {
         // An event with one token to come is an event of a decoding sequence.
         let most = self.prompt_len.saturating_sub(demand.protection.prompt_end);
-        most.min(self.tokens.len().saturating_sub(2)) / self.chunk_len * self.chunk_len
+        self.chunks().start(most.min(self.tokens.len().saturating_sub(2)))
     }
 
     /// Whether the event at `end` leaves a snapshot: the last two do, which prompts that end
@@ -105,14 +105,14 @@ impl Sequence {
         if !self.is_scored() {
             return last;
         }
-        let end = start.saturating_add(self.chunk_len).min(self.tokens.len());
+        let end = self.chunks().end(start);
         end.saturating_sub(self.tokens_together()).max(start)
     }
 
     /// Exact K and V that it leaves.
     fn exact_len(&self) -> usize {
         match self.is_scored() {
-            true => self.prompt_len.min(self.chunk_len),
+            true => self.prompt_len.min(self.chunks().end(0)),
             false => self.tokens.len(),
         }
     }
@@ -142,7 +142,9 @@ fn known_snapshot(
     }
     let tokens = &seq.tokens[..seq.last_snapshot(demand)];
     let max_pages = seq.prefill_limit(demand);
-    let find = |limit, accepts: &dyn Fn(&Contents) -> bool| {
+    let chunks = seq.chunks();
+    let find = |limit, fits: &dyn Fn(&Contents) -> bool| {
+        let accepts = |len, contents: &Contents| chunks.is_start(len) && fits(contents);
         ledger.prefixes().longest_snapshot(salt, &seq.recipe(limit), tokens, accepts)
     };
     let compressed = find(Some(max_pages), &|_| true);
@@ -211,7 +213,7 @@ fn leave_blocks(
     demand: &Demand,
     ledger: &mut Ledger,
 ) -> Option<Vec<Move>> {
-    let start = entry.start / seq.chunk_len * seq.chunk_len;
+    let start = seq.chunks().start(entry.start);
     let end = seq.prompt_len.min(entry.start + entry.num_tokens);
     if end <= start || !seq.leaves_blocks(start, demand) {
         return None;
@@ -246,7 +248,7 @@ pub fn leave_snapshot(
     ledger: &mut Ledger,
 ) -> Option<Vec<(PageId, PageId)>> {
     let (salt, end) = (seq.sharing.salt?, seq.table.len());
-    let is_due = end.is_multiple_of(seq.chunk_len) && seq.leaves_snapshot(end, demand);
+    let is_due = seq.chunks().is_start(end) && seq.leaves_snapshot(end, demand);
     let recipe = seq.pure_recipe().filter(|_| is_due)?;
     seq.table.leave_snapshot(salt, recipe, &seq.tokens[..end], ledger)
 }
@@ -291,14 +293,14 @@ fn reach(leader: &Sequence, seq: &Sequence, demand: &Demand) -> usize {
         && leader.recipe(Some(leader.sharing.max_pages))
             == seq.recipe(Some(seq.prefill_limit(demand)));
     let last = match is_alike {
-        true => common.min(seq.last_snapshot(demand)).min(leader.last_snapshot(demand)),
+        true => common.min(seq.last_snapshot(demand)),
         false => 0,
     };
-    let mut ends = (1..=last / seq.chunk_len).rev().map(|nth| nth * seq.chunk_len);
-    match ends.find(|end| leader.leaves_snapshot(*end, demand)) {
-        None => blocks_from(0, leader.exact_len()),
-        Some(start) if leader.leaves_blocks(start, demand) => blocks_from(start, leader.prompt_len),
-        Some(start) => start,
+    let mut ends = seq.chunks().starts_back_from(last).filter(|end| leader.chunks().is_start(*end));
+    match ends.find(|end| *end == 0 || leader.leaves_snapshot(*end, demand)).unwrap_or(0) {
+        0 => blocks_from(0, leader.exact_len()),
+        start if leader.leaves_blocks(start, demand) => blocks_from(start, leader.prompt_len),
+        start => start,
     }
 }
 

@@ -87,7 +87,7 @@ impl World {
             let blocks = index.blocks(seq.salt, None, known, BLOCK);
             seq.table.share(blocks, &mut self.ledger);
         } else {
-            let snapshot = index.longest_snapshot(seq.salt, &seq.recipe(), known, |_| true);
+            let snapshot = index.longest_snapshot(seq.salt, &seq.recipe(), known, |_, _| true);
             let start = snapshot.map_or(0, |(_, len)| len);
             // A chunk's last token is computed: its event is.
             let end = known.len().min(start + CHUNK - 1);
@@ -356,7 +356,7 @@ fn a_snapshot_serves_its_own_recipe_alone() {
     assert!(table.leave_snapshot(none, recipe(Some(6)), &tokens, &mut ledger).is_none(), "known");
     let found = |recipe| {
         let longer = [&tokens[..], &[5, 6]].concat();
-        let found = ledger.prefixes().longest_snapshot(none, &recipe, &longer, |_| true);
+        let found = ledger.prefixes().longest_snapshot(none, &recipe, &longer, |_, _| true);
         found.map(|(_, len)| len)
     };
     assert_eq!(found(recipe(Some(6))), Some(20));
