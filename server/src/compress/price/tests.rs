@@ -1,6 +1,6 @@
-use keepwell_kernels::page::TierInfo;
+use keepwell_kernels::{TIERS, page::TierInfo};
 
-use super::*;
+use super::{head::hull, *};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 fn layout() -> PageLayout {
