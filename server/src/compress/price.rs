@@ -17,6 +17,9 @@ use head::Head;
 /// Tiers that the undecided tokens of one head use at most: each has a page that is partly empty.
 pub const MAX_TIERS: usize = 4;
 const TRIALS: usize = 40;
+/// How far below the price at which all tiers fit the one is looked for at which fewer do.
+const MERGE_OCTAVES: f32 = 4.0;
+const MERGE_TRIALS: usize = 5;
 
 /// Expected distortion of a token of score 1 of one head.
 ///
@@ -121,8 +124,7 @@ pub fn assign_at_price(
     }
     let new = |(index, head): (usize, &Vec<Candidate>)| Head::new(head, prices.head(index), layout);
     let mut market: Vec<_> = heads.par_iter().enumerate().map(new).collect();
-    let (finer, fits) = bisect(&market, max_pages, layout);
-    market.par_iter_mut().for_each(|head| head.merge_tiers(finer, fits, layout));
+    merge_tiers(&mut market, max_pages, layout);
     let (finer, fits) = bisect(&market, max_pages, layout);
     let upgraded = spend_rest(&market, fits, finer, max_pages, layout);
     let decide = |(head, upgraded): (&Head, bool), candidates: &Vec<Candidate>| {
@@ -171,11 +173,54 @@ fn pages(counts: &PerTier<usize>, layout: &PageLayout) -> usize {
 
 /// A price that does not fit and one close above it that does, if any does.
 fn bisect(heads: &[Head], max_pages: usize, layout: &PageLayout) -> (f32, f32) {
-    let (mut low, mut high) = (-100f32, 100f32);
-    for _ in 0..TRIALS {
+    let pages_at = |price| heads.par_iter().map(|h| pages(&h.counts(price), layout)).sum::<usize>();
+    search((-100.0, 100.0), TRIALS, |price| pages_at(price) <= max_pages)
+}
+
+/// Each head gives up tiers, at the lowest price at which what is then left fits. That is below the
+/// price at which all tiers together fit: a tier that is given up saves the page that was partly
+/// empty besides. At that price too many would be given up, and tokens in them evicted for nothing.
+fn merge_tiers(heads: &mut [Head], max_pages: usize, layout: &PageLayout) {
+    let merge = |heads: &mut [Head], price| -> Vec<usize> {
+        let merged = |head: &mut Head| {
+            head.merge_tiers(price, layout);
+            pages(&head.counts(price), layout)
+        };
+        heads.par_iter_mut().map(merged).collect()
+    };
+    let highest = bisect(heads, max_pages, layout).1.log2();
+    let (finer, fits) = search((highest - MERGE_OCTAVES, highest), MERGE_TRIALS, |price| {
+        merge(heads, price).iter().sum::<usize>() <= max_pages
+    });
+    let finer_pages = merge(heads, finer);
+    let upgraded = upgrade(&merge(heads, fits), &finer_pages, max_pages);
+    let heads = heads.par_iter_mut().zip(upgraded).filter(|(_, upgraded)| *upgraded);
+    heads.for_each(|(head, _)| head.merge_tiers(finer, layout));
+}
+
+/// Which heads may have their finer choice, taken one after the other.
+fn upgrade(fits: &[usize], finer: &[usize], max_pages: usize) -> Vec<bool> {
+    let mut used: usize = fits.iter().sum();
+    let upgraded = |(fits, finer): (&usize, &usize)| {
+        let upgraded = used - fits + finer <= max_pages;
+        if upgraded {
+            used = used - fits + finer;
+        }
+        upgraded
+    };
+    fits.iter().zip(finer).map(upgraded).collect()
+}
+
+/// The price below which `fits` does not hold and the one above it, each tried or an end of the range:
+/// of logarithms.
+fn search(
+    (mut low, mut high): (f32, f32),
+    trials: usize,
+    mut fits: impl FnMut(f32) -> bool,
+) -> (f32, f32) {
+    for _ in 0..trials {
         let middle = 0.5 * (low + high);
-        let total: usize = heads.par_iter().map(|h| pages(&h.counts(middle.exp2()), layout)).sum();
-        if total <= max_pages { high = middle } else { low = middle }
+        if fits(middle.exp2()) { high = middle } else { low = middle }
     }
     (low.exp2(), high.exp2())
 }
@@ -189,19 +234,9 @@ fn spend_rest(
     max_pages: usize,
     layout: &PageLayout,
 ) -> Vec<bool> {
-    let pages = |head: &Head, price| pages(&head.counts(price), layout);
-    let costs: Vec<_> = heads.iter().map(|h| (pages(h, fits), pages(h, finer))).collect();
-    let mut used: usize = costs.iter().map(|(fits, _)| fits).sum();
-    costs
-        .iter()
-        .map(|(fits, finer)| {
-            let upgraded = used - fits + finer <= max_pages;
-            if upgraded {
-                used = used - fits + finer;
-            }
-            upgraded
-        })
-        .collect()
+    let pages_at =
+        |price| -> Vec<_> { heads.iter().map(|head| pages(&head.counts(price), layout)).collect() };
+    upgrade(&pages_at(fits), &pages_at(finer), max_pages)
 }
 
 #[cfg(test)]

@@ -7,10 +7,15 @@ use keepwell_kernels::{PageLayout, PerTier, TIERS, Tier};
 use super::{Candidate, HeadPrices, MAX_TIERS, pages};
 use crate::cache::Assignment;
 
+/// Factor from a price to one slightly lower.
+const SLIGHTLY: f32 = 0.99;
+/// The share of what an evicted token loses from which on coarser tiers lose hardly more.
+const KNEE: f32 = 0.95;
+
 /// One of the things a token may become, `None` evicts it.
 #[derive(Clone, Copy, Debug)]
-struct Choice {
-    tier: Assignment,
+pub(super) struct Choice {
+    pub(super) tier: Assignment,
     bytes: f32,
     distortion: f32,
     /// It wins over its coarser neighbour from this `score / price` on.
@@ -22,12 +27,9 @@ struct Choice {
 pub(super) struct Hull(Vec<Choice>);
 
 impl Hull {
-    fn new(mut choices: Vec<Choice>) -> Self {
-        // Fewest bytes first; of equal bytes the least distortion, to which the others then lose.
-        choices.sort_by(|a, b| {
-            a.bytes.total_cmp(&b.bytes).then(a.distortion.total_cmp(&b.distortion))
-        });
-        let mut hull: Vec<Choice> = Vec::with_capacity(choices.len());
+    /// Of choices in the order of [`choices`].
+    pub(super) fn new(choices: impl Iterator<Item = Choice>) -> Self {
+        let mut hull: Vec<Choice> = Vec::new();
         for mut choice in choices {
             if hull.last().is_some_and(|last| choice.distortion >= last.distortion) {
                 continue;
@@ -58,11 +60,12 @@ struct Group {
     scores: Vec<f32>,
     /// Of the scores before each, and of all.
     sums: Vec<f64>,
+    choices: Vec<Choice>,
     hull: Hull,
 }
 
 impl Group {
-    fn new(tier: Tier, mut scores: Vec<f32>, hull: Hull) -> Self {
+    fn new(tier: Tier, mut scores: Vec<f32>, choices: Vec<Choice>) -> Self {
         scores.sort_unstable_by(f32::total_cmp);
         let add = |sum: &mut f64, score: &f32| {
             let before = *sum;
@@ -71,7 +74,14 @@ impl Group {
         };
         let mut sums: Vec<f64> = scores.iter().scan(0.0, add).collect();
         sums.push(scores.iter().map(|s| f64::from(*s)).sum());
-        Self { tier, scores, sums, hull }
+        let hull = Hull::new(choices.iter().copied());
+        Self { tier, scores, sums, choices, hull }
+    }
+
+    /// Leaves some tiers and eviction to choose from.
+    fn allow(&mut self, allowed: impl Fn(Tier) -> bool) {
+        let choices = self.choices.iter().copied();
+        self.hull = Hull::new(choices.filter(|choice| choice.tier.is_none_or(&allowed)));
     }
 
     /// Ranges of `scores` with what they become at a price.
@@ -89,18 +99,13 @@ impl Group {
 
 /// One head's tokens, ready to be priced.
 #[derive(Debug)]
-pub(super) struct Head<'a> {
-    prices: &'a HeadPrices,
+pub(super) struct Head {
     fixed: PerTier<usize>,
     groups: Vec<Group>,
 }
 
-impl<'a> Head<'a> {
-    pub(super) fn new(
-        candidates: &[Candidate],
-        prices: &'a HeadPrices,
-        layout: &PageLayout,
-    ) -> Self {
+impl Head {
+    pub(super) fn new(candidates: &[Candidate], prices: &HeadPrices, layout: &PageLayout) -> Self {
         let mut fixed = PerTier::default();
         let mut scores = PerTier::<Vec<f32>>::default();
         for candidate in candidates {
@@ -109,13 +114,12 @@ impl<'a> Head<'a> {
                 None => scores[candidate.tier].push(sane(candidate.score)),
             }
         }
-        let all = |_: Tier| true;
         let groups = TIERS.iter().map(|info| info.tier).filter_map(|tier| {
             let scores = std::mem::take(&mut scores[tier]);
-            let hull = || hull(prices, tier, layout, all);
-            (!scores.is_empty()).then(|| Group::new(tier, scores, hull()))
+            let choices = || choices(prices, tier, layout);
+            (!scores.is_empty()).then(|| Group::new(tier, scores, choices()))
         });
-        Self { prices, fixed, groups: groups.collect() }
+        Self { fixed, groups: groups.collect() }
     }
 
     pub(super) fn counts(&self, price: f32) -> PerTier<usize> {
@@ -146,10 +150,13 @@ impl<'a> Head<'a> {
     /// Gives up tiers as long as the pages that saves are worth more than what it loses, and until no
     /// more than [`MAX_TIERS`] are left.
     ///
-    /// Those of a finer price that does not quite fit stay in the choice: [`spend_rest`] needs them.
-    pub(super) fn merge_tiers(&mut self, finer: f32, price: f32, layout: &PageLayout) {
+    /// Those of a slightly lower price stay in the choice: where equal scores go to one side of the
+    /// price together, what that leaves is spent on them.
+    pub(super) fn merge_tiers(&mut self, price: f32, layout: &PageLayout) {
+        self.allow(|_| true);
         let mut used = self.used(price);
-        let more: Vec<_> = self.used(finer).into_iter().filter(|t| !used.contains(t)).collect();
+        let more: Vec<_> =
+            self.used(SLIGHTLY * price).into_iter().filter(|t| !used.contains(t)).collect();
         used.extend(more);
         let mut cost = self.restrict(&used, price, layout);
         while used.len() > 1 {
@@ -189,10 +196,12 @@ impl<'a> Head<'a> {
 
     /// Leaves these tiers and eviction to choose from; returns what that costs.
     fn restrict(&mut self, tiers: &[Tier], price: f32, layout: &PageLayout) -> f32 {
-        for group in &mut self.groups {
-            group.hull = hull(self.prices, group.tier, layout, |tier| tiers.contains(&tier));
-        }
+        self.allow(|tier| tiers.contains(&tier));
         self.cost(price, layout)
+    }
+
+    fn allow(&mut self, allowed: impl Fn(Tier) -> bool) {
+        self.groups.iter_mut().for_each(|group| group.allow(&allowed));
     }
 }
 
@@ -201,25 +210,29 @@ fn sane(score: f32) -> f32 {
     if score > 0.0 { score.min(1e30) } else { 0.0 }
 }
 
-/// What a token in `current` may become, of the tiers that are allowed: nothing larger, and what is
-/// lost already stays lost.
-pub(super) fn hull(
-    prices: &HeadPrices,
-    current: Tier,
-    layout: &PageLayout,
-    allowed: impl Fn(Tier) -> bool,
-) -> Hull {
+/// What a token loses in a tier: never as much as evicted, and never as little as in a finer one. As
+/// long as there is room, it is neither coarsened nor evicted.
+fn bounded(lost: f32, evicted: f32) -> f32 {
+    let knee = KNEE * evicted;
+    if lost <= knee { lost } else { evicted - (evicted - knee) * knee / lost }
+}
+
+/// What a token in `current` may become: nothing larger, and what is lost already stays lost. Fewest
+/// bytes first; of equal bytes the least distortion, to which the others lose.
+pub(super) fn choices(prices: &HeadPrices, current: Tier, layout: &PageLayout) -> Vec<Choice> {
     let largest = layout.token_bytes(current);
     let lost = |tier: Tier| {
         prices.key[tier].max(prices.key[current]) + prices.value[tier].max(prices.value[current])
     };
     let evicted = Choice { tier: None, bytes: 0.0, distortion: prices.evicted, from: 0.0 };
-    let tiers = TIERS.iter().map(|info| info.tier).filter(|tier| allowed(*tier));
+    let tiers = TIERS.iter().map(|info| info.tier);
     let kept = tiers.filter(|tier| layout.token_bytes(*tier) <= largest).map(|tier| Choice {
         tier: Some(tier),
         bytes: layout.token_bytes(tier) as f32,
-        distortion: lost(tier).min(prices.evicted),
+        distortion: bounded(lost(tier), prices.evicted),
         from: 0.0,
     });
-    Hull::new(kept.chain([evicted]).collect())
+    let mut choices: Vec<_> = kept.chain([evicted]).collect();
+    choices.sort_by(|a, b| a.bytes.total_cmp(&b.bytes).then(a.distortion.total_cmp(&b.distortion)));
+    choices
 }

@@ -1,6 +1,9 @@
 use keepwell_kernels::{TIERS, page::TierInfo};
 
-use super::{head::hull, *};
+use super::{
+    head::{Hull, choices},
+    *,
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 fn layout() -> PageLayout {
@@ -44,10 +47,12 @@ fn the_pages_never_exceed_the_limit_in_a_thousand_random_worlds() {
         let num_heads = rng.random_range(1..6);
         let heads: Vec<Vec<Candidate>> = (0..num_heads)
             .map(|_| {
+                let tiers: [Tier; 6] =
+                    rng.random::<[u8; 6]>().map(|n| TIERS[usize::from(n) % TIERS.len()].tier);
                 (0..rng.random_range(0..200))
                     .map(|_| Candidate {
                         score: rng.random_range(-20f32..20.0).exp2(),
-                        tier: TIERS[rng.random_range(0..TIERS.len())].tier,
+                        tier: tiers[rng.random_range(0..tiers.len())],
                         fixed: rng.random_bool(0.05).then_some(Tier::K4V4),
                     })
                     .collect()
@@ -83,7 +88,8 @@ fn no_assignment_of_as_few_bytes_loses_less_in_tiny_worlds() {
         };
         let total = |assigned: &[Assignment]| assigned.iter().map(|a| bytes(*a)).sum::<usize>();
         let price = rng.random_range(-18f32..2.0).exp2();
-        let hull = hull(prices, Tier::F16, &layout(), |tier| OPTIONS.contains(&Some(tier)));
+        let choices = choices(prices, Tier::F16, &layout()).into_iter();
+        let hull = Hull::new(choices.filter(|choice| OPTIONS.contains(&choice.tier)));
         let ours: Vec<_> = scores.iter().map(|s| hull.choose(*s, price)).collect();
         let best = (0..5usize.pow(6))
             .map(|code| -> Vec<_> { (0..6).map(|i| OPTIONS[code / 5usize.pow(i) % 5]).collect() })
@@ -126,6 +132,37 @@ fn a_head_whose_keys_matter_more_than_its_values_gets_finer_keys() {
     };
     assert!(size(0, |t| t.key) > size(0, |t| t.value));
     assert!(size(1, |t| t.value) > size(1, |t| t.key));
+}
+
+/// Tokens of ten heads that an event brought down to `max_pages` before the prompt was at its end.
+fn compressed_once(max_pages: usize, prices: &Prices) -> Vec<Vec<Candidate>> {
+    let mut rng = StdRng::seed_from_u64(4);
+    let mut score = || rng.random_range(-6f32..6.0).exp2();
+    let heads: Vec<_> = (0..10).map(|_| candidates((0..600).map(|_| score()))).collect();
+    let assigned = assign(&heads, max_pages, &prices.reluctant(), &layout());
+    let again = |(candidates, tiers): (&Vec<Candidate>, &Vec<Assignment>)| {
+        let kept = candidates.iter().zip(tiers);
+        let now = |(c, tier): (&Candidate, &Assignment)| Some(Candidate { tier: (*tier)?, ..*c });
+        kept.filter_map(now).collect()
+    };
+    heads.iter().zip(&assigned).map(again).collect()
+}
+
+#[test]
+fn a_second_event_frees_no_more_than_it_has_to() {
+    // In a coarse tier a token is hardly worth more than an evicted one.
+    for evicted in [0.1, 0.3, 1.0, 30.0] {
+        let cheap = HeadPrices { evicted, ..Prices::default().head(0).clone() };
+        let prices = Prices::new(vec![cheap]);
+        let heads = compressed_once(130, &prices);
+        for max_pages in [128, 120, 100, 70] {
+            let held = held_pages(&assign(&heads, max_pages, &prices, &layout()));
+            assert!(
+                (max_pages - 5..=max_pages).contains(&held),
+                "{held} of {max_pages} at {evicted}"
+            );
+        }
+    }
 }
 
 #[test]
