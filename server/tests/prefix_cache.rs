@@ -33,15 +33,15 @@ fn run(engine: &EngineHandle, request: GenerateRequest) -> (Vec<u32>, Outcome) {
     (tokens.iter().map(|token| token.id).collect(), outcome)
 }
 
-fn num_live(engine: &EngineHandle) -> usize {
-    engine.snapshot().pages.num_live
-}
-
 /// The engine tells of its memory before it waits for the next request.
 fn await_idle(engine: &EngineHandle) {
+    await_true(|| engine.snapshot().pages.num_live == 0);
+}
+
+fn await_true(is_so: impl Fn() -> bool) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while num_live(engine) > 0 {
-        assert!(std::time::Instant::now() < deadline, "{} pages stay live", num_live(engine));
+    while !is_so() {
+        assert!(std::time::Instant::now() < deadline, "it does not come to be so");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
@@ -170,9 +170,9 @@ fn cached_pages_make_way_for_whoever_needs_them() {
     for seed in 3..9 {
         let (_, outcome) = run(&engine, shared(&prompt(500, seed), 60, 1.0));
         assert_eq!((outcome.num_generated_tokens, outcome.num_cached_tokens), (60, 0));
-        await_idle(&engine);
-        let pages = engine.snapshot().pages.clone();
-        assert!(pages.num_cached > 0 && pages.num_cached <= info.num_pages);
+        let pages = || engine.snapshot().pages.clone();
+        await_true(|| pages().num_live == 0 && pages().num_cached > 0);
+        assert!(pages().num_cached <= info.num_pages);
     }
     assert_eq!(engine.snapshot().num_preemptions, 0);
     assert!(run(&engine, shared(&prompt(500, 8), 2, 1.0)).1.num_cached_tokens > 400);

@@ -254,6 +254,19 @@ fn text(len: usize, seed: u64) -> Vec<u32> {
 }
 
 #[test]
+fn a_prompt_does_not_begin_where_only_a_shorter_one_has_an_event() {
+    let longer = Ask::new(&text(150, 1), 0.28);
+    let shorter = Ask::new(&longer.tokens[..106], 0.28);
+    let mut world = World::new(1000);
+    world.answer(0, &shorter);
+    let (_, num_computed) = world.answer(1, &shorter);
+    assert!(num_computed < 106 - 72 + shorter.max_tokens, "its chunk was cut at 72");
+    let (answer, num_computed) = world.answer(2, &longer);
+    assert_eq!(answer, alone(&longer));
+    assert!(num_computed < 150 - 48 + longer.max_tokens, "the event at 48 is one of both");
+}
+
+#[test]
 fn a_hit_gives_the_tokens_of_a_miss_and_computes_less() {
     let document = text(200, 1);
     for (budget, most) in [(1.0, 8), (0.28, 48), (0.6, 48)] {
