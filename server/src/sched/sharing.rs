@@ -12,7 +12,7 @@
 
 use keepwell_kernels::{Move, PageId, Tier};
 
-use super::{Demand, Entry, Sequence};
+use super::{Chunks, Demand, Entry, Sequence};
 use crate::cache::{Contents, Copies, Hit, Ledger, NodeId, Recipe, Salt};
 
 /// Tokens worth waiting for while another sequence computes them: a step has costs of its own.
@@ -213,7 +213,9 @@ fn leave_blocks(
     demand: &Demand,
     ledger: &mut Ledger,
 ) -> Option<Vec<Move>> {
-    let start = seq.chunks().start(entry.start);
+    // As it was before the entry's sample made the tokens one more.
+    let total = if entry.samples { entry.start + entry.num_tokens } else { seq.tokens.len() };
+    let start = Chunks { total, ..seq.chunks() }.start(entry.start);
     let end = seq.prompt_len.min(entry.start + entry.num_tokens);
     if end <= start || !seq.leaves_blocks(start, demand) {
         return None;

@@ -267,6 +267,20 @@ fn a_prompt_does_not_begin_where_only_a_shorter_one_has_an_event() {
 }
 
 #[test]
+fn a_chunk_leaves_its_blocks_where_it_began_whatever_comes_after_it() {
+    // With the answer's first token, 71 become 72: too many for a cut at 24.
+    let tokens = text(150, 1);
+    let mut world = World::new(1000);
+    world.answer(0, &Ask::new(&tokens, 0.28));
+    let shorter = Ask::new(&tokens[..71], 0.28);
+    assert_eq!(world.answer(1, &shorter).0, alone(&shorter));
+    let others = [&tokens[..72], &text(70, 2)[..]].concat();
+    for ask in [shorter, Ask::new(&tokens, 0.28), Ask::new(&others, 0.28)] {
+        assert_eq!(world.answer(ask.tokens.len() as u64, &ask).0, alone(&ask));
+    }
+}
+
+#[test]
 fn a_hit_gives_the_tokens_of_a_miss_and_computes_less() {
     let document = text(200, 1);
     for (budget, most) in [(1.0, 8), (0.28, 48), (0.6, 48)] {
