@@ -217,6 +217,15 @@ impl PrefixIndex {
         node.num_holders == 1
     }
 
+    /// The node and all that it is below of, which stay as long as it does.
+    pub fn lineage(&self, id: NodeId) -> Vec<NodeId> {
+        let parent = |id: &NodeId| match self.node(*id).place {
+            Place::Block { parent, .. } => parent,
+            Place::Snapshot { .. } => None,
+        };
+        std::iter::successors(Some(id), parent).collect()
+    }
+
     /// One sequence less. Tells whether it was the last one.
     pub fn let_go(&mut self, id: NodeId) -> bool {
         let node = self.node_mut(id);

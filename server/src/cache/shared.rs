@@ -176,9 +176,11 @@ impl Ledger {
         tokens: &[u32],
         writes: impl ExactSizeIterator<Item = &'a [Write]>,
     ) -> Option<(NodeId, Vec<Move>)> {
-        let held = parent.inspect(|parent| self.hold(*parent));
+        // None of them can make way for the block, nor counts as if it could.
+        let held = parent.map(|parent| self.prefixes().lineage(parent)).unwrap_or_default();
+        held.iter().for_each(|id| self.hold(*id));
         let left = self.leave_below(salt, parent, tokens, writes);
-        held.into_iter().for_each(|parent| self.let_go(parent));
+        held.iter().rev().for_each(|id| self.let_go(*id));
         left
     }
 

@@ -366,6 +366,22 @@ fn a_snapshot_serves_its_own_recipe_alone() {
 }
 
 #[test]
+fn a_block_is_not_left_where_only_what_it_hangs_on_could_make_way() {
+    let mut ledger = Ledger::new(PageLayout::new(64), 5 * NUM_HEADS);
+    let (none, capacity) = (salt(""), ledger.layout().capacity(Tier::F16));
+    let tokens: Vec<u32> = (0..capacity as u32).collect();
+    let mut table = PageTable::new(NUM_HEADS);
+    let writes = table.append(capacity, &mut ledger);
+    let mut parent = None;
+    for num_left in 0..6 {
+        let left = ledger.leave_block(none, parent, &tokens, writes.iter().map(Vec::as_slice));
+        assert_eq!(left.is_some(), num_left < 4, "{num_left} blocks hang on each other");
+        parent = left.map_or(parent, |(id, _)| Some(id));
+        ledger.check([&table]);
+    }
+}
+
+#[test]
 fn what_is_copied_is_not_reclaimed_for_its_copies() {
     let mut ledger = Ledger::new(PageLayout::new(64), 5 * NUM_HEADS);
     let (none, tokens) = (salt(""), vec![1; 24]);
