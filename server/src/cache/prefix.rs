@@ -217,7 +217,7 @@ impl PrefixIndex {
         node.num_holders == 1
     }
 
-    /// The node and all that it is below of, which stay as long as it does.
+    /// The node and all above it, which stay as long as it does.
     pub fn lineage(&self, id: NodeId) -> Vec<NodeId> {
         let parent = |id: &NodeId| match self.node(*id).place {
             Place::Block { parent, .. } => parent,
