@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn runs_of_pages_hold_enough_tokens_for_a_block_but_the_last() {
         assert!(runs(std::iter::empty()).is_empty());
-        assert_eq!(runs([3].into_iter()), [0..1]);
+        assert_eq!(runs([3].into_iter()), std::slice::from_ref(&(0..1)));
         assert_eq!(runs([64, 64, 200, 8].into_iter()), [0..2, 2..3, 3..4]);
     }
 }
