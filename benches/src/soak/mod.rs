@@ -20,9 +20,6 @@ use self::memory::Memory;
 use self::mix::{KINDS, Kind};
 use self::reference::Reference;
 
-/// Share of the time in which memory may still grow: pools reach their size. More of a short time.
-const WARM_UP: f64 = 0.25;
-const LEAST_WARM_UP: f64 = 30.0;
 /// How long the server may take to be at rest after its last request.
 const PATIENCE: Duration = Duration::from_secs(30);
 const SHOWN_FAULTS: usize = 10;
@@ -38,11 +35,13 @@ pub struct Arguments {
     /// Seconds of load
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(10..))]
     time: u64,
+    /// Seconds of the same load before them, in which memory may grow: buffers reach their size
+    #[arg(long, default_value_t = 60)]
+    warm_up: u64,
     /// Clients at a time
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
     clients: u32,
-    /// Growth of the resident memory, apart from the arena, that is allowed after the warm-up, in
-    /// percent
+    /// Growth of the resident memory, apart from the arena, that is allowed over the time, in percent
     #[arg(long, default_value_t = 5.0)]
     max_growth: f64,
     #[arg(long, default_value_t = 1)]
@@ -56,6 +55,21 @@ struct Tally {
     faults: Vec<String>,
 }
 
+impl Tally {
+    fn add(&mut self, other: Self) {
+        for (kind, num) in other.num_asked {
+            *self.num_asked.entry(kind).or_default() += num;
+        }
+        self.faults.extend(other.faults);
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Phase {
+    WarmUp,
+    Watched,
+}
+
 pub fn run(arguments: &Arguments) -> Result<()> {
     tokio::runtime::Runtime::new()?.block_on(soak(arguments))
 }
@@ -64,16 +78,17 @@ async fn soak(arguments: &Arguments) -> Result<()> {
     let server = Arc::new(Server::new(&arguments.url, arguments.api_key.clone())?);
     let reference = Arc::new(Reference::record(&server).await?);
     println!("{} answers recorded, each alone, greedy and without ties", reference.len());
+    let mut tally = Tally::default();
+    tally.add(load(arguments, Phase::WarmUp, &server, &reference).await?);
     let memory = Memory::watch(server.clone());
-    let tally = load(arguments, &server, &reference).await?;
+    tally.add(load(arguments, Phase::Watched, &server, &reference).await?);
     let at_rest = at_rest(&server).await;
     let again = reference.check(&server).await;
     let memory = memory.end().await;
     for (kind, num) in &tally.num_asked {
         println!("{num:>8} {kind}");
     }
-    let warm_up = (LEAST_WARM_UP / arguments.time as f64).clamp(WARM_UP, 2.0 * WARM_UP);
-    let growth = memory.growth(warm_up).context("the server tells nothing of its memory")?;
+    let growth = memory.growth().context("the server tells nothing of its memory")?;
     println!("resident memory apart from the arena {memory}: {growth:+.1} % after the warm-up");
     for fault in tally.faults.iter().take(SHOWN_FAULTS) {
         println!("WRONG {fault}");
@@ -86,16 +101,22 @@ async fn soak(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Clients that ask one request after the other, of random kinds, until the time is up.
+/// Clients that ask one request after the other, of random kinds, until the phase's time is up.
 async fn load(
     arguments: &Arguments,
+    phase: Phase,
     server: &Arc<Server>,
     reference: &Arc<Reference>,
 ) -> Result<Tally> {
-    let end = Instant::now() + Duration::from_secs(arguments.time);
+    let seconds = match phase {
+        Phase::WarmUp => arguments.warm_up,
+        Phase::Watched => arguments.time,
+    };
+    let end = Instant::now() + Duration::from_secs(seconds);
     let mut clients = JoinSet::new();
     for nth in 0..arguments.clients {
-        let mut rng = StdRng::seed_from_u64(arguments.seed << 32 | u64::from(nth));
+        let stream = (phase as u64) << 16 | u64::from(nth);
+        let mut rng = StdRng::seed_from_u64(arguments.seed << 32 | stream);
         let (server, reference) = (server.clone(), reference.clone());
         clients.spawn(async move {
             let mut tally = Tally::default();
@@ -111,11 +132,7 @@ async fn load(
     }
     let mut sum = Tally::default();
     while let Some(tally) = clients.join_next().await {
-        let tally = tally?;
-        for (kind, num) in tally.num_asked {
-            *sum.num_asked.entry(kind).or_default() += num;
-        }
-        sum.faults.extend(tally.faults);
+        sum.add(tally?);
     }
     Ok(sum)
 }
