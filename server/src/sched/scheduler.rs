@@ -308,26 +308,36 @@ impl Scheduler {
                 step.copies = self.take_copies();
                 return step;
             }
-            // Prefills block each other: the newest gives way.
+            // Prefills block each other: one gives way.
             if self.running.len() == 1 {
                 step.stuck = Some(self.running[0].id);
                 step.copies = self.take_copies();
                 return step;
             }
-            self.preempt(self.running.len() - 1, ledger);
+            let Some(index) = self.least_urgent(|_| true) else { return step };
+            self.preempt(index, ledger);
         }
     }
 
-    /// Where pages are short, the newest gives way of those that run beyond what was set aside for
-    /// them. Without any, memory was counted wrong: then the newest of all, for decoding ones to go on.
+    /// The newest of the least urgent ones.
+    fn least_urgent(&self, may_be: impl Fn(&Sequence) -> bool) -> Option<usize> {
+        let candidates = self.running.iter().enumerate().filter(|(_, seq)| may_be(seq));
+        candidates.max_by_key(|(index, seq)| (seq.priority, *index)).map(|(index, _)| index)
+    }
+
+    /// Where pages are short, the least urgent gives way of those that run beyond what was set aside
+    /// for them. Without any, memory was counted wrong: then the least urgent of all, for decoding
+    /// ones to go on.
     fn make_room(&mut self, ledger: &mut Ledger) {
         while self.running.len() > 1 {
             let is_short = |needed: usize| needed > ledger.num_free();
-            let index = match self.running.iter().rposition(Sequence::is_beyond_reserve) {
-                Some(index) if is_short(self.needed(ledger.num_free(), ledger)) => index,
-                None if is_short(self.needed_to_decode(ledger)) => self.running.len() - 1,
-                _ => return,
+            let beyond = self.least_urgent(Sequence::is_beyond_reserve);
+            let index = match beyond {
+                Some(_) if is_short(self.needed(ledger.num_free(), ledger)) => beyond,
+                None if is_short(self.needed_to_decode(ledger)) => self.least_urgent(|_| true),
+                _ => None,
             };
+            let Some(index) = index else { return };
             self.preempt(index, ledger);
         }
     }

@@ -269,6 +269,21 @@ fn of_those_without_a_limit_the_newest_gives_way_and_still_finishes() {
 }
 
 #[test]
+fn of_those_without_a_limit_the_least_urgent_gives_way() {
+    let mut world = World::new(PAGES_FOR_ENDLESS, 64);
+    let old = world.ask(Ask { priority: 1, ..ENDLESS });
+    while !world.get(old).is_decoding() {
+        world.step();
+    }
+    let urgent = world.ask(ENDLESS);
+    while world.scheduler.num_preemptions() == 0 {
+        world.step();
+    }
+    assert_eq!(world.get(old).num_preemptions, 1);
+    assert_eq!(world.run_dry(2000), [urgent, old]);
+}
+
+#[test]
 fn one_without_a_limit_gives_way_to_one_that_named_it_though_it_is_older() {
     let mut world = World::new(PAGES_FOR_ENDLESS, 64);
     let endless = world.ask(ENDLESS);
