@@ -1,11 +1,7 @@
 //! From a grammar to a constraint, within budgets: grammars come from strangers.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
     time::Duration,
 };
@@ -16,20 +12,23 @@ use llguidance::{
     toktrie::{ApproximateTokEnv, InferenceCapabilities, TokRxInfo, TokTrie},
 };
 
-use super::{Constraint, Grammar, constraint::brief};
+use super::{Constraint, Grammar, constraint::brief, recent::Recent};
 
 /// Bytes of a grammar.
 const MAX_LEN: usize = 256 << 10;
 /// Grammars in the making. One that takes too long cannot be stopped: it keeps its place.
 const MAX_COMPILING: usize = 4;
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a grammar may wait for a place.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Grammars are trees, and are read by recursion.
 const STACK_BYTES: usize = 64 << 20;
 
 /// Turns grammars into constraints on one tokenizer's tokens.
 pub struct Grammars {
     factory: Arc<ParserFactory>,
-    num_compiling: Arc<AtomicUsize>,
+    places: Arc<Places>,
+    recent: Recent,
 }
 
 /// Why a grammar was not taken.
@@ -62,19 +61,33 @@ impl Grammars {
             ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)?;
         *factory.limits_mut() = limits();
         factory.quiet();
-        Ok(Self { factory: Arc::new(factory), num_compiling: Arc::default() })
+        Ok(Self { factory: Arc::new(factory), places: Arc::default(), recent: Recent::default() })
     }
 
-    /// Blocks for up to five seconds.
+    /// Blocks for up to 15 seconds: where others are in the making, it waits for them.
     ///
     /// # Errors
-    /// The grammar is too large, wrong, or takes too long.
+    /// The grammar is too large, wrong, or takes too long, or others do.
     pub fn compile(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
         let len = grammar.len();
         if len > MAX_LEN {
             return Err(GrammarError::TooLarge(len));
         }
-        let place = Place::take(&self.num_compiling).ok_or(GrammarError::Busy)?;
+        if let Some(known) = self.recent.get(grammar) {
+            return Ok(known);
+        }
+        let place = Place::take(&self.places, PATIENCE).ok_or(GrammarError::Busy)?;
+        // Another request may have asked for the same.
+        if let Some(known) = self.recent.get(grammar) {
+            return Ok(known);
+        }
+        let constraint = self.make(grammar, place)?;
+        self.recent.insert(grammar.clone(), &constraint);
+        Ok(constraint)
+    }
+
+    /// On a thread of its own, which holds the place until it ends.
+    fn make(&self, grammar: &Grammar, place: Place) -> Result<Constraint, GrammarError> {
         let (sender, receiver) = mpsc::sync_channel(1);
         let (factory, grammar) = (self.factory.clone(), grammar.clone());
         let compile = move || {
@@ -135,19 +148,60 @@ fn limits() -> ParserLimits {
     }
 }
 
-/// One of the grammars in the making.
-struct Place(Arc<AtomicUsize>);
+/// How many grammars are in the making.
+#[derive(Default)]
+struct Places {
+    num_taken: Mutex<usize>,
+    freed: Condvar,
+}
+
+impl Places {
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.num_taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of them.
+struct Place(Arc<Places>);
 
 impl Place {
-    fn take(num_compiling: &Arc<AtomicUsize>) -> Option<Self> {
-        let more = |num: usize| (num < MAX_COMPILING).then_some(num + 1);
-        num_compiling.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(Self(num_compiling.clone()))
+    /// `None` where all are taken for as long as one waits.
+    fn take(places: &Arc<Places>, patience: Duration) -> Option<Self> {
+        let are_taken = |num_taken: &mut usize| *num_taken >= MAX_COMPILING;
+        let waited = places.freed.wait_timeout_while(places.lock(), patience, are_taken);
+        let (mut num_taken, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return None;
+        }
+        *num_taken += 1;
+        Some(Self(places.clone()))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        *self.0.lock() -= 1;
+        self.0.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_waited_for_and_not_for_ever() {
+        let places = Arc::new(Places::default());
+        let mut taken: Vec<_> =
+            (0..MAX_COMPILING).map(|_| Place::take(&places, Duration::ZERO).unwrap()).collect();
+        assert!(Place::take(&places, Duration::from_millis(10)).is_none());
+        let waiting = {
+            let places = places.clone();
+            thread::spawn(move || Place::take(&places, Duration::from_secs(60)).is_some())
+        };
+        taken.pop();
+        assert!(waiting.join().unwrap());
+        drop(taken);
+        assert_eq!(*places.lock(), 0);
     }
 }

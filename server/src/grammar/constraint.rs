@@ -33,6 +33,11 @@ impl Constraint {
         Self { matcher: Box::new(matcher), num_slow: 0 }
     }
 
+    /// One that has nothing in common with this one: what clones learn about the grammar they share.
+    pub(super) fn unshared(&self) -> Self {
+        Self { matcher: Box::new(self.matcher.deep_clone()), num_slow: 0 }
+    }
+
     pub(super) fn num_slow(&self) -> usize {
         self.num_slow
     }

@@ -6,6 +6,7 @@
 
 mod compile;
 mod constraint;
+mod recent;
 
 pub use compile::{GrammarError, Grammars};
 pub use constraint::{Constraint, Verdict};

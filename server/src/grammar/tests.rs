@@ -198,3 +198,31 @@ fn hostile_grammars_cost_bounded_time_at_every_step() {
         }
     }
 }
+
+#[test]
+fn many_may_ask_for_grammars_at_once() {
+    let grammars = grammars();
+    std::thread::scope(|scope| {
+        let grammars = &grammars;
+        let ask = |nth: usize| {
+            let grammar = Grammar::Regex(format!("[a-c]{{{}}}", nth % 5 + 1));
+            grammars
+                .compile(&grammar)
+                .map(|constraint| accepts(&constraint, &"a".repeat(nth % 5 + 1)))
+        };
+        let asked: Vec<_> = (0..20).map(|nth| scope.spawn(move || ask(nth))).collect();
+        for answer in asked {
+            assert_eq!(answer.join().unwrap(), Ok(true));
+        }
+    });
+}
+
+#[test]
+fn a_grammar_that_was_asked_for_before_begins_anew() {
+    let grammars = grammars();
+    let grammar = Grammar::Regex("abc".into());
+    let mut first = grammars.compile(&grammar).unwrap();
+    first.accept(b'a'.into()).unwrap();
+    let second = grammars.compile(&grammar).unwrap();
+    assert!(accepts(&second, "abc") && !accepts(&second, "bc"));
+}
