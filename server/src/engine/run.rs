@@ -377,6 +377,10 @@ impl Engine {
 
     fn fail(&mut self, id: SeqId, error: EngineError) {
         if let Some((_, stream, _)) = self.retire(id) {
+            if error == EngineError::Corrupted {
+                // Nobody knows since when: its prefix may have it, and would pass it on.
+                self.ledger.forget_cached();
+            }
             self.metrics.failed(&error);
             let _ = stream.events.send(Event::Failed(error));
         }

@@ -1,17 +1,18 @@
 //! A model that computes nonsense, and an engine that panics.
 
-use std::thread;
+use std::{thread, time::Duration};
 
 use serde_json::{Value, json};
 
 use super::{
     Healthy, greedy,
-    server::{COMPLETIONS, Server},
+    server::{COMPLETIONS, Metrics, Server},
     ties::check_same_up_to_ties,
 };
 
 const NAN: u32 = 500;
 const PANIC: u32 = 501;
+const PATIENCE: Duration = Duration::from_secs(30);
 const FAULTS: [&str; 4] = ["--faults", "nan:500,panic:501", "--kv-memory", "32MiB"];
 
 /// A request whose prompt ends with this token.
@@ -49,6 +50,12 @@ fn a_poisoned_request_fails_and_those_beside_it_do_not_notice() {
         }
     });
     assert_eq!(server.metrics().sum("vllm:corrupted_requests_total", ""), 11.0);
+    // What it was computed from is not handed on.
+    server.ok(COMPLETIONS, &bystander(0));
+    let is_cached = |metrics: &Metrics| metrics.sum("keepwell_kv_pages", "state=\"cached\"") > 0.0;
+    server.await_metrics(PATIENCE, is_cached);
+    server.post(COMPLETIONS, &ending_with(NAN));
+    server.await_metrics(PATIENCE, |metrics| !is_cached(metrics));
     healthy.check();
 }
 
