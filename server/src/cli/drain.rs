@@ -19,17 +19,18 @@ const ABORT_GRACE: Duration = Duration::from_secs(5);
 /// How serving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// Every request had its answer, aborted ones included.
+    /// Every request had its answer, aborted ones included, or its time to take it.
     Drained,
-    /// A second signal, a client that did not take its answer, or an engine that died.
+    /// A second signal, or an engine that died.
     Cut,
 }
 
 /// SIGINT and SIGTERM, as they come.
-///
+pub type Signals = mpsc::UnboundedReceiver<()>;
+
 /// # Errors
 /// The handlers cannot be set.
-pub fn signals() -> io::Result<mpsc::UnboundedReceiver<()>> {
+pub fn signals() -> io::Result<Signals> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let (sender, receiver) = mpsc::unbounded_channel();
@@ -58,14 +59,15 @@ pub struct Ending {
 }
 
 /// Serves until the first of `signals`: then is not ready, takes no more connections after the
-/// grace, gives running requests their time, and aborts what runs on after that. A second signal
-/// ends it at once, and so does the end of the engine.
+/// grace, gives running requests their time, and aborts what runs on after that; a client that does
+/// not take its answer even then is cut off. A second signal ends it at once, and so does the end of
+/// the engine.
 pub async fn serve_until(
     listener: TcpListener,
     router: Router,
     limits: ConnectionLimits,
     ending: &Ending,
-    signals: &mut mpsc::UnboundedReceiver<()>,
+    signals: &mut Signals,
 ) -> Ended {
     let (close, mut closing) = watch::channel(false);
     let server = listen::serve(listener, router, limits, async move {
@@ -81,29 +83,40 @@ pub async fn serve_until(
     };
     draining.begin();
     if engine_died {
-        tracing::error!("the engine has ended: so does the server");
-        close.send_replace(true);
-        // Those that it failed hear of it.
-        let _ = tokio::time::timeout(ABORT_GRACE, server).await;
-        return Ended::Cut;
+        return mourn(server, &close).await;
     }
     tracing::info!("shutting down: running requests have {timeout:?} to finish");
+    // An engine that dies may be what ended the last request.
+    let drained = || if engine.is_closed() { Ended::Cut } else { Ended::Drained };
     tokio::select! {
-        () = &mut server => return Ended::Drained,
+        () = &mut server => return drained(),
+        () = engine.closed() => return mourn(server, &close).await,
         () = sleep(*grace) => close.send_replace(true),
         _ = signals.recv() => return Ended::Cut,
     };
     tokio::select! {
-        () = &mut server => return Ended::Drained,
+        () = &mut server => return drained(),
+        () = engine.closed() => return mourn(server, &close).await,
         () = sleep(*timeout) => tracing::warn!("aborting what still runs"),
         _ = signals.recv() => return Ended::Cut,
     }
     engine.shutdown();
     tokio::select! {
         () = &mut server => Ended::Drained,
-        () = sleep(ABORT_GRACE) => Ended::Cut,
+        () = sleep(ABORT_GRACE) => {
+            tracing::warn!("cutting off clients that do not take their answers");
+            Ended::Drained
+        }
         _ = signals.recv() => Ended::Cut,
     }
+}
+
+/// The engine has died; those that it failed hear of it.
+async fn mourn(server: impl Future<Output = ()>, close: &watch::Sender<bool>) -> Ended {
+    tracing::error!("the engine has ended: so does the server");
+    close.send_replace(true);
+    let _ = tokio::time::timeout(ABORT_GRACE, server).await;
+    Ended::Cut
 }
 
 #[cfg(test)]
@@ -238,6 +251,21 @@ mod tests {
         assert_eq!(serving.await.unwrap(), Ended::Drained);
         let answer = answer.await.unwrap();
         assert!(answer.contains(r#""finish_reason":"abort""#) && answer.contains("[DONE]"));
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_dies_while_the_server_drains_is_not_a_good_end() {
+        let script = Script::Hang(ids("hello"));
+        let Served { address, signal, serving, engine } = server(script, LONG).await;
+        let running = request(address);
+        engine.asked().await;
+        signal.send(()).unwrap();
+        while TcpStream::connect(address).is_ok() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        engine.handle.shutdown();
+        assert_eq!(serving.await.unwrap(), Ended::Cut);
+        running.abort();
     }
 
     #[tokio::test]

@@ -12,11 +12,11 @@ use keepwell_models::fetch::served_name;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::args::{ModelArgs, duration};
-use super::drain::{Ended, Ending, serve_until, signals};
+use super::drain::{Ended, Ending, Signals, serve_until, signals};
 use super::limits::LimitArgs;
 use super::listen;
 use super::start::{Started, start};
@@ -78,10 +78,10 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
     metrics::describe();
     let loading = runtime.block_on(Loading::begin(listener.try_clone()?, args))?;
     let started = start(&args.model, name)?;
-    runtime.block_on(loading.end());
+    let signals = runtime.block_on(loading.end())?;
     let summary = started.summary.clone();
     let app = app(args, started, metrics, api_keys)?;
-    let ended = runtime.block_on(serve(args, listener, app, &summary))?;
+    let ended = runtime.block_on(serve(args, listener, app, &summary, signals))?;
     // Tokenizing of a request that nobody waits for may still run.
     runtime.shutdown_background();
     Ok(match ended {
@@ -97,27 +97,50 @@ fn bind(host: &str, port: u16) -> Result<std::net::TcpListener> {
     Ok(listener)
 }
 
-/// What answers on the address while the model loads.
+/// What answers on the address, and to signals, while the model loads.
 struct Loading {
-    end: oneshot::Sender<()>,
+    end: watch::Sender<bool>,
     serving: JoinHandle<()>,
+    heeding: JoinHandle<Signals>,
 }
 
 impl Loading {
     async fn begin(listener: std::net::TcpListener, args: &ServeArgs) -> Result<Self> {
         let listener = TcpListener::from_std(listener)?;
-        let (end, ended) = oneshot::channel();
-        let ended = async move { _ = ended.await };
+        let (end, ended) = watch::channel(false);
         let limits = args.limits.connections();
-        let serving = tokio::spawn(listen::serve(listener, http::loading(), limits, ended));
-        Ok(Self { end, serving })
+        let loaded = has_ended(ended.clone());
+        let serving = tokio::spawn(listen::serve(listener, http::loading(), limits, loaded));
+        let heeding = tokio::spawn(leave_at_a_signal(signals()?, has_ended(ended)));
+        Ok(Self { end, serving, heeding })
     }
 
-    /// Returns when nobody is told any more that the model is loading.
-    async fn end(self) {
-        drop(self.end);
+    /// Returns when nobody is told any more that the model is loading; from now on signals are the
+    /// caller's.
+    ///
+    /// # Errors
+    /// Nobody hears signals any more.
+    async fn end(self) -> Result<Signals> {
+        self.end.send_replace(true);
         // A panic there is no reason not to serve.
         let _ = self.serving.await;
+        Ok(self.heeding.await?)
+    }
+}
+
+async fn has_ended(mut ended: watch::Receiver<bool>) {
+    // A closed channel is an end as well.
+    let _ = ended.wait_for(|ended| *ended).await;
+}
+
+/// Nobody waits for an answer yet: there is nothing to finish, and loading may take minutes.
+async fn leave_at_a_signal(mut signals: Signals, loaded: impl Future<Output = ()>) -> Signals {
+    tokio::select! {
+        _ = signals.recv() => {
+            tracing::info!("shutting down while the model loads");
+            std::process::exit(0)
+        }
+        () = loaded => signals,
     }
 }
 
@@ -149,9 +172,9 @@ async fn serve(
     listener: std::net::TcpListener,
     app: App,
     summary: &str,
+    mut signals: Signals,
 ) -> Result<Ended> {
     let listener = TcpListener::from_std(listener)?;
-    let mut signals = signals()?;
     tokio::spawn(upkeep(app.metrics.clone()));
     let ending = Ending {
         engine: app.engine.clone(),

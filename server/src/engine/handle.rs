@@ -298,6 +298,10 @@ impl EngineHandle {
         self.commands.closed().await;
     }
 
+    pub fn is_closed(&self) -> bool {
+        self.commands.is_closed()
+    }
+
     pub fn shutdown(&self) {
         // Already gone is as good as shut down.
         let _ = self.commands.send(Command::Shutdown);

@@ -56,8 +56,9 @@ impl Engine {
     }
 
     fn give_up(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
-        self.fail_all();
+        // First: who hears of the failure should know that it is the end.
         commands.close();
+        self.fail_all();
         while let Ok(command) = commands.try_recv() {
             if let Command::Generate { events, .. } = command {
                 let _ = events.send(Event::Failed(EngineError::Panicked));
