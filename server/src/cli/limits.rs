@@ -67,7 +67,8 @@ pub struct LimitArgs {
     #[arg(long, env = "KEEPWELL_HEADER_TIMEOUT", default_value = "60s", value_parser = duration)]
     pub header_timeout: Duration,
 
-    /// How long a client may send nothing of a body that is not complete
+    /// How long a client may send nothing of a body that is not complete; all of it may take ten times
+    /// as long
     #[arg(long, env = "KEEPWELL_BODY_TIMEOUT", default_value = "30s", value_parser = duration)]
     pub body_timeout: Duration,
 

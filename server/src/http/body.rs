@@ -1,29 +1,39 @@
 //! From the bytes of a request to a JSON object, and work that may take long.
 
+use std::error::Error;
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value};
+use tower_http::timeout::TimeoutError;
 
+use super::App;
 use super::error::ApiError;
 
 /// Bodies below this parse faster than a hand-over to another thread takes.
 const INLINE_BYTES: usize = 64 << 10;
+/// A whole body may take so many times as long as one of its pieces: a trickle should not hold a place
+/// for ever.
+const MAX_PIECES: u32 = 10;
 
 /// The body of a request: a JSON object.
 pub struct JsonObject(pub Map<String, Value>);
 
-impl<S: Send + Sync> FromRequest<S> for JsonObject {
+impl FromRequest<Arc<App>> for JsonObject {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
             let message = "the request's content-type must be application/json";
             let error = ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message);
             return Err(error.code("unsupported_media_type"));
         }
-        let bytes = Bytes::from_request(request, state).await.map_err(unread)?;
+        let read = Bytes::from_request(request, app);
+        let read = tokio::time::timeout(app.limits.body_timeout * MAX_PIECES, read).await;
+        let bytes = read.map_err(|_elapsed| too_slow())?.map_err(unread)?;
         let object = match bytes.len() {
             ..INLINE_BYTES => parse(&bytes),
             _ => off_worker(move || parse(&bytes)).await,
@@ -35,10 +45,20 @@ impl<S: Send + Sync> FromRequest<S> for JsonObject {
 /// The body did not arrive.
 fn unread(rejection: BytesRejection) -> ApiError {
     let error = ApiError::new(rejection.status(), rejection.body_text());
+    let first: &(dyn Error + 'static) = &rejection;
+    let mut causes = std::iter::successors(Some(first), |error| (*error).source());
+    if causes.any(|cause| cause.is::<TimeoutError>()) {
+        return too_slow();
+    }
     match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => error.code("request_too_large"),
         _ => error.code("incomplete_body"),
     }
+}
+
+fn too_slow() -> ApiError {
+    let message = "the body took too long to arrive";
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, message).code("body_timeout")
 }
 
 /// Runs `work` on a thread where it may block: parsing, templates and tokenizers of large prompts.

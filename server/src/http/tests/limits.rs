@@ -97,6 +97,18 @@ async fn pages_may_read_answers_only_when_their_origin_is_named() {
 }
 
 #[tokio::test]
+async fn pages_may_send_the_headers_that_sdks_add_and_delete_what_is_stored() {
+    let server = Server::changed(says("x"), |app| app.cors_origins = vec!["*".parse().unwrap()]);
+    let mut request = from_page("/v1/responses/id", "OPTIONS");
+    let asked = "authorization,content-type,x-stainless-lang";
+    request.headers_mut().insert("access-control-request-headers", asked.parse().unwrap());
+    let response = server.send(request).await;
+    assert_eq!(response.headers()["access-control-allow-headers"], asked);
+    let methods = response.headers()["access-control-allow-methods"].to_str().unwrap();
+    assert!(methods.contains("DELETE"), "{methods}");
+}
+
+#[tokio::test]
 async fn a_request_counts_until_its_answer_is_sent_and_too_many_are_429() {
     let server = Server::changed(Script::Hang(ids("a")), |app| app.limits.max_requests = 1);
     let stream = server.post(CHAT, chat_body(json!({"stream": true}))).await;
@@ -193,7 +205,20 @@ async fn a_body_that_stalls_is_not_waited_for() {
     });
     let stalled = futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>();
     let (status, error) = error_of(server.send(post(CHAT, Body::from_stream(stalled))).await).await;
-    assert_eq!((status, &error["code"]), (400, &json!("incomplete_body")), "{error}");
+    assert_eq!((status, &error["code"]), (408, &json!("body_timeout")), "{error}");
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_is_not_waited_for_either() {
+    let server = Server::changed(says("x"), |app| {
+        app.limits.body_timeout = Duration::from_millis(30);
+    });
+    let pieces = futures_util::stream::unfold((), |()| async {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        Some((Ok::<_, std::io::Error>(vec![b' ']), ()))
+    });
+    let (status, error) = error_of(server.send(post(CHAT, Body::from_stream(pieces))).await).await;
+    assert_eq!((status, &error["code"]), (408, &json!("body_timeout")), "{error}");
 }
 
 #[tokio::test]
