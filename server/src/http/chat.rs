@@ -6,6 +6,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
 use axum::routing::post;
+use rand::distr::{Alphanumeric, SampleString};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -233,8 +234,9 @@ impl<'a> MessageCall<'a> {
     }
 }
 
-fn call_id() -> String {
-    format!("call_{:032x}", rand::random::<u128>())
+/// Templates of Mistral's models take no other form when the call comes back.
+pub(super) fn call_id() -> String {
+    Alphanumeric.sample_string(&mut rand::rng(), 9)
 }
 
 /// An answer that ends with its calls is waiting for their results.

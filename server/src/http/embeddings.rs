@@ -7,12 +7,12 @@ use axum::routing::post;
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::App;
-use super::answer::{check_num_choices, too_slow};
+use super::answer::too_slow;
 use super::body::{JsonObject, off_worker};
 use super::error::ApiError;
 use super::fields::Fields;
@@ -29,6 +29,8 @@ use super::openapi::{EmbeddingRequest, ErrorEnvelope};
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/v1/embeddings", post(create))
 }
+
+const MOST_AT_A_TIME: usize = 64;
 
 /// What to embed, and how to write it.
 struct Job {
@@ -79,7 +81,6 @@ pub(super) async fn create(
     let preparing = app.clone();
     let mut job = off_worker(move || prepare(&preparing, &body)).await?;
     job.user = caller.or_named(job.user);
-    check_num_choices(job.prompts.len(), app.limits.max_waiting, "input")?;
     let timeout = app.limits.request_timeout;
     let vectors = tokio::time::timeout(timeout, vectors(&app, &job)).await;
     let vectors = vectors.map_err(|_elapsed| too_slow(timeout))??;
@@ -121,7 +122,8 @@ fn word(fields: &Fields, name: &str, words: &[&str]) -> Result<usize, ApiError> 
     })
 }
 
-/// The prompts' vectors. Dropping the future cancels those that run.
+/// The prompts' vectors, some at a time: one request should not fill the queue. Dropping the future
+/// cancels those that run.
 async fn vectors(app: &App, job: &Job) -> Result<Vec<Vec<f32>>, ApiError> {
     let request = |prompt: &Vec<u32>| GenerateRequest {
         prompt: prompt.clone(),
@@ -136,9 +138,10 @@ async fn vectors(app: &App, job: &Job) -> Result<Vec<Vec<f32>>, ApiError> {
         pooling: Some(job.pooling),
         cache_salt: None,
     };
-    let generations: Result<Vec<_>, _> =
-        job.prompts.iter().map(|prompt| app.engine.generate(request(prompt))).collect();
-    try_join_all(generations?.into_iter().map(vector)).await
+    let at_a_time = (app.limits.max_waiting / 4).clamp(1, MOST_AT_A_TIME);
+    let requests: Vec<_> = job.prompts.iter().map(request).collect();
+    let embed = |request| async move { vector(app.engine.generate(request)?).await };
+    stream::iter(requests).map(embed).buffered(at_a_time).try_collect().await
 }
 
 async fn vector(mut generation: Generation) -> Result<Vec<f32>, ApiError> {

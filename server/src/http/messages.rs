@@ -17,11 +17,15 @@ pub fn read(fields: &Fields) -> Result<Vec<Value>, ApiError> {
     messages.iter().enumerate().map(|(i, m)| message(m, &format!("messages[{i}]"))).collect()
 }
 
-/// Other fields pass through: templates may read them.
+/// Other fields pass through: templates may read them. Those that are null are absent: templates
+/// ask whether there are calls, and SDKs send back what they got, nulls and all.
 fn message(value: &Value, path: &str) -> Result<Value, ApiError> {
     let fields = Fields::nested(value, path)?;
     let role = role(&fields)?;
     let mut message = value.clone();
+    if let Value::Object(fields) = &mut message {
+        fields.retain(|_, value| !value.is_null());
+    }
     message["content"] = json!(content(&fields, role)?);
     if let Some(calls) = fields.array("tool_calls")? {
         message["tool_calls"] = json!(tool_calls(calls, &fields.path("tool_calls"))?);
@@ -90,4 +94,18 @@ fn part_text<'a>(part: &'a Value, path: &str) -> Result<&'a str, ApiError> {
     }
     fields.required("text")?;
     Ok(fields.str("text")?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_that_are_null_are_absent_for_the_template() {
+        let said =
+            json!({"role": "assistant", "content": null, "tool_calls": null, "refusal": null});
+        let body = json!({"messages": [said]});
+        let messages = read(&Fields::root(body.as_object().unwrap())).unwrap();
+        assert_eq!(messages, [json!({"role": "assistant", "content": ""})]);
+    }
 }

@@ -9,6 +9,8 @@ use super::fields::{Fields, wrong_type};
 use super::params::token_ids;
 
 const MAX_PROMPTS: usize = 256;
+/// OpenAI's, for texts that are only read.
+const MAX_INPUTS: usize = 2048;
 const EXPECTED: &str = "a string, an array of strings, of token ids, or of arrays of token ids";
 
 pub struct Prompt {
@@ -54,9 +56,10 @@ impl Reader<'_> {
     }
 
     fn list(&self, items: &[Value]) -> Result<Vec<Prompt>, ApiError> {
-        if items.len() > MAX_PROMPTS {
+        let max = if self.max_tokens.is_some() { MAX_PROMPTS } else { MAX_INPUTS };
+        if items.len() > max {
             let name = self.name;
-            let message = format!("`{name}` has {} prompts, {MAX_PROMPTS} at most", items.len());
+            let message = format!("`{name}` has {} prompts, {max} at most", items.len());
             return Err(ApiError::invalid(name, message));
         }
         let prompt = |(i, item): (usize, &Value)| {

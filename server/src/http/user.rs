@@ -21,10 +21,13 @@ pub fn hold_key(request: &mut Request, key: &[u8]) {
 }
 
 /// Who sent the request, if its key tells.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Caller(Option<UserId>);
 
 impl Caller {
+    /// Of a server without keys.
+    pub const UNKNOWN: Self = Self(None);
+
     /// What tells apart whom this salt does not, and holders of other keys.
     pub fn salted(self, salt: Salt) -> Salt {
         let Some(UserId(holder)) = self.0 else { return salt };

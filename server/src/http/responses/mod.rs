@@ -51,7 +51,7 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let stopwatch = Stopwatch::start();
     let preparing = app.clone();
-    let (mut job, making) = off_worker(move || prepare(&preparing, body)).await?;
+    let (mut job, making) = off_worker(move || prepare(&preparing, body, caller)).await?;
     job.params.sent_by(caller);
     let stream = job.params.stream.is_some();
     let (updates, usage) = run(&app, job, making.id(), stopwatch)?;
@@ -63,9 +63,9 @@ pub(super) async fn create(
     whole(&app, updates, making, usage).await
 }
 
-fn prepare(app: &App, body: Map<String, Value>) -> Result<(Job, Making), ApiError> {
+fn prepare(app: &App, body: Map<String, Value>, caller: Caller) -> Result<(Job, Making), ApiError> {
     let fields = Fields::root(&body);
-    let request = request::read(&fields, app)?;
+    let request = request::read(&fields, app, caller)?;
     let as_input = |mut error: ApiError| {
         // The chat's field has another name here.
         error.param = error.param.map(|param| match param.starts_with("messages") {
@@ -76,7 +76,8 @@ fn prepare(app: &App, body: Map<String, Value>) -> Result<(Job, Making), ApiErro
     };
     let job = chat::job(app, &Fields::root(&request.chat)).map_err(as_input)?;
     let messages = request.messages;
-    Ok((job, Making::new(&app.model.name, body, messages, request.store)))
+    let keeper = request.store.then_some(caller);
+    Ok((job, Making::new(&app.model.name, body, messages, keeper)))
 }
 
 async fn whole(
@@ -103,29 +104,33 @@ async fn whole(
 
 /// Keeps a response for those that go on from it.
 fn keep(app: &App, making: &Making, response: &Value) {
-    if making.store && making.status() != Status::InProgress {
+    if let Some(holder) = making.keeper
+        && making.status() != Status::InProgress
+    {
         let (messages, response) = (making.conversation(), response.clone());
-        app.responses.insert(making.id(), Stored { messages, response });
+        app.responses.insert(making.id(), Stored { holder, messages, response });
     }
 }
 
 #[utoipa::path(get, path = "/v1/responses/{id}", params(("id" = String, Path)), responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn retrieve(
     State(app): State<Arc<App>>,
+    caller: Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let id = path_id(id)?;
-    let stored = app.responses.get(&id).ok_or_else(|| unknown(&id).at("response_id"))?;
+    let stored = app.responses.get(&id, caller).ok_or_else(|| unknown(&id).at("response_id"))?;
     Ok(Json(stored.response.clone()))
 }
 
 #[utoipa::path(delete, path = "/v1/responses/{id}", params(("id" = String, Path)), responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn forget(
     State(app): State<Arc<App>>,
+    caller: Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let id = path_id(id)?;
-    match app.responses.remove(&id) {
+    match app.responses.remove(&id, caller) {
         true => Ok(Json(json!({"id": id, "object": "response", "deleted": true}))),
         false => Err(unknown(&id).at("response_id")),
     }

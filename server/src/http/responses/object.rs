@@ -2,9 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
+use super::super::chat::call_id;
 use super::super::choice::Delta;
 use super::super::envelope::unix_seconds;
 use super::super::usage::Usage;
+use super::super::user::Caller;
 use crate::engine::FinishReason;
 
 /// Fields of the request that the response repeats, with what they are when absent.
@@ -50,7 +52,8 @@ pub struct Making {
     request: Map<String, Value>,
     /// What was said before.
     messages: Vec<Value>,
-    pub store: bool,
+    /// Who may go on from it, if it is kept.
+    pub keeper: Option<Caller>,
     items: Vec<Item>,
     status: Status,
 }
@@ -60,7 +63,7 @@ impl Making {
         model: &str,
         request: Map<String, Value>,
         messages: Vec<Value>,
-        store: bool,
+        keeper: Option<Caller>,
     ) -> Self {
         Self {
             id: new_id("resp"),
@@ -68,7 +71,7 @@ impl Making {
             model: model.to_owned(),
             request,
             messages,
-            store,
+            keeper,
             items: vec![],
             status: Status::InProgress,
         }
@@ -98,7 +101,7 @@ impl Making {
         }
         for piece in &delta.calls {
             if let Some(name) = piece.name.clone() {
-                let (id, call_id) = (new_id("fc"), new_id("call"));
+                let (id, call_id) = (new_id("fc"), call_id());
                 self.items.push(Item::Call { id, call_id, name, arguments: String::new() });
             }
             if let Some(Item::Call { arguments, .. }) = self.items.last_mut() {

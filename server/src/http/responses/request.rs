@@ -6,6 +6,7 @@ use super::super::App;
 use super::super::error::ApiError;
 use super::super::fields::{Fields, missing, wrong_type};
 use super::super::params::{self, is_empty};
+use super::super::user::Caller;
 use super::unknown;
 
 /// Fields that mean the same in a chat.
@@ -17,6 +18,7 @@ const SHARED: &[&str] = &[
     "guided_choice",
     "guided_grammar",
     "guided_json",
+    "guided_json_object",
     "guided_regex",
     "ignore_eos",
     "include_stop_str_in_output",
@@ -33,6 +35,7 @@ const SHARED: &[&str] = &[
     "stop",
     "stop_token_ids",
     "stream",
+    "structured_outputs",
     "temperature",
     "top_k",
     "top_p",
@@ -51,11 +54,12 @@ pub struct Request {
 
 /// # Errors
 /// What has no meaning here, and unknown earlier responses.
-pub fn read(fields: &Fields, app: &App) -> Result<Request, ApiError> {
+pub fn read(fields: &Fields, app: &App, caller: Caller) -> Result<Request, ApiError> {
     let is_false = |value: &Value| *value == Value::Bool(false);
     params::refuse(fields, &[("background", is_false), ("conversation", |_| false)])?;
     params::refuse(fields, &[("prompt", |_| false), ("include", is_empty)])?;
-    let mut messages = earlier(fields, app)?;
+    params::refuse(fields, &[("top_logprobs", |value| *value == json!(0))])?;
+    let mut messages = earlier(fields, app, caller)?;
     messages.extend(input(fields)?);
     let mut chat = Map::new();
     for name in SHARED {
@@ -84,9 +88,9 @@ pub fn read(fields: &Fields, app: &App) -> Result<Request, ApiError> {
 }
 
 /// The conversation that this one goes on from.
-fn earlier(fields: &Fields, app: &App) -> Result<Vec<Value>, ApiError> {
+fn earlier(fields: &Fields, app: &App, caller: Caller) -> Result<Vec<Value>, ApiError> {
     let Some(id) = fields.str("previous_response_id")? else { return Ok(vec![]) };
-    let stored = app.responses.get(id);
+    let stored = app.responses.get(id, caller);
     let stored = stored.ok_or_else(|| unknown(id).at("previous_response_id"))?;
     Ok(stored.messages.clone())
 }
@@ -139,7 +143,8 @@ fn item(value: &Value, path: &str, messages: &mut Vec<Value>) -> Result<(), ApiE
 
 /// Calls of one turn are one message.
 fn push_call(call: Value, messages: &mut Vec<Value>) {
-    let last = messages.last_mut().and_then(|last| last["tool_calls"].as_array_mut());
+    let calls = messages.last_mut().and_then(|last| last.get_mut("tool_calls"));
+    let last = calls.and_then(Value::as_array_mut);
     match last {
         Some(calls) => calls.push(call),
         None => messages.push(json!({"role": "assistant", "content": "", "tool_calls": [call]})),
@@ -208,5 +213,20 @@ fn tool_choice(choice: &Value) -> Value {
     match choice.get("name") {
         Some(name) => json!({"type": choice["type"], "function": {"name": name}}),
         None => choice.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_after_a_message_leaves_it_as_it_is() {
+        let mut messages = vec![json!({"role": "user", "content": "1+1?"})];
+        let call = json!({"type": "function_call", "call_id": "c", "name": "add"});
+        item(&call, "input[1]", &mut messages).unwrap();
+        item(&call, "input[2]", &mut messages).unwrap();
+        assert_eq!(messages[0], json!({"role": "user", "content": "1+1?"}));
+        assert_eq!(messages[1]["tool_calls"].as_array().unwrap().len(), 2);
     }
 }

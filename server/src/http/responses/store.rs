@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
+use super::super::user::Caller;
+
 const MAX_RESPONSES: usize = 1024;
 /// Of their texts as JSON.
 const MAX_BYTES: usize = 64 << 20;
@@ -12,6 +14,8 @@ const MAX_BYTES: usize = 64 << 20;
 /// What is known of an answered request.
 #[derive(Clone)]
 pub struct Stored {
+    /// To others it does not exist.
+    pub holder: Caller,
     /// The conversation as a chat, the answer included.
     pub messages: Vec<Value>,
     /// What the client got.
@@ -31,8 +35,10 @@ struct Inner {
 }
 
 impl StoredResponses {
-    pub fn get(&self, id: &str) -> Option<Arc<Stored>> {
-        self.lock().by_id.get(id).map(|(stored, _)| stored.clone())
+    /// The caller's response of this id.
+    pub fn get(&self, id: &str, caller: Caller) -> Option<Arc<Stored>> {
+        let found = self.lock().by_id.get(id).map(|(stored, _)| stored.clone());
+        found.filter(|stored| stored.holder == caller)
     }
 
     pub fn insert(&self, id: &str, stored: Stored) {
@@ -50,8 +56,11 @@ impl StoredResponses {
         }
     }
 
-    /// Whether there was one.
-    pub fn remove(&self, id: &str) -> bool {
+    /// Whether the caller had one.
+    pub fn remove(&self, id: &str, caller: Caller) -> bool {
+        if self.get(id, caller).is_none() {
+            return false;
+        }
         let mut inner = self.lock();
         inner.order.retain(|known| known != id);
         inner.forget(id)
@@ -81,8 +90,10 @@ mod tests {
 
     use super::*;
 
+    const ANYONE: Caller = Caller::UNKNOWN;
+
     fn stored(text: &str) -> Stored {
-        Stored { messages: vec![json!(text)], response: json!({}) }
+        Stored { holder: ANYONE, messages: vec![json!(text)], response: json!({}) }
     }
 
     #[test]
@@ -91,20 +102,23 @@ mod tests {
         for id in 0..MAX_RESPONSES + 1 {
             responses.insert(&id.to_string(), stored("x"));
         }
-        assert!(responses.get("0").is_none() && responses.get("1").is_some());
+        assert!(responses.get("0", ANYONE).is_none() && responses.get("1", ANYONE).is_some());
         responses.insert("large", stored(&"x".repeat(MAX_BYTES - 100)));
-        assert!(responses.get("large").is_some());
+        assert!(responses.get("large", ANYONE).is_some());
         let num_left = responses.lock().by_id.len();
         assert!(num_left < 30 && responses.lock().num_bytes <= MAX_BYTES, "{num_left}");
         responses.insert("too large", stored(&"x".repeat(MAX_BYTES)));
-        assert!(responses.get("too large").is_none() && responses.get("large").is_some());
+        assert!(
+            responses.get("too large", ANYONE).is_none()
+                && responses.get("large", ANYONE).is_some()
+        );
     }
 
     #[test]
     fn what_is_removed_is_gone_and_costs_nothing() {
         let responses = StoredResponses::default();
         responses.insert("a", stored("x"));
-        assert!(responses.remove("a") && !responses.remove("a"));
+        assert!(responses.remove("a", ANYONE) && !responses.remove("a", ANYONE));
         assert_eq!(responses.lock().num_bytes, 0);
         assert!(responses.lock().order.is_empty());
     }

@@ -39,6 +39,14 @@ async fn an_input_may_fill_the_context() {
 }
 
 #[tokio::test]
+async fn more_inputs_than_the_queue_holds_are_embedded_one_after_the_other() {
+    let server = Server::new(says(""));
+    let body = server.ok(PATH, json!({"input": vec!["a"; 2 * super::MAX_WAITING]})).await;
+    assert_eq!(body["data"].as_array().unwrap().len(), 2 * super::MAX_WAITING);
+    assert_eq!(body["usage"]["prompt_tokens"], 2 * super::MAX_WAITING);
+}
+
+#[tokio::test]
 async fn what_cannot_be_embedded_is_named() {
     let server = Server::new(says(""));
     for (fields, param) in [
@@ -50,7 +58,7 @@ async fn what_cannot_be_embedded_is_named() {
         (json!({"input": "a", "dimensions": 4}), "dimensions"),
         (json!({"input": "a", "encoding_format": "int8"}), "encoding_format"),
         (json!({"input": "a", "pooling": 1}), "pooling"),
-        (json!({"input": vec!["a"; super::MAX_WAITING + 1]}), "input"),
+        (json!({"input": vec!["a"; 2049]}), "input"),
     ] {
         let (status, error) = server.error(PATH, fields).await;
         assert_eq!((status, &error["param"]), (400, &json!(param)), "{error}");

@@ -3,9 +3,10 @@ use axum::http::Request;
 use serde_json::{Value, json};
 
 use super::structured::accepts;
-use super::{Server, error_of, ids, json_body, says, text_body};
+use super::{Server, error_of, ids, json_body, post, says, text_body};
 use crate::engine::EngineError;
 use crate::engine::fake::Script;
+use crate::http::ApiKeys;
 
 const PATH: &str = "/v1/responses";
 const CALL: &str = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call>";
@@ -86,6 +87,30 @@ async fn one_response_goes_on_from_another_without_its_instructions() {
     let forgotten = server.ok(PATH, json!({"input": "x", "store": false})).await;
     let path = format!("{PATH}/{}", forgotten["id"].as_str().unwrap());
     assert_eq!(server.get(&path).await.status(), 404);
+}
+
+#[tokio::test]
+async fn a_response_exists_for_the_holder_of_its_key_alone() {
+    let server = Server::changed(says("x"), |app| {
+        app.api_keys = ApiKeys::new(["first", "second"]);
+        app.model.max_model_len = 1000;
+    });
+    let with = |key: &str, mut request: Request<Body>| {
+        let bearer = format!("Bearer {key}").parse().unwrap();
+        request.headers_mut().insert("authorization", bearer);
+        server.send(request)
+    };
+    let created = with("first", post(PATH, json!({"input": "hi"}).to_string())).await;
+    let id = json_body(created).await["id"].as_str().unwrap().to_owned();
+    let get = || Request::get(format!("{PATH}/{id}")).body(Body::empty()).unwrap();
+    let delete = || Request::delete(format!("{PATH}/{id}")).body(Body::empty()).unwrap();
+    let go_on = || post(PATH, json!({"input": "x", "previous_response_id": id}).to_string());
+    for request in [get(), delete(), go_on()] {
+        assert_eq!(with("second", request).await.status(), 404);
+    }
+    for request in [get(), go_on(), delete()] {
+        assert_eq!(with("first", request).await.status(), 200);
+    }
 }
 
 #[tokio::test]
