@@ -17,6 +17,7 @@ MAX_TOKENS = {
 # below another one.
 HARD = (
     "previous_response_id", "logit_bias", "min_tokens", "guided_json", "guided_regex", "guided_grammar",
+    "structured_outputs",
 )
 answers = collections.Counter()
 

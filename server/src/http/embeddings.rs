@@ -24,7 +24,7 @@ use crate::engine::{
 };
 use crate::sched::UserId;
 
-use super::openapi::{EmbeddingRequest, ErrorEnvelope};
+use super::openapi::{EmbeddingAnswer, EmbeddingRequest, ErrorEnvelope};
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/v1/embeddings", post(create))
@@ -72,7 +72,7 @@ struct Usage {
     total_tokens: usize,
 }
 
-#[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingRequest, responses((status = 200, description = "The answer", body = EmbeddingAnswer), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,

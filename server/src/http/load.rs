@@ -16,14 +16,14 @@ use serde_json::{Value, json};
 use super::App;
 use super::error::ApiError;
 
-use super::openapi::ErrorEnvelope;
+use super::openapi::{ErrorEnvelope, LoadAnswer};
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/load", get(load))
 }
 
 /// vLLM's name for it.
-#[utoipa::path(get, path = "/load", responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(get, path = "/load", responses((status = 200, description = "The answer", body = LoadAnswer), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn load(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({"server_load": app.load.num_requests()}))
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::error::ApiError;
 use super::{App, ServedModel};
 
-use super::openapi::ErrorEnvelope;
+use super::openapi::{ErrorEnvelope, ModelCard, ModelList};
 
 pub fn routes() -> Router<Arc<App>> {
     // Names of the hub have a slash in them.
@@ -34,12 +34,12 @@ pub(super) struct Model {
     max_model_len: usize,
 }
 
-#[utoipa::path(get, path = "/v1/models", responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(get, path = "/v1/models", responses((status = 200, description = "The answer", body = ModelList), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<List> {
     Json(List { object: "list", data: vec![model(&app.model)] })
 }
 
-#[utoipa::path(get, path = "/v1/models/{id}", params(("id" = String, Path)), responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(get, path = "/v1/models/{id}", params(("id" = String, Path)), responses((status = 200, description = "The answer", body = ModelCard), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn retrieve(
     State(app): State<Arc<App>>,
     id: Result<Path<String>, PathRejection>,

@@ -16,7 +16,9 @@ use super::fields::Fields;
 use super::params::token_ids;
 use super::{chat, fields};
 
-use super::openapi::{DetokenizeRequest, ErrorEnvelope, TokenizeRequest};
+use super::openapi::{
+    DetokenizeAnswer, DetokenizeRequest, ErrorEnvelope, TokenizeAnswer, TokenizeRequest,
+};
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/tokenize", post(tokenize)).route("/detokenize", post(detokenize))
@@ -35,7 +37,7 @@ pub(super) struct Detokenized {
     prompt: String,
 }
 
-#[utoipa::path(post, path = "/tokenize", request_body = TokenizeRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(post, path = "/tokenize", request_body = TokenizeRequest, responses((status = 200, description = "The answer", body = TokenizeAnswer), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn tokenize(
     State(app): State<Arc<App>>,
     JsonObject(body): JsonObject,
@@ -70,7 +72,7 @@ fn prompt_tokens(app: &App, fields: &Fields) -> Result<Vec<u32>, ApiError> {
     app.text.encode(text, add_special).map_err(refused)
 }
 
-#[utoipa::path(post, path = "/detokenize", request_body = DetokenizeRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(post, path = "/detokenize", request_body = DetokenizeRequest, responses((status = 200, description = "The answer", body = DetokenizeAnswer), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn detokenize(
     State(app): State<Arc<App>>,
     JsonObject(body): JsonObject,

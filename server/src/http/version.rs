@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 use super::App;
 
-use super::openapi::ErrorEnvelope;
+use super::openapi::{ErrorEnvelope, VersionAnswer};
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/version", get(version))
 }
 
-#[utoipa::path(get, path = "/version", responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(get, path = "/version", responses((status = 200, description = "The answer", body = VersionAnswer), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn version() -> Json<Value> {
     Json(json!({"version": env!("CARGO_PKG_VERSION")}))
 }

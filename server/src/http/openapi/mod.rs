@@ -1,5 +1,6 @@
 //! `GET /openapi.json`: what there is to ask, for people and programs.
 
+mod answers;
 mod schemas;
 
 use std::sync::Arc;
@@ -18,6 +19,10 @@ use super::{
 
 use crate::compress::POLICIES;
 
+pub use answers::{
+    ChatAnswer, CompletionAnswer, DetokenizeAnswer, EmbeddingAnswer, LoadAnswer, ModelCard,
+    ModelList, ResponseAnswer, ResponseDeleted, TokenizeAnswer, VersionAnswer,
+};
 pub use schemas::{
     ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, ErrorEnvelope,
     ResponseRequest, TokenizeRequest,
@@ -42,7 +47,7 @@ fn fill_in(schemas: &mut Map<String, Value>, app: &App) {
     for (name, bounds) in [
         ("ModelName", json!({"enum": [app.model.name]})),
         ("TokenId", json!({"minimum": 0, "maximum": app.text.vocab_size().saturating_sub(1)})),
-        ("StopString", json!({"minLength": 1, "maxLength": 256})),
+        ("StopString", json!({"minLength": 1, "maxLength": 1024})),
         ("StopStrings", json!({"maxItems": limits.max_stop_strings})),
         ("NumChoices", json!({"minimum": 1, "maximum": limits.max_choices})),
         ("NumLogprobs", json!({"minimum": 0, "maximum": limits.max_logprobs})),

@@ -117,6 +117,19 @@ struct Sampling {
     #[schema(min_items = 1)]
     guided_choice: Option<Vec<StopString>>,
     guided_grammar: Option<String>,
+    /// vLLM's newer name for the four above.
+    structured_outputs: Option<StructuredOutputs>,
+}
+
+/// One of them.
+#[derive(Serialize, ToSchema)]
+struct StructuredOutputs {
+    json: Option<BTreeMap<String, Value>>,
+    json_object: Option<bool>,
+    regex: Option<String>,
+    #[schema(min_items = 1)]
+    choice: Option<Vec<StopString>>,
+    grammar: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]

@@ -35,7 +35,7 @@ use store::Stored;
 
 pub use store::StoredResponses;
 
-use super::openapi::{ErrorEnvelope, ResponseRequest};
+use super::openapi::{ErrorEnvelope, ResponseAnswer, ResponseDeleted, ResponseRequest};
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new()
@@ -43,7 +43,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/responses/{id}", get(retrieve).delete(forget))
 }
 
-#[utoipa::path(post, path = "/v1/responses", request_body = ResponseRequest, responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(post, path = "/v1/responses", request_body = ResponseRequest, responses((status = 200, description = "The answer", content((ResponseAnswer = "application/json"), (String = "text/event-stream"))), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -112,7 +112,7 @@ fn keep(app: &App, making: &Making, response: &Value) {
     }
 }
 
-#[utoipa::path(get, path = "/v1/responses/{id}", params(("id" = String, Path)), responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(get, path = "/v1/responses/{id}", params(("id" = String, Path)), responses((status = 200, description = "The answer", body = ResponseAnswer), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn retrieve(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -123,7 +123,7 @@ pub(super) async fn retrieve(
     Ok(Json(stored.response.clone()))
 }
 
-#[utoipa::path(delete, path = "/v1/responses/{id}", params(("id" = String, Path)), responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(delete, path = "/v1/responses/{id}", params(("id" = String, Path)), responses((status = 200, description = "The answer", body = ResponseDeleted), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn forget(
     State(app): State<Arc<App>>,
     caller: Caller,
