@@ -112,6 +112,21 @@ fn every_query_of_the_dashboard_names_only_metrics_that_the_server_emits() {
     }
 }
 
+/// The variables of the dashboard are labels of a family: `label_values(name, label)`.
+#[test]
+fn the_dashboards_variables_are_labels_that_their_metrics_have() {
+    let dashboard: Value = serde_json::from_str(&read("grafana/dashboards/keepwell.json")).unwrap();
+    let mut queries = Vec::new();
+    strings(&dashboard["templating"], "query", &mut queries);
+    assert!(!queries.is_empty());
+    for query in queries {
+        let arguments = query.strip_prefix("label_values(").and_then(|q| q.strip_suffix(')'));
+        let (name, label) = arguments.and_then(|both| both.split_once(", ")).expect(query);
+        let family = FAMILIES.iter().find(|family| family.name == name).expect(query);
+        assert!(label == "model_name" || family.labels.contains(&label), "{query}");
+    }
+}
+
 #[test]
 fn every_alert_names_only_metrics_that_the_server_emits() {
     let rules = read("prometheus/alerts.yml");

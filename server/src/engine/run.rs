@@ -218,7 +218,7 @@ impl Engine {
                 self.scheduler.queue(seq);
             }
             Err(error) => {
-                self.metrics.refused(&error);
+                self.metrics.refused(&error, self.limits.max_waiting);
                 // Nobody is left to tell if the receiver is gone.
                 let _ = events.send(Event::Failed(error));
             }

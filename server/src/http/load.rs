@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::error::ApiError;
-
 use super::openapi::{ErrorEnvelope, LoadAnswer};
+use crate::metrics::rejections::{REQUESTS, turned_away};
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/load", get(load))
@@ -58,6 +58,7 @@ impl Drop for Admitted {
 pub async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let max = app.limits.max_requests;
     let Some(admitted) = app.load.admit(max) else {
+        turned_away(REQUESTS);
         let message = format!("{max} requests are being answered already, try again later");
         let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message);
         return error.code("too_many_requests").into_response();

@@ -2,16 +2,20 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use keepwell_kernels::TIERS;
 use metrics::{Counter, Gauge, Histogram, Label};
 
-use super::table::{
-    BELOW_BUDGET, CACHE_CONFIG, COMPRESS_TIME, COMPRESSION_RATIO, CORRUPTED, GENERATION_TOKENS,
-    ITERATION_TOKENS, KV_BYTES, KV_DEMOTED, KV_EVICTED, KV_PAGES, KV_RECLAIMED, KV_REJECTIONS,
-    KV_USAGE, LORA, MEMORY, PREEMPTIONS, PREFIX_HITS, PREFIX_QUERIES, PRESSURE_PRICE, PRICE,
-    PROMPT_TOKENS, PROMPT_TOKENS_BY_SOURCE, PROMPT_TOKENS_CACHED, QUEUE, REJECTIONS,
-    REQUEST_KV_PEAK, RESTARTS, RETAINED_ATTRIBUTION, RUNNING, SLEEP_STATE, SQUEEZES, STEP_TIME,
-    SUCCESS, USERS, WAITING, WAITING_BY_REASON,
+use super::{
+    rejections::{QUEUED_REQUESTS, QUEUED_TOKENS, turned_away},
+    series,
+    table::{
+        BELOW_BUDGET, CACHE_CONFIG, COMPRESS_TIME, COMPRESSION_RATIO, CORRUPTED, GENERATION_TOKENS,
+        ITERATION_TOKENS, KV_BYTES, KV_DEMOTED, KV_EVICTED, KV_PAGES, KV_RECLAIMED, KV_REJECTIONS,
+        KV_USAGE, LORA, MEMORY, PREEMPTIONS, PREFIX_HITS, PREFIX_QUERIES, PRESSURE_PRICE, PRICE,
+        PROMPT_TOKENS, PROMPT_TOKENS_BY_SOURCE, PROMPT_TOKENS_CACHED,
+        PROMPT_TOKENS_CACHED_BY_SOURCE, QUEUE, REQUEST_KV_PEAK, RESTARTS, RETAINED_ATTRIBUTION,
+        RUNNING, SLEEP_STATE, SQUEEZES, STEP_TIME, SUCCESS, USERS, WAITING, WAITING_BY_REASON,
+        labels,
+    },
 };
 use crate::engine::{
     EngineError, EngineInfo, FinishReason, KvUsage,
@@ -37,7 +41,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    const NAMES: [&str; 5] = ["schedule", "gather", "forward", "sample", "compress"];
+    pub const NAMES: [&str; 5] = ["schedule", "gather", "forward", "sample", "compress"];
 }
 
 pub struct EngineMetrics {
@@ -57,25 +61,12 @@ pub struct EngineMetrics {
 }
 
 impl EngineMetrics {
-    /// Of an engine with weights of `weight_bytes`. Counters start at 0: a rate needs a first value.
+    /// Of an engine with weights of `weight_bytes`.
     pub fn new(info: &EngineInfo, weight_bytes: usize, max_model_len: usize) -> Self {
-        let counters =
-            [PREEMPTIONS, SQUEEZES, CORRUPTED, RESTARTS, KV_RECLAIMED, KV_EVICTED, KV_REJECTIONS];
-        let of_prefixes = [PREFIX_QUERIES, PREFIX_HITS, PROMPT_TOKENS_CACHED];
-        for family in counters.into_iter().chain(of_prefixes) {
-            family.counter(vec![]).absolute(0);
-        }
-        prompt_tokens_from("local_cache_hit").absolute(0);
-        for reason in [FinishReason::Stop, FinishReason::Length, FinishReason::Abort] {
-            ended(reason.name()).absolute(0);
-        }
-        ended(ERROR).absolute(0);
-        for info in &TIERS {
-            KV_DEMOTED.counter(labels([("tier", info.name)])).absolute(0);
-        }
+        series::begin();
         let pressure_price = PRESSURE_PRICE.gauge(vec![]);
         pressure_price.set(0.0);
-        queue_full().absolute(0);
+        PRICE.gauge(vec![]).set(0.0);
         MEMORY.gauge(labels([("component", "weights")])).set(weight_bytes as f64);
         cache_config(info, max_model_len);
         never_changes();
@@ -152,6 +143,8 @@ impl EngineMetrics {
         PREFIX_QUERIES.counter(vec![]).increment(prompt_len as u64);
         PREFIX_HITS.counter(vec![]).increment(num_cached as u64);
         PROMPT_TOKENS_CACHED.counter(vec![]).increment(num_cached as u64);
+        let on_device = labels([("source", "device")]);
+        PROMPT_TOKENS_CACHED_BY_SOURCE.counter(on_device).increment(num_cached as u64);
         prompt_tokens_from("local_cache_hit").increment(num_cached as u64);
         self.prompt_tokens.increment(num_cached as u64);
     }
@@ -186,9 +179,13 @@ impl EngineMetrics {
         self.pressure_price.set(0.0);
     }
 
-    pub fn refused(&self, error: &EngineError) {
+    /// `max_waiting` requests may wait, and so many tokens.
+    pub fn refused(&self, error: &EngineError, max_waiting: usize) {
         match error {
-            EngineError::QueueFull { .. } => queue_full().increment(1),
+            EngineError::QueueFull { num_waiting, .. } => turned_away(match *num_waiting {
+                num if num < max_waiting => QUEUED_TOKENS,
+                _ => QUEUED_REQUESTS,
+            }),
             EngineError::DoesNotFit { .. } => KV_REJECTIONS.counter(vec![]).increment(1),
             _ => {}
         }
@@ -236,17 +233,8 @@ fn never_changes() {
     LORA.gauge(labels(none)).set(now);
 }
 
-fn labels<const N: usize>(pairs: [(&'static str, &'static str); N]) -> Vec<Label> {
-    pairs.into_iter().map(|(name, value)| Label::from_static_parts(name, value)).collect()
-}
-
 fn prompt_tokens_from(source: &'static str) -> Counter {
     PROMPT_TOKENS_BY_SOURCE.counter(labels([("source", source)]))
-}
-
-/// vLLM's reason.
-fn queue_full() -> Counter {
-    REJECTIONS.counter(labels([("reason", "max_num_queued_reqs")]))
 }
 
 /// The ledger's gauges: by state they add up to the arena, by tier to what is live.
@@ -289,12 +277,16 @@ fn cache_config(info: &EngineInfo, max_model_len: usize) {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use keepwell_kernels::{PageLayout, PerTier, Tier};
 
     use super::*;
     use crate::engine::snapshot::{self, SequenceState};
-    use crate::metrics::{latency::Stopwatch, recorder};
+    use crate::metrics::{
+        latency::Stopwatch,
+        parse::{Sample, parse},
+        recorder,
+    };
     use crate::sched::SeqId;
 
     fn metrics() -> EngineMetrics {
@@ -305,6 +297,14 @@ mod tests {
             prefix_cache: true,
         };
         EngineMetrics::new(&info, 98_000_000, 8192)
+    }
+
+    /// What an engine tells before it was asked for anything.
+    pub fn published() -> Vec<Sample> {
+        let recorder = recorder("m").unwrap().build_recorder();
+        let _local = metrics::set_default_local_recorder(&recorder);
+        metrics().publish(&Snapshot::default());
+        parse(&recorder.handle().render())
     }
 
     fn snapshot(num_sequences: u64) -> Snapshot {
@@ -341,7 +341,7 @@ mod tests {
         let mut metrics = metrics();
         metrics.publish(&snapshot(5));
         metrics.publish(&snapshot(5));
-        let samples = crate::metrics::parse::parse(&recorder.handle().render());
+        let samples = parse(&recorder.handle().render());
         let sum =
             |name: &str| samples.iter().filter(|s| s.name == name).map(|s| s.value).sum::<f64>();
         assert_eq!(sum("keepwell_kv_pages"), 10.0);
@@ -357,6 +357,27 @@ mod tests {
         assert_eq!(config.label("kv_cache_size_tokens"), Some("8000"));
         assert_eq!(config.label("kv_cache_memory_bytes"), Some("190080000"));
         assert_eq!(sum("vllm:engine_sleep_state"), 1.0);
+    }
+
+    #[test]
+    fn a_full_queue_is_counted_by_what_it_was_full_of_and_memory_apart() {
+        let recorder = recorder("m").unwrap().build_recorder();
+        let _local = metrics::set_default_local_recorder(&recorder);
+        let metrics = metrics();
+        for (num_waiting, num_tokens) in [(8, 10), (8, 1000), (7, 1000)] {
+            metrics.refused(&EngineError::QueueFull { num_waiting, num_tokens }, 8);
+        }
+        metrics.refused(&EngineError::DoesNotFit { needed_bytes: 2, total_bytes: 1 }, 8);
+        let samples = parse(&recorder.handle().render());
+        let count = |name: &str, reason: Option<&str>| {
+            let found = samples.iter().find(|s| s.name == name && s.label("reason") == reason);
+            found.unwrap().value
+        };
+        let rejections = "vllm:admission_rejections_total";
+        assert_eq!(count(rejections, Some("max_num_queued_reqs")), 2.0);
+        assert_eq!(count(rejections, Some("max_num_queued_tokens")), 1.0);
+        assert_eq!(count(rejections, Some("max_requests")), 0.0);
+        assert_eq!(count("keepwell_kv_budget_rejections_total", None), 1.0);
     }
 
     /// A step of one sequence of the smallest model takes 3 ms, one of 64 sequences far longer.

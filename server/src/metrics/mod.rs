@@ -2,6 +2,7 @@
 //!
 //! Every family is one line of the table in [`table`]: vLLM's name, labels and meaning where vLLM
 //! has one, so that its dashboards and routers read ours; `keepwell_*` for what nobody else has.
+//! Counters and histograms are there from the start.
 
 pub mod buckets;
 pub mod engine;
@@ -10,6 +11,8 @@ pub mod lifecycle;
 pub mod parse;
 mod process;
 mod recorder;
+pub mod rejections;
+mod series;
 pub mod table;
 
 pub use self::process::resident_bytes;

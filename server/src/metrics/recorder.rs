@@ -5,15 +5,12 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 
 use super::{FAMILIES, Kind};
 
-/// A recorder's settings: the table's buckets, and on every series vLLM's labels: the model's name
-/// and the engine's index, of which this server has one.
+/// A recorder's settings: the table's buckets, and on every series the model's name.
 ///
 /// # Errors
 /// None in practice: the buckets are constants and not empty.
 pub fn recorder(model_name: &str) -> Result<PrometheusBuilder, BuildError> {
-    let builder = PrometheusBuilder::new()
-        .add_global_label("model_name", model_name)
-        .add_global_label("engine", "0");
+    let builder = PrometheusBuilder::new().add_global_label("model_name", model_name);
     FAMILIES.iter().try_fold(builder, |builder, family| match family.kind {
         Kind::Histogram(bounds) => {
             builder.set_buckets_for_metric(Matcher::Full(family.name.to_owned()), bounds)

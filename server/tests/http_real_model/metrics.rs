@@ -1,7 +1,10 @@
 use std::{collections::BTreeSet, thread, time::Duration};
 
 use keepwell_kernels::PageLayout;
-use keepwell_server::metrics::{FAMILIES, Kind, parse::parse};
+use keepwell_server::metrics::{
+    FAMILIES, Kind,
+    parse::{Sample, parse},
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -70,10 +73,16 @@ fn a_client_that_leaves_takes_its_pages_with_it() {
 }
 
 #[test]
-fn after_one_compressed_request_every_family_of_the_table_is_there_and_no_other() {
+fn every_series_is_there_before_the_first_request_and_each_is_of_the_table() {
     let server = Server::with_memory("64MiB");
+    let series = |metrics: &Metrics| -> BTreeSet<String> {
+        let key = |sample: &Sample| format!("{} {:?}", sample.name, sample.labels);
+        parse(metrics.text()).iter().map(key).collect()
+    };
+    let at_first = series(&server.metrics());
     server.ok(COMPLETIONS, &completion(alice(700), 3, json!({"kv_cache": {"budget": 0.2}})));
     let metrics = server.metrics();
+    assert_eq!(series(&metrics).difference(&at_first).next(), None);
     let name = |sample: &str| {
         let is_histogram = |name: &str| {
             let family = FAMILIES.iter().find(|family| family.name == name);
@@ -154,7 +163,26 @@ fn refusals_are_counted_by_what_was_short() {
     server.refusal(COMPLETIONS, &completion(alice(600), 8, json!({})));
     let metrics = server.metrics();
     assert_eq!(metrics.sum("keepwell_kv_budget_rejections_total", ""), 1.0);
-    assert_eq!(metrics.sum("vllm:admission_rejections_total", "max_num_queued_reqs"), 0.0);
+    assert_eq!(metrics.sum("vllm:admission_rejections_total", ""), 0.0);
+}
+
+#[test]
+fn whoever_is_turned_away_is_counted_by_what_there_was_too_much_of() {
+    let flags = ["--kv-memory", "256MiB", "--max-sequences", "1"];
+    let full_queue = ["--max-waiting", "1"];
+    let full_server = ["--max-requests", "2"];
+    for (limit, reason) in [(full_queue, "max_num_queued_reqs"), (full_server, "max_requests")] {
+        let server = Server::start(&[&flags[..], &limit].concat());
+        let body = completion("Once upon a time", LONG, json!({}));
+        let running = server.stream(COMPLETIONS, &body);
+        let waiting = server.send_only(COMPLETIONS, &body);
+        server.await_metrics(SOON, |m| m.sum("vllm:num_requests_waiting", "") == 1.0);
+        assert_eq!(server.post(COMPLETIONS, &body).0, 429);
+        let metrics = server.metrics();
+        assert_eq!(metrics.sum("vllm:admission_rejections_total", ""), 1.0);
+        assert_eq!(metrics.sum("vllm:admission_rejections_total", reason), 1.0);
+        drop((running, waiting));
+    }
 }
 
 #[test]
