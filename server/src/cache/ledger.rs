@@ -84,6 +84,11 @@ impl Ledger {
         &self.pages
     }
 
+    /// Pages that the index alone holds, by tier.
+    pub fn cached(&self) -> &PerTier<usize> {
+        &self.cached
+    }
+
     pub fn prefixes(&self) -> &PrefixIndex {
         &self.prefixes
     }

@@ -1,5 +1,7 @@
 //! `GET /dashboard/state`: one moment of the server as JSON.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use crate::engine::Snapshot;
@@ -47,12 +49,13 @@ fn values(family: &Family, samples: &[Sample]) -> Option<Value> {
     let Some(label) = LABELS.iter().find(|label| first.label(label).is_some()) else {
         return Some(json!(first.value));
     };
-    // Pages that no request holds have no tier: their state says more.
-    let of = |sample: &Sample| match sample.label(label)? {
-        "none" => Some(sample.label("state").unwrap_or("none").to_owned()),
-        name => Some(name.to_owned()),
-    };
-    Some(Value::Object(series.filter_map(|s| Some((of(s)?, json!(s.value)))).collect()))
+    let mut sums = BTreeMap::<&str, f64>::new();
+    for sample in series {
+        // Of pages that no request holds, the state says more than the tier.
+        let of_nobody = sample.label("state").filter(|state| *state != "live");
+        *sums.entry(of_nobody.or(sample.label(label))?).or_default() += sample.value;
+    }
+    Some(json!(sums))
 }
 
 fn histogram(family: &Family, samples: &[Sample]) -> Value {
@@ -95,7 +98,8 @@ mod tests {
         let scrape = "vllm:num_requests_running{engine=\"0\"} 2\n\
             keepwell_kv_bytes{state=\"live\",tier=\"f16\"} 7\n\
             keepwell_kv_bytes{state=\"free\",tier=\"none\"} 3\n\
-            keepwell_kv_bytes{state=\"cached\",tier=\"none\"} 5\n\
+            keepwell_kv_bytes{state=\"cached\",tier=\"f16\"} 3\n\
+            keepwell_kv_bytes{state=\"cached\",tier=\"k4v4\"} 2\n\
             vllm:generation_tokens_total 9\n\
             vllm:time_to_first_token_seconds_bucket{le=\"0.1\"} 4\n\
             vllm:time_to_first_token_seconds_bucket{le=\"+Inf\"} 5\n\

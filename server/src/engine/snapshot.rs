@@ -30,6 +30,7 @@ pub struct Pages {
     pub tiers: PerTier<usize>,
     /// Pages that the prefix cache alone holds.
     pub num_cached: usize,
+    pub cached_tiers: PerTier<usize>,
 }
 
 impl Pages {
@@ -125,6 +126,7 @@ impl Snapshot {
                 num_touched: ledger.num_touched(),
                 tiers: *ledger.pages(),
                 num_cached: ledger.num_cached(),
+                cached_tiers: *ledger.cached(),
             },
             sequences: scheduler.sequences().enumerate().map(state).collect(),
             num_preemptions: scheduler.num_preemptions(),

@@ -237,7 +237,7 @@ fn prompt_tokens_from(source: &'static str) -> Counter {
     PROMPT_TOKENS_BY_SOURCE.counter(labels([("source", source)]))
 }
 
-/// The ledger's gauges: by state they add up to the arena, by tier to what is live.
+/// The ledger's gauges: by state, and by state and tier, they add up to the arena.
 fn pages(pages: &Pages) {
     let bytes = |num: usize| (num * pages.page_bytes) as f64;
     let Pages { num_pages, num_live, num_cached, .. } = *pages;
@@ -247,9 +247,10 @@ fn pages(pages: &Pages) {
     KV_PAGES.gauge(labels([("state", "live")])).set(pages.num_live as f64);
     KV_PAGES.gauge(labels([("state", "cached")])).set(num_cached as f64);
     KV_BYTES.gauge(labels([("state", "free"), ("tier", "none")])).set(bytes(num_free));
-    KV_BYTES.gauge(labels([("state", "cached"), ("tier", "none")])).set(bytes(num_cached));
-    for (tier, num) in pages.tiers.iter() {
-        KV_BYTES.gauge(labels([("state", "live"), ("tier", tier.name())])).set(bytes(*num));
+    for (state, tiers) in [("live", &pages.tiers), ("cached", &pages.cached_tiers)] {
+        for (tier, num) in tiers.iter() {
+            KV_BYTES.gauge(labels([("state", state), ("tier", tier.name())])).set(bytes(*num));
+        }
     }
     MEMORY.gauge(labels([("component", "kv_cache")])).set(bytes(pages.num_touched));
 }
@@ -278,6 +279,8 @@ fn cache_config(info: &EngineInfo, max_model_len: usize) {
 
 #[cfg(test)]
 pub mod tests {
+    use std::collections::BTreeMap;
+
     use keepwell_kernels::{PageLayout, PerTier, Tier};
 
     use super::*;
@@ -322,6 +325,8 @@ pub mod tests {
         };
         let mut tiers = PerTier::default();
         (tiers[Tier::F16], tiers[Tier::K4V4]) = (3, 1);
+        let mut cached_tiers = PerTier::default();
+        (cached_tiers[Tier::F16], cached_tiers[Tier::K4V4]) = (1, 2);
         let pages = Pages {
             page_bytes: 2112,
             num_pages: 10,
@@ -329,6 +334,7 @@ pub mod tests {
             num_cached: 3,
             num_touched: 7,
             tiers,
+            cached_tiers,
         };
         let sequences = (0..num_sequences).map(sequence).collect();
         Snapshot { pages, sequences, num_preemptions: 3, num_users: 2 }
@@ -346,6 +352,10 @@ pub mod tests {
             |name: &str| samples.iter().filter(|s| s.name == name).map(|s| s.value).sum::<f64>();
         assert_eq!(sum("keepwell_kv_pages"), 10.0);
         assert_eq!(sum("keepwell_kv_bytes"), 10.0 * 2112.0);
+        let is_k4v4 =
+            |s: &&Sample| s.name == "keepwell_kv_bytes" && s.label("tier") == Some("k4v4");
+        let in_k4v4 = samples.iter().filter(is_k4v4).map(|s| (s.label("state").unwrap(), s.value));
+        assert_eq!(BTreeMap::from_iter(in_k4v4), [("cached", 4224.0), ("live", 2112.0)].into());
         assert_eq!(sum("vllm:kv_cache_usage_perc"), 0.4);
         assert_eq!(sum("vllm:num_requests_running"), 5.0);
         assert_eq!(sum("keepwell_requests_below_budget"), 5.0);
