@@ -18,7 +18,7 @@ use super::tools::{CallPiece, Tools};
 use super::usage::{ChunkUsage, Usage};
 use crate::dashboard::views::Views;
 use crate::engine::{EngineError, FinishReason, GenerateRequest, Generation, SamplingParams};
-use crate::metrics::{latency::Stopwatch, table::REQUEST_PARAMS_N};
+use crate::metrics::latency::Stopwatch;
 
 /// What to generate: `params.n` choices of each prompt.
 pub struct Job {
@@ -95,7 +95,6 @@ pub fn run(
     let num_prompt_tokens = job.prompts.iter().map(|prompt| prompt.ids.len()).sum();
     let usage = Usage::new(num_prompt_tokens, job.params.kv_cache.budget);
     check_num_choices(job.prompts.len() * job.params.n, app.limits.max_waiting, "n")?;
-    REQUEST_PARAMS_N.histogram(vec![]).record(job.params.n as f64);
     let updates = submit(app, job, id, stopwatch)?;
     Ok((until(app.limits.request_timeout, updates), usage))
 }
@@ -137,7 +136,7 @@ fn submit(app: &App, job: Job, id: &str, stopwatch: Stopwatch) -> Result<Updates
     let Job { prompts, continues, params, tools } = job;
     let mut choices = Vec::new();
     for prompt in prompts {
-        for nth in 0..params.n {
+        for (nth, stopwatch) in stopwatch.choices(params.n).enumerate() {
             let request = request(&prompt, &params, nth);
             let is_first = choices.is_empty();
             let generation = match app.views.as_ref().filter(|_| is_first) {
@@ -153,7 +152,7 @@ fn submit(app: &App, job: Job, id: &str, stopwatch: Stopwatch) -> Result<Updates
                 echo: prompt.echo.clone(),
                 tools: tools.as_ref().map(|tools| tools.parser(app)),
                 echo_only: prompt.limit.max_tokens == 0,
-                stopwatch: stopwatch.clone(),
+                stopwatch,
                 is_first: nth == 0,
             };
             choices.push(Choice::new(generation, making));

@@ -244,7 +244,7 @@ impl Choice {
             true => (FinishReason::Stop, self.num_tokens),
             false => (outcome.reason, outcome.num_generated_tokens),
         };
-        self.making.stopwatch.finished();
+        self.making.stopwatch.finished(outcome.num_generated_tokens);
         let own = |id: &u32| !self.making.eos_token_ids.contains(id);
         let token = outcome.stop_token.filter(own).map(StopReason::Token);
         let stop_reason = self.found_stop.take().map(StopReason::Text).or(token);

@@ -6,8 +6,8 @@ use tracing::{Span, debug, field::Empty, info_span};
 
 use super::table::{
     DECODE_TIME, INFERENCE_TIME, PREFILL_TIME, QUEUE_TIME, REQUEST_GENERATION_TOKENS,
-    REQUEST_MAX_GENERATION_TOKENS, REQUEST_PARAMS_MAX_TOKENS, REQUEST_PREEMPTIONS,
-    REQUEST_PREFILL_COMPUTED, REQUEST_PROMPT_TOKENS, TIME_PER_OUTPUT_TOKEN,
+    REQUEST_PARAMS_MAX_TOKENS, REQUEST_PREEMPTIONS, REQUEST_PREFILL_COMPUTED,
+    REQUEST_PROMPT_TOKENS, TIME_PER_OUTPUT_TOKEN,
 };
 use crate::sched::{Entry, Sequence};
 
@@ -92,7 +92,6 @@ impl Lifecycle {
             (REQUEST_PROMPT_TOKENS, seq.prompt_len),
             (REQUEST_PREFILL_COMPUTED, self.num_prompt_counted - self.num_prompt_cached),
             (REQUEST_GENERATION_TOKENS, num_generated),
-            (REQUEST_MAX_GENERATION_TOKENS, num_generated),
             (REQUEST_PARAMS_MAX_TOKENS, seq.max_len - seq.prompt_len),
             (REQUEST_PREEMPTIONS, seq.num_preemptions),
         ] {

@@ -158,6 +158,26 @@ fn components_are_parts_of_the_process() {
 }
 
 #[test]
+fn the_choices_of_a_request_are_sequences_of_one_request() {
+    let server = Server::with_memory("4MiB");
+    server.ok(COMPLETIONS, &completion("Once upon a time", 5, json!({"n": 3})));
+    // Refused: no request of any `n`.
+    server.refusal(COMPLETIONS, &completion(alice(600), 5, json!({"n": 2})));
+    let metrics = server.metrics();
+    for (name, value) in [
+        ("request_params_n_count", 1.0),
+        ("request_params_n_sum", 3.0),
+        ("request_max_num_generation_tokens_count", 1.0),
+        ("request_max_num_generation_tokens_sum", 5.0),
+        ("request_generation_tokens_count", 3.0),
+        ("request_generation_tokens_sum", 15.0),
+        ("request_success_total", 3.0),
+    ] {
+        assert_eq!(metrics.sum(&format!("vllm:{name}"), ""), value, "{name}");
+    }
+}
+
+#[test]
 fn refusals_are_counted_by_what_was_short() {
     let server = Server::start(&["--kv-memory", "4MiB"]);
     server.refusal(COMPLETIONS, &completion(alice(600), 8, json!({})));
