@@ -53,6 +53,11 @@ impl Ledger {
         }
     }
 
+    /// Of the same arena, nothing of which is held any more.
+    pub fn emptied(&self) -> Self {
+        Self { pool: self.pool.emptied(), ..Self::new(self.layout, 0) }
+    }
+
     pub fn layout(&self) -> &PageLayout {
         &self.layout
     }

@@ -19,6 +19,12 @@ impl PagePool {
         Self { num_touched: 0, recycled: Vec::new(), is_live: vec![false; num_pages] }
     }
 
+    /// Of the same pages, all of them free.
+    pub fn emptied(&self) -> Self {
+        let recycled = (0..self.num_touched).rev().map(PageId).collect();
+        Self { recycled, is_live: vec![false; self.num_pages()], ..*self }
+    }
+
     pub fn num_pages(&self) -> usize {
         self.is_live.len()
     }
@@ -77,6 +83,18 @@ mod tests {
         assert_eq!(pool.allocate(), None);
         pool.release(a);
         assert_eq!(pool.allocate(), Some(a));
+        pool.check();
+    }
+
+    #[test]
+    fn an_emptied_pool_gives_all_its_pages_those_that_take_memory_first() {
+        let mut pool = PagePool::new(3);
+        let used = [pool.allocate(), pool.allocate()];
+        let mut pool = pool.emptied();
+        pool.check();
+        assert_eq!((pool.num_free(), pool.num_touched()), (3, 2));
+        assert_eq!([pool.allocate(), pool.allocate()], used);
+        assert!(pool.allocate().is_some() && pool.allocate().is_none());
         pool.check();
     }
 

@@ -376,14 +376,21 @@ impl Engine {
     }
 
     fn fail(&mut self, id: SeqId, error: EngineError) {
-        if let Some((_, stream, _)) = self.retire(id) {
+        if let Some((seq, stream, _)) = self.retire(id) {
             if error == EngineError::Corrupted {
                 // Nobody knows since when: its prefix may have it, and would pass it on.
                 self.ledger.forget_cached();
             }
-            self.metrics.failed(&error);
-            let _ = stream.events.send(Event::Failed(error));
+            // What it did until then counts as that of any other, as vLLM has it.
+            stream.life.record(&seq);
+            self.failed(&stream, error);
         }
+    }
+
+    fn failed(&self, stream: &Stream, error: EngineError) {
+        self.metrics.failed(&error);
+        // Who asked may have left.
+        let _ = stream.events.send(Event::Failed(error));
     }
 
     fn retire(&mut self, id: SeqId) -> Option<(Sequence, Stream, KvUsage)> {

@@ -202,6 +202,7 @@ impl EngineMetrics {
     /// The engine goes on after a panic, and its scheduler counts anew.
     pub fn restarted(&mut self) {
         self.num_preemptions = 0;
+        self.spent = Default::default();
         RESTARTS.counter(vec![]).increment(1);
     }
 

@@ -90,8 +90,19 @@ fn an_engine_that_panics_ends_its_requests_with_an_error_and_the_process_with_a_
 #[test]
 fn an_engine_that_is_told_to_goes_on_after_a_panic() {
     let healthy = Healthy::start(&[&FAULTS[..], &["--on-engine-panic", "restart"]].concat());
-    for _ in 0..2 {
+    let ended = |metrics: &Metrics| metrics.sum("vllm:request_success_total", "");
+    for nth in 1..=2 {
+        let before = healthy.server.metrics();
         panic_beside_streams(&healthy.server);
+        let after = healthy.server.metrics();
+        // Of the eight, some may have ended before.
+        let num_failed = after.sum("vllm:request_success_total", "error");
+        assert!(num_failed >= 2.0 * f64::from(nth), "{num_failed}");
+        assert_eq!(ended(&after), ended(&before) + 9.0);
+        assert_eq!(after.sum("vllm:request_prompt_tokens_count", ""), ended(&after));
+        // The arena's pages stay in the machine's memory.
+        let [before, after] = [before, after].map(|m| m.sum("keepwell_memory_bytes", "kv_cache"));
+        assert!(after >= before && after > 0.0, "{before} {after}");
         healthy.check();
     }
     let metrics = healthy.server.metrics();

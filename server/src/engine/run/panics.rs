@@ -10,7 +10,6 @@ use tokio::sync::mpsc;
 
 use super::Engine;
 use crate::{
-    cache::Ledger,
     engine::{EngineError, Event, handle::Command, heartbeat::Heartbeat},
     sched::Scheduler,
 };
@@ -48,8 +47,7 @@ impl Engine {
     fn restart(&mut self) {
         self.fail_all();
         tracing::error!("the engine panicked: it goes on with an empty cache");
-        let (layout, num_pages) = (*self.ledger.layout(), self.ledger.num_pages());
-        self.ledger = Ledger::new(layout, num_pages);
+        self.ledger = self.ledger.emptied();
         self.scheduler = Scheduler::new(self.limits, *self.scheduler.demand());
         self.metrics.restarted();
         self.publish();
@@ -68,9 +66,11 @@ impl Engine {
     }
 
     fn fail_all(&mut self) {
-        for (_, stream) in self.streams.drain() {
-            // Who asked may have left.
-            let _ = stream.events.send(Event::Failed(EngineError::Panicked));
+        for (id, stream) in std::mem::take(&mut self.streams) {
+            if let Some(seq) = self.scheduler.sequences().find(|seq| seq.id == id) {
+                stream.life.record(seq);
+            }
+            self.failed(&stream, EngineError::Panicked);
         }
     }
 }
