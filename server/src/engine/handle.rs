@@ -206,6 +206,8 @@ pub(super) enum Command {
         view: Option<oneshot::Sender<KvView>>,
         /// Who asks, for traces.
         span: tracing::Span,
+        /// Whether metrics tell of it.
+        is_counted: bool,
     },
     /// Finish the generation whose events go to this channel.
     Stop { events: mpsc::UnboundedSender<Event> },
@@ -246,7 +248,7 @@ impl EngineHandle {
     /// # Errors
     /// [`EngineError::Stopped`] when the engine is gone.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
-        self.hand_over(request, None)
+        self.hand_over(request, None, true)
     }
 
     /// As [`EngineHandle::generate`], and in the end what the cache kept of every token.
@@ -258,13 +260,27 @@ impl EngineHandle {
         request: GenerateRequest,
     ) -> Result<(Generation, oneshot::Receiver<KvView>), EngineError> {
         let (sender, view) = oneshot::channel();
-        Ok((self.hand_over(request, Some(sender))?, view))
+        Ok((self.hand_over(request, Some(sender), true)?, view))
+    }
+
+    /// As [`EngineHandle::generate_viewed`], for somebody who looks at a request again: metrics count
+    /// those of clients.
+    ///
+    /// # Errors
+    /// [`EngineError::Stopped`] when the engine is gone.
+    pub fn replay(
+        &self,
+        request: GenerateRequest,
+    ) -> Result<(Generation, oneshot::Receiver<KvView>), EngineError> {
+        let (sender, view) = oneshot::channel();
+        Ok((self.hand_over(request, Some(sender), false)?, view))
     }
 
     fn hand_over(
         &self,
         request: GenerateRequest,
         view: Option<oneshot::Sender<KvView>>,
+        is_counted: bool,
     ) -> Result<Generation, EngineError> {
         let (sender, events) = mpsc::unbounded_channel();
         let span = tracing::Span::current();
@@ -274,6 +290,7 @@ impl EngineHandle {
                 events: sender.clone(),
                 view,
                 span,
+                is_counted,
             })
             .map_err(|_| EngineError::Stopped)?;
         Ok(Generation { events, sender: sender.downgrade(), commands: self.commands.clone() })

@@ -170,8 +170,8 @@ impl Engine {
             commands.try_recv()
         };
         match command {
-            Ok(Command::Generate { request, events, view, span }) => {
-                let life = Lifecycle::queued(&span);
+            Ok(Command::Generate { request, events, view, span, is_counted }) => {
+                let life = Lifecycle::queued(&span, is_counted);
                 self.accept(*request, events, view, life)
             }
             Ok(Command::Stop { events }) => self.stop(&events),
@@ -218,7 +218,9 @@ impl Engine {
                 self.scheduler.queue(seq);
             }
             Err(error) => {
-                self.metrics.refused(&error, self.limits.max_waiting);
+                if life.is_counted {
+                    self.metrics.refused(&error, self.limits.max_waiting);
+                }
                 // Nobody is left to tell if the receiver is gone.
                 let _ = events.send(Event::Failed(error));
             }
@@ -284,16 +286,21 @@ impl Engine {
 
     fn count(&mut self, step: &Step) {
         let now = Instant::now();
-        let mut num_prompt = 0;
+        let (mut num_prompt, mut num_sampled) = (0, 0);
         for entry in &step.entries {
             let Some(seq) = self.scheduler.running(entry.id) else { continue };
-            let Some(stream) = self.streams.get_mut(&entry.id) else { continue };
-            if stream.life.begins(entry, seq.prompt_len, now) && seq.sharing.looks_up() {
-                self.metrics.looked_up(seq.prompt_len, stream.life.num_prompt_cached);
+            let Some(Stream { life, .. }) = self.streams.get_mut(&entry.id) else { continue };
+            let begins = life.begins(entry, seq.prompt_len, now);
+            let num_new = life.computed(entry, seq.prompt_len);
+            if !life.is_counted {
+                continue;
             }
-            num_prompt += stream.life.computed(entry, seq.prompt_len);
+            if begins && seq.sharing.looks_up() {
+                self.metrics.looked_up(seq.prompt_len, life.num_prompt_cached);
+            }
+            num_prompt += num_new;
+            num_sampled += usize::from(entry.samples);
         }
-        let num_sampled = step.entries.iter().filter(|entry| entry.samples).count();
         self.metrics.step(num_prompt, num_sampled);
     }
 
@@ -336,7 +343,9 @@ impl Engine {
         let Some(seq) = self.scheduler.running_mut(entry.id) else { return Ok(()) };
         let memory = Memory { arena: &mut self.arena, ledger: &mut self.ledger };
         let prices = &self.calibration.prices;
-        if let Some(report) = compress_event(&*self.backend, memory, seq, &demand, prices)? {
+        let report = compress_event(&*self.backend, memory, seq, &demand, prices)?;
+        let is_counted = self.streams.get(&entry.id).is_some_and(|s| s.life.is_counted);
+        if let Some(report) = report.filter(|_| is_counted) {
             self.metrics.compressed(&report);
         }
         self.leave_snapshot(entry.id)
@@ -348,8 +357,10 @@ impl Engine {
             let last = seq.tokens[seq.prompt_len..].last().copied();
             let is_stop =
                 |id: &u32| reason == FinishReason::Stop && stream.stop_token_ids.contains(id);
-            self.metrics.finished(reason, &kv_cache);
             stream.life.record(&seq);
+            if stream.life.is_counted {
+                self.metrics.finished(reason, &kv_cache);
+            }
             let outcome = Outcome {
                 reason,
                 num_prompt_tokens: seq.prompt_len,
@@ -388,7 +399,9 @@ impl Engine {
     }
 
     fn failed(&self, stream: &Stream, error: EngineError) {
-        self.metrics.failed(&error);
+        if stream.life.is_counted {
+            self.metrics.failed(&error);
+        }
         // Who asked may have left.
         let _ = stream.events.send(Event::Failed(error));
     }

@@ -77,7 +77,7 @@ async fn replay(app: &App, viewed: &Viewed, budget: f32) -> Result<Arc<KvView>, 
     let mut prompt = viewed.view.tokens.clone();
     prompt.truncate(app.model.max_model_len.saturating_sub(1));
     let kv_cache = KvCacheParams { budget, min_budget: budget, policy: viewed.policy };
-    let (mut generation, view) = app.engine.generate_viewed(GenerateRequest {
+    let (mut generation, view) = app.engine.replay(GenerateRequest {
         prompt,
         max_tokens: 1,
         may_shorten: true,

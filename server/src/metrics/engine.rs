@@ -132,6 +132,9 @@ impl EngineMetrics {
     /// A step that computed and generated this many tokens. What is computed anew after a preemption
     /// is not among them.
     pub fn step(&self, num_prompt: usize, num_generated: usize) {
+        if num_prompt + num_generated == 0 {
+            return;
+        }
         self.prompt_tokens.increment(num_prompt as u64);
         self.computed_tokens.increment(num_prompt as u64);
         self.generation_tokens.increment(num_generated as u64);

@@ -2,17 +2,23 @@
 
 use std::time::Instant;
 
+use metrics::Histogram;
 use tracing::{Span, debug, field::Empty, info_span};
 
-use super::table::{
-    DECODE_TIME, INFERENCE_TIME, PREFILL_TIME, QUEUE_TIME, REQUEST_GENERATION_TOKENS,
-    REQUEST_PARAMS_MAX_TOKENS, REQUEST_PREEMPTIONS, REQUEST_PREFILL_COMPUTED,
-    REQUEST_PROMPT_TOKENS, TIME_PER_OUTPUT_TOKEN,
+use super::{
+    Family,
+    table::{
+        DECODE_TIME, INFERENCE_TIME, PREFILL_TIME, QUEUE_TIME, REQUEST_GENERATION_TOKENS,
+        REQUEST_PARAMS_MAX_TOKENS, REQUEST_PREEMPTIONS, REQUEST_PREFILL_COMPUTED,
+        REQUEST_PROMPT_TOKENS, TIME_PER_OUTPUT_TOKEN,
+    },
 };
 use crate::sched::{Entry, Sequence};
 
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
+    /// False where somebody only looks again at what was counted already.
+    pub is_counted: bool,
     queued: Instant,
     scheduled: Option<Instant>,
     first_token: Option<Instant>,
@@ -27,7 +33,7 @@ pub struct Lifecycle {
 
 impl Lifecycle {
     /// `request` is the span of the request that asked.
-    pub fn queued(request: &Span) -> Self {
+    pub fn queued(request: &Span, is_counted: bool) -> Self {
         let span = info_span!(
             parent: request,
             "sequence",
@@ -40,6 +46,7 @@ impl Lifecycle {
         );
         Self {
             span,
+            is_counted,
             queued: Instant::now(),
             scheduled: None,
             first_token: None,
@@ -95,23 +102,27 @@ impl Lifecycle {
             (REQUEST_PARAMS_MAX_TOKENS, seq.max_len - seq.prompt_len),
             (REQUEST_PREEMPTIONS, seq.num_preemptions),
         ] {
-            family.histogram(vec![]).record(tokens as f64);
+            self.histogram(family).record(tokens as f64);
         }
         let Some(scheduled) = self.scheduled else { return };
         let in_queue = scheduled - self.queued;
-        QUEUE_TIME.histogram(vec![]).record(in_queue);
+        self.histogram(QUEUE_TIME).record(in_queue);
         self.span.record("gen_ai.latency.time_in_queue", in_queue.as_secs_f64());
         let (Some(first), Some(last)) = (self.first_token, self.last_token) else { return };
         let (prefill, decode) = (first - scheduled, last - first);
-        PREFILL_TIME.histogram(vec![]).record(prefill);
-        DECODE_TIME.histogram(vec![]).record(decode);
+        self.histogram(PREFILL_TIME).record(prefill);
+        self.histogram(DECODE_TIME).record(decode);
         self.span.record("gen_ai.latency.time_in_model_prefill", prefill.as_secs_f64());
         self.span.record("gen_ai.latency.time_in_model_decode", decode.as_secs_f64());
-        INFERENCE_TIME.histogram(vec![]).record(last - scheduled);
+        self.histogram(INFERENCE_TIME).record(last - scheduled);
         if let Some(others) = num_generated.checked_sub(1).filter(|n| *n > 0) {
             let mean = decode.as_secs_f64() / others as f64;
-            TIME_PER_OUTPUT_TOKEN.histogram(vec![]).record(mean);
+            self.histogram(TIME_PER_OUTPUT_TOKEN).record(mean);
         }
+    }
+
+    fn histogram(&self, family: Family) -> Histogram {
+        if self.is_counted { family.histogram(vec![]) } else { Histogram::noop() }
     }
 }
 
@@ -127,7 +138,7 @@ mod tests {
 
     #[test]
     fn prompt_tokens_count_once_however_often_they_are_computed() {
-        let mut life = Lifecycle::queued(&Span::none());
+        let mut life = Lifecycle::queued(&Span::none(), true);
         let now = Instant::now();
         assert!(life.begins(&entry(0, 6), 10, now) && !life.begins(&entry(6, 4), 10, now));
         let counts: Vec<_> = [(0, 6), (6, 4), (10, 1), (0, 8), (8, 3), (11, 1)]
@@ -138,7 +149,7 @@ mod tests {
 
     #[test]
     fn tokens_from_the_cache_are_not_computed() {
-        let mut life = Lifecycle::queued(&Span::none());
+        let mut life = Lifecycle::queued(&Span::none(), true);
         assert!(life.begins(&entry(8, 2), 10, Instant::now()));
         assert_eq!((life.num_prompt_cached, life.computed(&entry(8, 2), 10)), (8, 2));
         // After a preemption other tokens are in the cache.

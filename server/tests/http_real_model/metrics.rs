@@ -178,6 +178,27 @@ fn the_choices_of_a_request_are_sequences_of_one_request() {
 }
 
 #[test]
+fn a_request_that_is_looked_at_again_counts_once() {
+    let server = Server::start(&["--kv-memory", "128MiB", "--debug-kv"]);
+    let body = completion(alice(700), 5, json!({"kv_cache": {"budget": 0.15}}));
+    let answer = server.ok(COMPLETIONS, &body);
+    let counted = |metrics: &Metrics| -> Vec<String> {
+        let is_counted = |line: &&str| {
+            let of_requests = ["vllm:", "keepwell_kv_"].iter().any(|name| line.starts_with(name));
+            of_requests && ["_total{", "_count{", "_sum{"].iter().any(|name| line.contains(name))
+        };
+        let mut lines: Vec<_> = metrics.text().lines().filter(is_counted).map(Into::into).collect();
+        lines.sort();
+        lines
+    };
+    let before = counted(&server.metrics());
+    let id = answer["id"].as_str().unwrap();
+    let again = server.get(&format!("/debug/kv/{id}?budget=0.12"));
+    assert!(!again["tokens"].as_array().unwrap().is_empty());
+    assert_eq!(counted(&server.metrics()), before);
+}
+
+#[test]
 fn refusals_are_counted_by_what_was_short() {
     let server = Server::start(&["--kv-memory", "4MiB"]);
     server.refusal(COMPLETIONS, &completion(alice(600), 8, json!({})));
