@@ -44,7 +44,7 @@ pub trait Model: Send {
     fn config(&self) -> &ModelConfig;
 
     /// Writes the batch's K and V to the cache and returns the last layer's states of the wanted
-    /// rows, normed: (logit_rows.len(), hidden).
+    /// rows, normed: (logit_rows.len(), hidden), on the host where none is wanted.
     ///
     /// # Errors
     /// A batch that does not fit the plan or the vocabulary, or a failing kernel.

@@ -6,7 +6,7 @@ use std::{path::Path, sync::Arc};
 
 use candle_core::quantized::{GgmlDType, gguf_file::Value};
 use common::files;
-use keepwell_kernels::{Backend, available};
+use keepwell_kernels::{Backend, available, portable::Portable};
 use keepwell_models::{Model, WeightFormat, load_model};
 use serde_json::json;
 
@@ -16,12 +16,20 @@ fn open(path: &Path, weights: WeightFormat) -> Box<dyn Model> {
     load_model(path, weights, backend()).unwrap()
 }
 
+fn every_backend() -> impl Iterator<Item = Arc<dyn Backend>> {
+    available().into_iter().map(Arc::from)
+}
+
 fn backend() -> Arc<dyn Backend> {
     Arc::from(available().remove(0))
 }
 
 fn logprobs(model: &dyn Model) -> Vec<Vec<f32>> {
-    let mut sequence = common::Sequence::new(&*backend(), model.config(), TOKENS.len());
+    logprobs_on(&*backend(), model)
+}
+
+fn logprobs_on(backend: &dyn Backend, model: &dyn Model) -> Vec<Vec<f32>> {
+    let mut sequence = common::Sequence::new(backend, model.config(), TOKENS.len());
     sequence.feed(model, &TOKENS, &(0..TOKENS.len()).collect::<Vec<_>>())
 }
 
@@ -59,6 +67,25 @@ fn every_gguf_format_loads_and_says_what_the_floats_say() {
         for weights in [WeightFormat::AsFile, WeightFormat::F32] {
             let off = distance(&logprobs(&*open(&path, weights)), &reference);
             assert!(off < tolerance, "{dtype:?} as {weights:?} is off by {off}");
+        }
+    }
+}
+
+#[test]
+fn a_quantized_model_says_the_same_on_every_backend() {
+    let folder = tempfile::tempdir().unwrap();
+    for dtype in [GgmlDType::Q4_1, GgmlDType::Q8_0, GgmlDType::Q6K] {
+        let path = folder.path().join(format!("{dtype:?}.gguf"));
+        files::write_gguf(&path, dtype, &[]);
+        let says = |backend: Arc<dyn Backend>| {
+            let model = load_model(&path, WeightFormat::AsFile, backend.clone()).unwrap();
+            logprobs_on(&*backend, &*model)
+        };
+        let right = says(Arc::new(Portable));
+        for backend in every_backend() {
+            let off = distance(&says(backend.clone()), &right);
+            // Keys and values are rounded to f16, up or down.
+            assert!(off < 1e-3, "{}: {dtype:?} is off by {off}", backend.name());
         }
     }
 }
@@ -151,10 +178,13 @@ fn a_gguf_file_may_state_a_sliding_window() {
 fn only_the_wanted_rows_get_logits() {
     let folder = tempfile::tempdir().unwrap();
     let path = files::write_folder(folder.path(), &files::config(), "F32");
-    let model = open(&path, WeightFormat::AsFile);
-    let all = logprobs(&*model);
-    let mut sequence = common::Sequence::new(&*backend(), model.config(), TOKENS.len());
-    assert!(sequence.feed(&*model, &TOKENS[..4], &[]).is_empty());
-    let some = sequence.feed(&*model, &TOKENS[4..], &[0, 5]);
-    assert!(distance(&some, &[all[4].clone(), all[9].clone()]) < 1e-3);
+    for backend in every_backend() {
+        let model = load_model(&path, WeightFormat::AsFile, backend.clone()).unwrap();
+        let all = logprobs_on(&*backend, &*model);
+        let mut sequence = common::Sequence::new(&*backend, model.config(), TOKENS.len());
+        // As the chunks of a prompt but the last, which want no logits.
+        assert!(sequence.feed(&*model, &TOKENS[..4], &[]).is_empty());
+        let some = sequence.feed(&*model, &TOKENS[4..], &[0, 5]);
+        assert!(distance(&some, &[all[4].clone(), all[9].clone()]) < 1e-3);
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use keepwell_kernels::{Arena, Backend, Linear};
 
 use super::{Attention, Mlp, RmsNorm, Scope, StepContext};
@@ -99,19 +99,16 @@ impl Model for Decoder {
             let normed = layer.attention_norm.forward(step.backend, &x)?;
             let mut attended = layer.attention.attend(arena, index, &normed, &step)?;
             if index + 1 == self.layers.len() {
+                if batch.logit_rows.is_empty() {
+                    return no_rows(self.config.hidden_size);
+                }
                 // Past the last attention, rows no longer meet: only the wanted ones go on.
                 x = select_rows(&x, batch.logit_rows)?;
                 attended = select_rows(&attended, batch.logit_rows)?;
             }
-            if batch.logit_rows.is_empty() && index + 1 == self.layers.len() {
-                break;
-            }
             x = step.backend.add(&x, &layer.attention.project(&attended)?)?;
             let normed = layer.mlp_norm.forward(step.backend, &x)?;
             x = step.backend.add(&x, &layer.mlp.forward(step.backend, &normed)?)?;
-        }
-        if batch.logit_rows.is_empty() {
-            return Ok(Tensor::zeros((0, self.config.hidden_size), x.dtype(), x.device())?);
         }
         self.norm.forward(step.backend, &x)
     }
@@ -119,8 +116,7 @@ impl Model for Decoder {
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let (num_rows, _) = hidden.dims2()?;
         if num_rows == 0 {
-            let shape = (0, self.config.vocab_size);
-            return Ok(Tensor::zeros(shape, hidden.dtype(), hidden.device())?);
+            return no_rows(self.config.vocab_size);
         }
         Ok(self.lm_head.forward(hidden)?)
     }
@@ -135,9 +131,18 @@ impl Model for Decoder {
     }
 }
 
+/// (0, width). On the host: devices refuse to allocate nothing.
+fn no_rows(width: usize) -> Result<Tensor> {
+    Ok(Tensor::zeros((0, width), DType::F32, &Device::Cpu)?)
+}
+
 /// x (T, C), returns (rows.len(), C).
+///
+/// # Errors
+/// No rows: a device refuses to run no threads.
 fn select_rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     let (num_rows, _) = x.dims2()?;
+    ensure!(!rows.is_empty(), "none of {num_rows} rows selected");
     if rows.len() == num_rows && rows.iter().copied().eq(0..num_rows) {
         return Ok(x.clone());
     }
