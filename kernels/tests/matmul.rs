@@ -1,11 +1,15 @@
 //! Every backend's matrix products against f64 sums over the weights as candle dequantizes them.
 
+mod world;
+
 use candle_core::{
     Device, Tensor,
     quantized::{GgmlDType, QTensor},
 };
 use keepwell_kernels::{Backend, Linear, RawMatrix, available, portable::Portable};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use world::{on, on_host};
 
 use GgmlDType::{BF16, F16, F32, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 
@@ -36,6 +40,11 @@ fn parts(cols: usize, parts: &[(usize, GgmlDType)]) -> (Vec<RawMatrix>, Tensor) 
 
 fn vec2(x: &Tensor) -> Vec<Vec<f32>> {
     x.to_vec2().unwrap()
+}
+
+/// x W^T, wherever the backend computes it.
+fn product(backend: &dyn Backend, linear: &dyn Linear, x: &Tensor) -> Vec<Vec<f32>> {
+    vec2(&on_host(&linear.forward(&on(backend, x)).unwrap()))
 }
 
 /// The root mean square error of y, as a share of the root mean square of what is right.
@@ -94,7 +103,7 @@ fn every_backend_multiplies_as_the_portable_one_does() {
         let x = random(99, *num_rows, *cols);
         let right = vec2(&Portable.linear(raw.clone()).unwrap().forward(&x).unwrap());
         for backend in available() {
-            let y = vec2(&backend.linear(raw.clone()).unwrap().forward(&x).unwrap());
+            let y = product(&*backend, &*backend.linear(raw.clone()).unwrap(), &x);
             let error = error(&y, &right);
             assert!(error < 2e-6, "{}: {num_rows} x {cols} x {shape:?}: {error}", backend.name());
         }
@@ -107,7 +116,7 @@ fn products_differ_from_exact_ones_by_the_rounding_of_scales_and_activations() {
         for (num_rows, cols, shape) in CASES {
             let (raw, dense) = parts(*cols, shape);
             let x = random(99, *num_rows, *cols);
-            let y = vec2(&backend.linear(raw).unwrap().forward(&x).unwrap());
+            let y = product(&*backend, &*backend.linear(raw).unwrap(), &x);
             let error = error(&y, &exact(&x, &dense));
             let bound = if shape.iter().any(|(_, dtype)| *dtype == Q6K) { 5e-3 } else { 1e-3 };
             assert!(error < bound, "{}: {num_rows} x {cols} x {shape:?}: {error}", backend.name());
@@ -119,39 +128,45 @@ fn products_differ_from_exact_ones_by_the_rounding_of_scales_and_activations() {
 fn rows_come_back_as_candle_dequantizes_them() {
     for dtype in QUANTIZED.into_iter().chain(FLOATS) {
         let (raw, dense) = parts(512, &[(21, dtype), (14, dtype)]);
-        let linear = Portable.linear(raw).unwrap();
         let ids = [34, 0, 21, 20, 20, 7];
         let right = dense.index_select(&Tensor::new(&ids, &Device::Cpu).unwrap(), 0).unwrap();
-        let error = error(&vec2(&linear.rows(&ids).unwrap()), &vec2(&right));
         // f16 holds the products of Q4_K's and Q5_K's scales; Q6_K is quantized anew to 8 bits.
         let bound = match dtype {
             Q6K => 4e-3,
             Q4K | Q5K => 1e-3,
             _ => 1e-7,
         };
-        assert!(error <= bound, "{dtype:?}: {error}");
+        for backend in available() {
+            let linear = backend.linear(raw.clone()).unwrap();
+            let error = error(&vec2(&on_host(&linear.rows(&ids).unwrap())), &vec2(&right));
+            assert!(error <= bound, "{}: {dtype:?}: {error}", backend.name());
+        }
     }
 }
 
 #[test]
 fn rows_of_mixed_parts_are_found_in_their_part() {
     let (raw, dense) = parts(256, &[(3, Q4K), (18, Q8_0), (2, F16)]);
-    let linear = Portable.linear(raw).unwrap();
     let ids = [22, 2, 3, 20, 21, 0];
     let right = dense.index_select(&Tensor::new(&ids, &Device::Cpu).unwrap(), 0).unwrap();
-    assert!(error(&vec2(&linear.rows(&ids).unwrap()), &vec2(&right)) < 1e-3);
-    assert!(linear.rows(&[23]).is_err());
-    assert_eq!(linear.rows(&[]).unwrap().dims(), [0, 256]);
+    for backend in available() {
+        let linear = backend.linear(raw.clone()).unwrap();
+        assert!(error(&vec2(&on_host(&linear.rows(&ids).unwrap())), &vec2(&right)) < 1e-3);
+        assert!(linear.rows(&[23]).is_err());
+        assert_eq!(linear.rows(&[]).unwrap().dims(), [0, 256]);
+    }
 }
 
 #[test]
 fn a_row_beyond_the_matrix_is_an_error_that_names_it() {
-    for dtype in [Q4_1, Q8_0, F32, BF16] {
-        let linear = Portable.linear(vec![matrix(1, dtype, 20, 64).0]).unwrap();
-        assert!(linear.rows(&[19]).is_ok());
-        for id in [20, 31, u32::MAX] {
-            let error = linear.rows(&[id]).err().unwrap().to_string();
-            assert_eq!(error, format!("rows: row {id} of a matrix of 20 rows"));
+    for backend in available() {
+        for dtype in [Q4_1, Q8_0, F32, BF16] {
+            let linear = backend.linear(vec![matrix(1, dtype, 20, 64).0]).unwrap();
+            assert!(linear.rows(&[19]).is_ok());
+            for id in [20, 31, u32::MAX] {
+                let error = linear.rows(&[id]).err().unwrap().to_string();
+                assert_eq!(error, format!("rows: row {id} of a matrix of 20 rows"));
+            }
         }
     }
 }
@@ -197,7 +212,8 @@ fn x_of_another_width_is_refused() {
     for backend in available() {
         for dtype in [Q4_1, F16] {
             let linear = backend.linear(vec![matrix(1, dtype, 4, 64).0]).unwrap();
-            let error = linear.forward(&random(1, 2, 32)).err().unwrap().to_string();
+            let error =
+                linear.forward(&on(&*backend, &random(1, 2, 32))).err().unwrap().to_string();
             assert_eq!(error, "linear: x [2, 32] by a matrix of 64 columns");
         }
     }
@@ -208,8 +224,8 @@ fn a_row_of_zeros_gives_zeros_and_no_rows_give_none() {
     for backend in available() {
         let linear = backend.linear(vec![matrix(1, Q4_1, 20, 64).0]).unwrap();
         let zeros = Tensor::zeros((2, 64), candle_core::DType::F32, &Device::Cpu).unwrap();
-        assert_eq!(vec2(&linear.forward(&zeros).unwrap()), vec![vec![0.0; 20]; 2]);
-        let none = zeros.narrow(0, 0, 0).unwrap();
+        assert_eq!(product(&*backend, &*linear, &zeros), vec![vec![0.0; 20]; 2]);
+        let none = on(&*backend, &zeros).narrow(0, 0, 0).unwrap();
         assert_eq!(linear.forward(&none).unwrap().dims(), [0, 20]);
     }
 }
@@ -222,7 +238,7 @@ fn what_is_not_a_number_in_x_reaches_y() {
             let mut x = vec![1.0; 64];
             x[40] = bad;
             let x = Tensor::from_vec(x, (1, 64), &Device::Cpu).unwrap();
-            let y = vec2(&linear.forward(&x).unwrap());
+            let y = product(&*backend, &*linear, &x);
             assert!(y[0].iter().all(|y| !y.is_finite()), "{}: {y:?}", backend.name());
         }
     }
@@ -242,11 +258,11 @@ fn products_are_the_same_with_any_number_of_threads() {
         for (num_rows, cols, shape) in CASES.iter().filter(|(_, _, shape)| shape[0].1 == Q4_1) {
             let linear = backend.linear(parts(*cols, shape).0).unwrap();
             let x = random(99, *num_rows, *cols);
-            let product = |threads| {
+            let with = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| vec2(&linear.forward(&x).unwrap()))
+                pool.install(|| product(&*backend, &*linear, &x))
             };
-            assert!([2, 64].into_iter().all(|threads| product(threads) == product(1)));
+            assert!([2, 64].into_iter().all(|threads| with(threads) == with(1)));
         }
     }
 }
