@@ -254,6 +254,18 @@ mod emulator {
             "stride = width + 4;",
         ),
         (
+            "linear writes a row that x does not have",
+            "linear.cu",
+            "if (lane == 0 && row < count)",
+            "if (lane == 0 && row <= count)",
+        ),
+        (
+            "write_kv turns rows that are not there yet",
+            "write_kv.cu",
+            "    __syncthreads();\n    const bool is_query",
+            "    const bool is_query",
+        ),
+        (
             "linear_mma loads a stage that others still read",
             "linear_mma.cu",
             "        __syncthreads(); // the stage was read\n",

@@ -10,9 +10,10 @@ use candle_core::{
     quantized::{GgmlDType, QTensor},
 };
 use keepwell_kernels::{
-    Backend, Move, RawMatrix, Scoring, Signal, Slot,
+    AttentionPlan, Backend, Linear, Move, PageId, PageLayout, PageRef, RawMatrix, Rope, Scoring,
+    Signal, Slot, Tier, Write,
     cuda::{Broken, Emulator, broken},
-    portable::Portable,
+    portable::{Portable, segment::Segment},
 };
 
 use world::{ALL, Case, PLAIN, World, copy_to};
@@ -23,8 +24,8 @@ const SEEDS: std::ops::Range<u32> = 0..3;
 #[derive(Default)]
 struct Results {
     floats: Vec<f32>,
-    /// Rounded to bf16, up or down.
-    attributions: Vec<f32>,
+    /// To bf16 or f16, up or down.
+    rounded: Vec<f32>,
 }
 
 impl Results {
@@ -33,8 +34,7 @@ impl Results {
             let near = |(a, b): (&f32, &f32)| (a - b).abs() <= share * b.abs() + 2e-5;
             a.len() == b.len() && a.iter().zip(b).all(near)
         };
-        near(&self.floats, &right.floats, 1e-5)
-            && near(&self.attributions, &right.attributions, 2e-2)
+        near(&self.floats, &right.floats, 1e-5) && near(&self.rounded, &right.rounded, 2e-2)
     }
 }
 
@@ -47,8 +47,13 @@ fn results(backend: &dyn Backend) -> keepwell_kernels::Result<Results> {
     all.extend(backend.rms_norm(&x, &weight, 1e-5)?.flatten_all()?.to_vec1::<f32>()?);
     all.extend(backend.silu_mul(&x)?.flatten_all()?.to_vec1::<f32>()?);
     for dtype in [GgmlDType::Q4_1, GgmlDType::Q8_0] {
-        all.extend(product(backend, dtype)?.flatten_all()?.to_vec1::<f32>()?);
+        let linear = linear(backend, dtype)?;
+        all.extend(linear.forward(&wave(20, 160)?)?.flatten_all()?.to_vec1::<f32>()?);
+        all.extend(linear.rows(&[69, 0, 33])?.flatten_all()?.to_vec1::<f32>()?);
     }
+    let (q, cached) = written(backend)?;
+    all.extend(q);
+    results.rounded.extend([cached.keys, cached.values].concat());
     for sequences in [&[(150, 1)][..], &[(60, 40)]] {
         let mut world = World::new(&Case { sequences, tiers: ALL, ..PLAIN });
         for span in &mut world.plan.spans {
@@ -61,7 +66,7 @@ fn results(backend: &dyn Backend) -> keepwell_kernels::Result<Results> {
         }
         backend.attribute(&mut arena, 0, &world.q, &attended, &world.plan)?;
         let tokens = backend.attributions(&arena, &world.plan.pages)?;
-        results.attributions.extend(tokens.iter().map(|token| token.attribution));
+        results.rounded.extend(tokens.iter().map(|token| token.attribution));
         backend.compact(&mut arena, &moves(&world))?;
         let tokens = backend.attributions(&arena, &world.plan.pages)?;
         all.extend(tokens.iter().map(|token| token.position as f32));
@@ -69,14 +74,44 @@ fn results(backend: &dyn Backend) -> keepwell_kernels::Result<Results> {
     Ok(results)
 }
 
-/// 20 rows by a matrix of 70.
-fn product(backend: &dyn Backend, dtype: GgmlDType) -> keepwell_kernels::Result<Tensor> {
-    let wave = |rows: usize, cols: usize| {
-        Tensor::arange(0f32, (rows * cols) as f32, &Device::Cpu)?.sin()?.reshape((rows, cols))
-    };
+fn wave(rows: usize, cols: usize) -> candle_core::Result<Tensor> {
+    Tensor::arange(0f32, (rows * cols) as f32, &Device::Cpu)?.sin()?.reshape((rows, cols))
+}
+
+/// A matrix of 70 rows.
+fn linear(backend: &dyn Backend, dtype: GgmlDType) -> keepwell_kernels::Result<Box<dyn Linear>> {
     let (rows, cols) = (70, 160);
     let data = QTensor::quantize(&wave(rows, cols)?, dtype)?.data()?.into_owned();
-    backend.linear(vec![RawMatrix { dtype, rows, cols, data }])?.forward(&wave(20, cols)?)
+    backend.linear(vec![RawMatrix { dtype, rows, cols, data }])
+}
+
+/// Queries (T, H * D), and the keys and values that the cache holds, of a step of 11 rows.
+fn written(backend: &dyn Backend) -> keepwell_kernels::Result<(Vec<f32>, Segment)> {
+    const ROWS: usize = 11;
+    let layout = PageLayout::new(64);
+    let capacity = layout.capacity(Tier::F16);
+    let write = |i: usize| Write {
+        slot: Slot { page: PageId((i / capacity) as u32), index: (i % capacity) as u16 },
+        offset: 0,
+    };
+    let plan = AttentionPlan {
+        num_kv_heads: 1,
+        positions: (5..5 + ROWS as u32).collect(),
+        writes: (0..ROWS).map(write).collect(),
+        ..Default::default()
+    };
+    let frequencies = (0..32).map(|i| 0.7f32.powi(i)).collect();
+    let rope = Rope { frequencies, attention_factor: 1.0 }.table(&plan.positions);
+    let mut arena = backend.arena(layout, ROWS.div_ceil(capacity))?;
+    let q = backend.write_kv(&mut arena, 0, &wave(ROWS, 4 * 64)?, &rope, &plan)?;
+    let page = |page: usize| PageRef {
+        page: PageId(page as u32),
+        base: 0,
+        len: capacity.min(ROWS - page * capacity) as u16,
+        tier: Tier::F16,
+    };
+    let pages: Vec<_> = (0..arena.num_pages()).map(page).collect();
+    Ok((q.flatten_all()?.to_vec1()?, Segment::decode(&arena, &pages)))
 }
 
 /// The first tokens of two pages change places.
@@ -107,7 +142,7 @@ fn whole_kernels_give_the_same_in_any_order_of_threads() {
 fn every_broken_kernel_is_noticed_under_some_order_of_threads() {
     let right = results(&Portable).unwrap();
     let broken = broken();
-    assert!(broken.len() >= 20);
+    assert!(broken.len() >= 23);
     for broken in broken {
         let tries = SEEDS.flat_map(|seed| [false, true].map(|plain| (seed, plain)));
         let noticed = tries.filter_map(|(seed, plain)| notice(broken, seed, plain, &right)).next();
