@@ -138,37 +138,45 @@ pub trait Backend: Send + Sync {
     }
 }
 
-/// A backend, if this machine can run it.
-type Probe = fn() -> Option<Box<dyn Backend>>;
+/// A backend, if this machine can run it; an error where its device is there and fails.
+type Probe = fn() -> Result<Option<Box<dyn Backend>>>;
+
+fn found(backend: Option<impl Backend + 'static>) -> Result<Option<Box<dyn Backend>>> {
+    Ok(backend.map(|backend| Box::new(backend) as Box<dyn Backend>))
+}
 
 /// Backends of this build with a device of their own, fastest first.
 const DEVICES: &[Probe] = &[
     #[cfg(feature = "cuda")]
-    || Some(Box::new(cuda::Driver::open(0).ok()?)),
+    || found(cuda::Driver::first()?),
     #[cfg(feature = "cuda")]
-    || Some(Box::new(cuda::Driver::open(0).ok()?.without_tensor_cores("cuda-plain"))),
+    || found(cuda::Driver::first()?.map(|cuda| cuda.without_tensor_cores("cuda-plain"))),
 ];
 
 /// Every other backend of this build, fastest first.
 const BACKENDS: &[Probe] = &[
     #[cfg(target_arch = "x86_64")]
-    || Some(Box::new(x86::Avx512::new()?)),
+    || found(x86::Avx512::new()),
     #[cfg(target_arch = "x86_64")]
-    || Some(Box::new(x86::Avx2::new()?)),
-    || Some(Box::new(Portable)),
+    || found(x86::Avx2::new()),
+    || found(Some(Portable)),
     #[cfg(feature = "cuda-emu")]
-    || Some(Box::new(cuda::Emulator::all()[0]())),
+    || found(Some(cuda::Emulator::all()[0]())),
     #[cfg(feature = "cuda-emu")]
-    || Some(Box::new(cuda::Emulator::all()[1]())),
+    || found(Some(cuda::Emulator::all()[1]())),
     #[cfg(feature = "cuda-emu")]
-    || Some(Box::new(cuda::Emulator::all()[2]())),
+    || found(Some(cuda::Emulator::all()[2]())),
     #[cfg(feature = "cuda-emu")]
-    || Some(Box::new(cuda::Emulator::all()[3]())),
+    || found(Some(cuda::Emulator::all()[3]())),
 ];
 
 /// The backends this machine can run, fastest first; never empty.
+///
+/// # Panics
+/// A device is there and does not open: what is to be tried on it would be tried nowhere.
 pub fn available() -> Vec<Box<dyn Backend>> {
-    DEVICES.iter().chain(BACKENDS).filter_map(|new| new()).collect()
+    let new = |new: &Probe| new().unwrap_or_else(|error| panic!("{error}"));
+    DEVICES.iter().chain(BACKENDS).filter_map(new).collect()
 }
 
 /// A device that somebody asks for.
@@ -202,15 +210,18 @@ impl FromStr for Choice {
 /// The fastest backend on a device.
 ///
 /// # Errors
-/// The device is not there, or this build has no kernels for it.
+/// The device that was asked for is not there; it fails, or this build has no kernels for it.
 pub fn open(choice: Choice) -> Result<Box<dyn Backend>> {
     let devices = match choice {
         Choice::Cuda(ordinal) => return open_cuda(ordinal),
         Choice::Auto => DEVICES,
         Choice::Cpu => &[],
     };
-    let found = devices.iter().chain(BACKENDS).find_map(|new| new());
-    Ok(found.expect("the portable backend runs anywhere"))
+    first(devices.iter().chain(BACKENDS))
+}
+
+fn first<'a>(mut probes: impl Iterator<Item = &'a Probe>) -> Result<Box<dyn Backend>> {
+    probes.find_map(|new| new().transpose()).expect("the portable backend runs anywhere")
 }
 
 #[cfg(feature = "cuda")]
@@ -244,5 +255,13 @@ mod tests {
         assert!(!open(Choice::Cpu).unwrap().has_own_memory());
         assert!(open(Choice::Cuda(999)).is_err());
         assert_eq!(open(Choice::Auto).unwrap().name(), available()[0].name());
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_passed_over_and_one_that_fails_is_an_error() {
+        let (missing, cpu): (Probe, Probe) = (|| Ok(None), || found(Some(Portable)));
+        let failing: Probe = || Err(Error::Unsupported("it fails".to_owned()));
+        assert_eq!(first([missing, cpu].iter()).unwrap().name(), "portable");
+        assert_eq!(first([missing, failing, cpu].iter()).err().unwrap().to_string(), "it fails");
     }
 }

@@ -1,6 +1,9 @@
 //! A real device, through candle's CUDA tensors and cudarc.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+};
 
 use candle_core::{
     CudaDevice, CudaStorage, DType, Device, Storage, Tensor,
@@ -8,8 +11,9 @@ use candle_core::{
         WrapErr,
         cudarc::{
             driver::{
-                CudaFunction, CudaSlice, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig,
-                PushKernelArg, result, sys::CUdevice_attribute,
+                CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut,
+                DeviceRepr, DriverError, LaunchConfig, PushKernelArg, result,
+                sys::{CUdevice_attribute, CUmemPool_attribute, CUmemoryPool, CUresult},
             },
             nvrtc::Ptx,
         },
@@ -22,6 +26,7 @@ use super::{
     Cuda,
     args::{Address, Plain},
     gpu::{Gpu, Launch},
+    scratch::lock,
 };
 use crate::{
     Error, Linear, RawMatrix, Result,
@@ -29,6 +34,9 @@ use crate::{
 };
 
 include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
+
+/// Devices by number. Each is opened once, which takes a while; its backends share the stream.
+static OPEN: Mutex<BTreeMap<usize, Arc<Driver>>> = Mutex::new(BTreeMap::new());
 
 /// One CUDA device and the stream on which everything happens.
 pub struct Driver {
@@ -38,36 +46,99 @@ pub struct Driver {
 }
 
 impl Driver {
+    /// The machine's first device, if it has one.
+    ///
+    /// # Errors
+    /// As [`Driver::open`], for a device that is there.
+    pub fn first() -> Result<Option<Cuda<Self>>> {
+        Ok(if num_devices()? > 0 { Some(Self::open(0)?) } else { None })
+    }
+
     /// Number `ordinal` of the machine's devices.
     ///
     /// # Errors
     /// There is no such device, no driver, or kernels for this device are not in this build.
     pub fn open(ordinal: usize) -> Result<Cuda<Self>> {
-        let missing =
-            |error| Error::Unsupported(format!("no CUDA device {ordinal} is there: {error}"));
-        let device = Device::new_cuda_with_stream(ordinal).map_err(missing)?;
-        let device = device.as_cuda_device()?.clone();
+        let mut open = lock(&OPEN);
+        if let Some(driver) = open.get(&ordinal) {
+            return Ok(Cuda::on(driver.clone()));
+        }
+        if ordinal >= num_devices()? {
+            return Err(Error::Unsupported(format!("no CUDA device {ordinal} is there")));
+        }
+        let fails = |error| {
+            Error::Unsupported(format!("CUDA device {ordinal} is there and does not open: {error}"))
+        };
+        let driver = Arc::new(Self::new(ordinal).map_err(fails)?);
+        open.insert(ordinal, driver.clone());
+        Ok(Cuda::on(driver))
+    }
+
+    fn new(ordinal: usize) -> Result<Self> {
+        let device = Device::new_cuda_with_stream(ordinal)?.as_cuda_device()?.clone();
         // SAFETY: all work is on the one stream that this device was made with.
         unsafe { device.disable_event_tracking() };
         let stream = device.cuda_stream();
         let context = stream.context();
-        let (major, minor) = context.compute_capability().w()?;
-        let capability = (10 * major + minor) as u32;
-        let fits = PTX.iter().rfind(|(compiled_for, _)| *compiled_for <= capability);
-        let (_, ptx) = fits.ok_or_else(|| {
-            Error::Unsupported(format!("no kernels for compute capability {major}.{minor}"))
-        })?;
-        let module = context.load_module(Ptx::from_src(*ptx)).w()?;
-        let load = |&name: &&'static str| Ok((name, module.load_function(name).w()?));
-        let functions = KERNELS.iter().map(load).collect::<Result<_>>()?;
+        keep_freed_memory(context)?;
+        let functions = load(context)?;
         let count = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let num_multiprocessors = context.attribute(count).w()?.max(1) as usize;
-        Ok(Cuda::on(Self { device, functions, num_multiprocessors }))
+        Ok(Self { device, functions, num_multiprocessors })
     }
 
     fn pointer(&self, buffer: &CudaSlice<u8>) -> Address {
         buffer.device_ptr(&self.device.cuda_stream()).0
     }
+
+    /// The stream, ready for calls of this thread that cudarc has no safe form of.
+    fn stream(&self) -> Result<Arc<CudaStream>> {
+        let stream = self.device.cuda_stream();
+        stream.context().bind_to_thread().w()?;
+        Ok(stream)
+    }
+}
+
+/// Where there is no driver, none.
+fn num_devices() -> Result<usize> {
+    match CudaContext::device_count() {
+        Ok(count) => Ok(count as usize),
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
+        Err(error) => Err(Error::Unsupported(format!("CUDA does not start: {error}"))),
+    }
+}
+
+/// The kernels by name.
+fn load(context: &Arc<CudaContext>) -> Result<HashMap<&'static str, CudaFunction>> {
+    let (major, minor) = context.compute_capability().w()?;
+    let capability = (10 * major + minor) as u32;
+    let fits = PTX.iter().rfind(|(compiled_for, _)| *compiled_for <= capability);
+    let (_, ptx) = fits.ok_or_else(|| {
+        Error::Unsupported(format!("no kernels for compute capability {major}.{minor}"))
+    })?;
+    let module = context.load_module(Ptx::from_src(*ptx)).w()?;
+    let load = |&name: &&'static str| Ok((name, module.load_function(name).w()?));
+    KERNELS.iter().map(load).collect()
+}
+
+/// The pool that a device's memory comes from, if it has one.
+fn pool(context: &CudaContext) -> Result<Option<CUmemoryPool>> {
+    if !context.has_async_alloc() {
+        return Ok(None);
+    }
+    // SAFETY: the device of a context.
+    Ok(Some(unsafe { result::device::get_mem_pool(context.cu_device()) }.w()?))
+}
+
+/// Lets the pool keep what is freed. By default it gives all of it back whenever the stream is waited
+/// for, that is each step, and the next one has to ask the system again.
+fn keep_freed_memory(context: &CudaContext) -> Result<()> {
+    let Some(pool) = pool(context)? else { return Ok(()) };
+    let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    let mut threshold = u64::MAX;
+    // SAFETY: the attribute is a u64, which is copied.
+    Ok(unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast()) }
+        .w()?)
 }
 
 /// An argument struct as cudarc wants it.
@@ -93,7 +164,14 @@ impl Gpu for Driver {
     }
 
     fn free_memory(&self) -> Result<Option<u64>> {
-        let (free, _) = self.device.cuda_stream().context().mem_get_info().w()?;
+        let stream = self.stream()?;
+        // What was freed while the model was loaded is free: the pool shall not keep it.
+        stream.synchronize().w()?;
+        if let Some(pool) = pool(stream.context())? {
+            // SAFETY: nobody has what is given back.
+            unsafe { result::mem_pool::trim_to(pool, 0) }.w()?;
+        }
+        let (free, _) = stream.context().mem_get_info().w()?;
         Ok(Some(free as u64))
     }
 
@@ -104,8 +182,7 @@ impl Gpu for Driver {
 
     fn read(&self, from: &CudaSlice<u8>, offset: usize, into: &mut [u8]) -> Result<()> {
         assert!(offset + into.len() <= from.len());
-        let stream = self.device.cuda_stream();
-        stream.context().bind_to_thread().w()?;
+        let stream = self.stream()?;
         let start = self.pointer(from) + offset as Address;
         // SAFETY: within the buffer; `into` lives until the stream was waited for.
         unsafe { result::memcpy_dtoh_async(into, start, stream.cu_stream()) }.w()?;
@@ -114,8 +191,7 @@ impl Gpu for Driver {
 
     fn write(&self, to: &CudaSlice<u8>, offset: usize, from: &[u8]) -> Result<()> {
         assert!(offset + from.len() <= to.len());
-        let stream = self.device.cuda_stream();
-        stream.context().bind_to_thread().w()?;
+        let stream = self.stream()?;
         let start = self.pointer(to) + offset as Address;
         // SAFETY: within the buffer; pageable memory is staged before the call returns.
         Ok(unsafe { result::memcpy_htod_async(start, from, stream.cu_stream()) }.w()?)
@@ -153,17 +229,10 @@ impl Gpu for Driver {
 
     fn output(
         &self,
-        (rows, cols): (usize, usize),
+        shape: (usize, usize),
         fill: impl FnOnce(Address) -> Result<()>,
     ) -> Result<Tensor> {
-        let stream = self.device.cuda_stream();
-        // SAFETY: `fill` writes all of it. An empty tensor still needs an address.
-        let mut slice = unsafe { self.device.alloc::<f32>((rows * cols).max(1)) }?;
-        let (pointer, guard) = slice.device_ptr_mut(&stream);
-        fill(pointer)?;
-        drop(guard);
-        let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, self.device.clone()));
-        Ok(Tensor::from_storage(storage, (rows, cols), BackpropOp::none(), false))
+        output(&self.device, shape, fill)
     }
 
     unsafe fn launch<A: Plain>(&self, launch: Launch, args: &A) -> Result<()> {
@@ -201,8 +270,25 @@ impl Gpu for Driver {
             Tensor::from_raw_buffer(&part.data, dtype, &[part.rows, cols], &device)
         };
         let parts = parts.iter().map(part).collect::<candle_core::Result<Vec<_>>>()?;
-        Ok(Box::new(Float { weights: Tensor::cat(&parts, 0)? }))
+        Ok(Box::new(Float { weights: Tensor::cat(&parts, 0)?, device: self.device.clone() }))
     }
+}
+
+/// See [`Gpu::output`].
+fn output(
+    device: &CudaDevice,
+    (rows, cols): (usize, usize),
+    fill: impl FnOnce(Address) -> Result<()>,
+) -> Result<Tensor> {
+    let stream = device.cuda_stream();
+    // SAFETY: `fill` writes all of it. An empty tensor needs an address too, and a device refuses to
+    // allocate nothing.
+    let mut slice = unsafe { device.alloc::<f32>((rows * cols).max(1)) }?;
+    let (pointer, guard) = slice.device_ptr_mut(&stream);
+    fill(pointer)?;
+    drop(guard);
+    let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
+    Ok(Tensor::from_storage(storage, (rows, cols), BackpropOp::none(), false))
 }
 
 /// Rows of W that become floats at a time: enough for cuBLAS, little beside a whole copy.
@@ -211,11 +297,17 @@ const ROWS_PER_PRODUCT: usize = 4096;
 /// Float weights (rows, cols) as in the file, multiplied as floats by cuBLAS.
 struct Float {
     weights: Tensor,
+    device: CudaDevice,
 }
 
 impl Float {
     fn dims(&self) -> Result<(usize, usize)> {
         Ok(self.weights.dims2()?)
+    }
+
+    /// (0, width). candle would ask the device for nothing, which it refuses.
+    fn no_rows(&self, width: usize) -> Result<Tensor> {
+        output(&self.device, (0, width), |_| Ok(()))
     }
 }
 
@@ -224,7 +316,7 @@ impl Linear for Float {
         let (rows, cols) = self.dims()?;
         let num_x = check_input(x, cols)?;
         if num_x == 0 {
-            return Ok(Tensor::zeros((0, rows), DType::F32, x.device())?);
+            return self.no_rows(rows);
         }
         let outs = (0..rows).step_by(ROWS_PER_PRODUCT).map(|start| {
             let w = self.weights.narrow(0, start, ROWS_PER_PRODUCT.min(rows - start))?;
@@ -238,7 +330,7 @@ impl Linear for Float {
         let (rows, cols) = self.dims()?;
         check_ids(ids, rows)?;
         if ids.is_empty() {
-            return Ok(Tensor::zeros((0, cols), DType::F32, self.weights.device())?);
+            return self.no_rows(cols);
         }
         let ids = Tensor::new(ids, self.weights.device())?;
         Ok(self.weights.index_select(&ids, 0)?.to_dtype(DType::F32)?)

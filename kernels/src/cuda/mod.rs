@@ -54,8 +54,8 @@ pub struct Cuda<G: Gpu> {
 }
 
 impl<G: Gpu> Cuda<G> {
-    pub fn on(gpu: G) -> Self {
-        let gpu = Arc::new(gpu);
+    pub fn on(gpu: impl Into<Arc<G>>) -> Self {
+        let gpu = gpu.into();
         Self {
             name: gpu.name(),
             tensor_cores: true,

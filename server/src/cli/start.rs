@@ -64,11 +64,18 @@ pub fn start(args: &ModelArgs, served_name: String) -> Result<Started> {
 }
 
 fn backend(choice: Choice) -> Result<Arc<dyn Backend>> {
-    let backend = keepwell_kernels::open(choice).context("cannot open the device")?;
+    let backend = match keepwell_kernels::open(choice) {
+        Err(error) if choice == Choice::Auto => {
+            // There is one: its owner should learn why it idles.
+            tracing::error!("{error}: serving on the CPU");
+            return Ok(keepwell_kernels::open(Choice::Cpu)?.into());
+        }
+        opened => opened.context("cannot open the device")?,
+    };
     if cfg!(feature = "cuda") && choice == Choice::Auto && !backend.has_own_memory() {
-        tracing::warn!("no CUDA device is there: serving on the CPU");
+        tracing::info!("no CUDA device is there: serving on the CPU");
     }
-    Ok(Arc::from(backend))
+    Ok(backend.into())
 }
 
 fn engine_options(
