@@ -24,7 +24,8 @@ enum Memory {
     Device(Box<dyn DeviceMemory>),
 }
 
-/// Memory that only a device's kernels see; the host copies to and from it.
+/// Memory that only a device's kernels see; the host copies to and from it. Everything happens in
+/// order, and only a read waits for it.
 pub trait DeviceMemory: Debug + Send + Sync {
     /// # Errors
     /// The device fails.
@@ -34,15 +35,17 @@ pub trait DeviceMemory: Debug + Send + Sync {
     /// The device fails.
     fn write(&mut self, offset: usize, from: &[u8]) -> Result<()>;
 
-    /// Copies `len` bytes to another place; through the host, unless the device knows better.
+    /// Copies `len` bytes to a place that they do not overlap.
     ///
     /// # Errors
     /// The device fails.
-    fn copy(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
-        let mut bytes = vec![0; len];
-        self.read(from, &mut bytes)?;
-        self.write(to, &bytes)
-    }
+    fn copy(&mut self, from: usize, to: usize, len: usize) -> Result<()>;
+
+    /// Sets `len` bytes to 0.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn clear(&mut self, offset: usize, len: usize) -> Result<()>;
 
     /// For the backend to find its own.
     fn as_any(&self) -> &dyn Any;
@@ -135,6 +138,7 @@ impl Arena {
         assert!(from.0.max(to.0) < self.num_pages as u32, "{from:?} or {to:?} is not there");
         let (from, to, len) = (self.start(from), self.start(to), self.layout.page_bytes);
         match &mut self.memory {
+            _ if from == to => {}
             Memory::Host(host) => host.copy_within(from..from + len, to),
             Memory::Device(memory) => memory.copy(from, to, len)?,
         }
@@ -146,12 +150,12 @@ impl Arena {
     /// # Errors
     /// The device fails.
     pub fn clear_attributions(&mut self, id: PageId) -> Result<()> {
+        assert!((id.0 as usize) < self.num_pages, "{id:?} is not there");
         let arrays = *self.layout.arrays(Tier::F16);
-        let zeros = vec![0; arrays.capacity * 2];
-        let start = self.start(id) + arrays.attributions;
+        let (start, len) = (self.start(id) + arrays.attributions, arrays.capacity * 2);
         match &mut self.memory {
-            Memory::Host(host) => host[start..start + zeros.len()].copy_from_slice(&zeros),
-            Memory::Device(memory) => memory.write(start, &zeros)?,
+            Memory::Host(host) => host[start..start + len].fill(0),
+            Memory::Device(memory) => memory.clear(start, len)?,
         }
         Ok(())
     }

@@ -2,7 +2,9 @@
 
 mod world;
 
-use keepwell_kernels::{Arena, Backend, Move, PageId, Slot, available, portable::Portable};
+use keepwell_kernels::{
+    Arena, Backend, Move, PageId, PageLayout, Slot, available, portable::Portable,
+};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use world::{ALL, Case, PLAIN, World, copy_to};
@@ -20,6 +22,26 @@ fn moved(backend: &dyn Backend, world: &World, moves: &[Move]) -> Vec<u8> {
     let mut arena = copy_to(&world.arena, backend);
     backend.compact(&mut arena, moves).unwrap();
     bytes(&arena)
+}
+
+#[test]
+fn new_pages_are_zeros_and_copied_pages_lose_no_bit_in_any_backend() {
+    let world = World::new(&Case { sequences: &[(40, 1)], tiers: ALL, ..PLAIN });
+    let copy = |arena: &mut Arena| {
+        for (from, to) in [(0, 5), (1, 0), (5, 1), (2, 2)] {
+            arena.copy(PageId(from), PageId(to)).unwrap();
+        }
+        arena.clear_attributions(PageId(1)).unwrap();
+    };
+    let mut right = copy_to(&world.arena, &Portable);
+    copy(&mut right);
+    for backend in available() {
+        let new = backend.arena(PageLayout::new(64), 3).unwrap();
+        assert!(bytes(&new).iter().all(|byte| *byte == 0), "{}", backend.name());
+        let mut arena = copy_to(&world.arena, &*backend);
+        copy(&mut arena);
+        assert!(bytes(&arena) == bytes(&right), "{}", backend.name());
+    }
 }
 
 /// Sends each token to the slot of another one, whatever its tier: most slots are read and written.

@@ -197,6 +197,22 @@ impl Gpu for Driver {
         Ok(unsafe { result::memcpy_htod_async(start, from, stream.cu_stream()) }.w()?)
     }
 
+    fn copy(&self, buffer: &CudaSlice<u8>, from: usize, to: usize, len: usize) -> Result<()> {
+        assert!(from.max(to) + len <= buffer.len() && from.abs_diff(to) >= len);
+        let (stream, start) = (self.stream()?, self.pointer(buffer));
+        let [from, to] = [from, to].map(|offset| start + offset as Address);
+        // SAFETY: both places are within the buffer and apart, as just seen.
+        Ok(unsafe { result::memcpy_dtod_async(to, from, len, stream.cu_stream()) }.w()?)
+    }
+
+    fn clear(&self, buffer: &CudaSlice<u8>, offset: usize, len: usize) -> Result<()> {
+        assert!(offset + len <= buffer.len());
+        let stream = self.stream()?;
+        let start = self.pointer(buffer) + offset as Address;
+        // SAFETY: within the buffer, as just seen.
+        Ok(unsafe { result::memset_d8_async(start, 0, len, stream.cu_stream()) }.w()?)
+    }
+
     fn address(&self, buffer: &CudaSlice<u8>) -> Address {
         self.pointer(buffer)
     }

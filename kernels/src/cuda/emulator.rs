@@ -152,6 +152,22 @@ impl Gpu for Emulator {
         Ok(())
     }
 
+    fn copy(&self, buffer: &Guarded, from: usize, to: usize, len: usize) -> Result<()> {
+        assert!(from.max(to) + len <= buffer.bytes && from.abs_diff(to) >= len);
+        // SAFETY: both places are within the buffer and apart, as just seen.
+        unsafe {
+            buffer.start.add(to).copy_from_nonoverlapping(buffer.start.add(from), len);
+        }
+        Ok(())
+    }
+
+    fn clear(&self, buffer: &Guarded, offset: usize, len: usize) -> Result<()> {
+        assert!(offset + len <= buffer.bytes);
+        // SAFETY: within the buffer, as just seen.
+        unsafe { buffer.start.add(offset).write_bytes(0, len) };
+        Ok(())
+    }
+
     fn address(&self, buffer: &Guarded) -> Address {
         buffer.start as Address
     }

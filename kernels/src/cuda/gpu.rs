@@ -47,6 +47,12 @@ pub trait Gpu: Send + Sync + 'static {
 
     fn write(&self, to: &Self::Buffer, offset: usize, from: &[u8]) -> Result<()>;
 
+    /// Copies `len` bytes of a buffer to a place in it that they do not overlap.
+    fn copy(&self, buffer: &Self::Buffer, from: usize, to: usize, len: usize) -> Result<()>;
+
+    /// Sets `len` bytes to 0.
+    fn clear(&self, buffer: &Self::Buffer, offset: usize, len: usize) -> Result<()>;
+
     fn address(&self, buffer: &Self::Buffer) -> Address;
 
     /// Calls `f` with the addresses of contiguous f32 tensors, which stay there meanwhile.
@@ -64,7 +70,7 @@ pub trait Gpu: Send + Sync + 'static {
         fill: impl FnOnce(Address) -> Result<()>,
     ) -> Result<Tensor>;
 
-    /// Runs a kernel.
+    /// Runs a kernel; on an empty grid, nothing.
     ///
     /// # Safety
     /// `args` is what the kernel takes, and what it reads and writes lies in buffers and tensors

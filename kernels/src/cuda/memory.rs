@@ -27,12 +27,8 @@ pub struct DevicePages<G: Gpu> {
 impl<G: Gpu> DevicePages<G> {
     /// `bytes` zeros.
     pub fn new(gpu: Arc<G>, bytes: usize) -> Result<Self> {
-        const CHUNK: usize = 16 << 20;
         let buffer = gpu.alloc(bytes)?;
-        let zeros = vec![0; CHUNK.min(bytes)];
-        for start in (0..bytes).step_by(CHUNK) {
-            gpu.write(&buffer, start, &zeros[..CHUNK.min(bytes - start)])?;
-        }
+        gpu.clear(&buffer, 0, bytes)?;
         Ok(Self { gpu, buffer })
     }
 }
@@ -50,6 +46,14 @@ impl<G: Gpu> DeviceMemory for DevicePages<G> {
 
     fn write(&mut self, offset: usize, from: &[u8]) -> Result<()> {
         self.gpu.write(&self.buffer, offset, from)
+    }
+
+    fn copy(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
+        self.gpu.copy(&self.buffer, from, to, len)
+    }
+
+    fn clear(&mut self, offset: usize, len: usize) -> Result<()> {
+        self.gpu.clear(&self.buffer, offset, len)
     }
 
     fn as_any(&self) -> &dyn Any {
