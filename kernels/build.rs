@@ -44,28 +44,55 @@ mod device {
 
     pub fn compile(toolkit: &Path) {
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-        let mut table = String::new();
-        for architecture in ARCHITECTURES {
-            let ptx = out.join(format!("kernels.{architecture}.ptx"));
-            let status = Command::new(toolkit.join("bin/nvcc"))
-                .args(["-ptx", "-O3", "-std=c++17", "cuda/kernels.cu", "-o"])
-                .arg(&ptx)
-                .arg(format!("-arch=compute_{architecture}"))
-                .status();
-            let done = status.as_ref().is_ok_and(|status| status.success());
-            assert!(done, "nvcc failed for compute capability {architecture}: {status:?}");
-            write!(table, "({architecture}, include_str!({ptx:?})),").expect("to a string");
+        let (mut ptx, mut cubins, mut names) = (String::new(), String::new(), String::new());
+        for of in ARCHITECTURES {
+            let path = nvcc(toolkit, &out, "ptx", ("compute", of));
+            write!(ptx, "({of}, include_str!({path:?})),").expect("to a string");
         }
-        let mut names = String::new();
+        for of in machine_code() {
+            let path = nvcc(toolkit, &out, "cubin", ("sm", of));
+            write!(cubins, "({of}, include_bytes!({path:?})),").expect("to a string");
+        }
         for name in kernels() {
             write!(names, "{name:?},").expect("to a string");
         }
         let source = format!(
-            "/// Compute capability times ten, and the kernels for it.\n\
-             const PTX: &[(u32, &str)] = &[{table}];\n\
+            "/// Compute capability times ten, and the kernels for it, as text.\n\
+             const PTX: &[(u32, &str)] = &[{ptx}];\n\
+             /// The same as machine code, where it was asked for.\n\
+             const CUBINS: &[(u32, &[u8])] = &[{cubins}];\n\
              const KERNELS: &[&str] = &[{names}];\n"
         );
-        fs::write(out.join("ptx.rs"), source).expect("OUT_DIR takes files");
+        fs::write(out.join("images.rs"), source).expect("OUT_DIR takes files");
+    }
+
+    /// Compiles all kernels to one form, for one architecture.
+    fn nvcc(toolkit: &Path, out: &Path, form: &str, (kind, of): (&str, u32)) -> PathBuf {
+        let path = out.join(format!("kernels.{of}.{form}"));
+        let status = Command::new(toolkit.join("bin/nvcc"))
+            .args([&format!("-{form}"), "-O3", "-std=c++17", "cuda/kernels.cu", "-o"])
+            .arg(&path)
+            .arg(format!("-arch={kind}_{of}"))
+            .status();
+        let done = status.as_ref().is_ok_and(|status| status.success());
+        assert!(done, "nvcc failed for {kind}_{of}: {status:?}");
+        path
+    }
+
+    /// The architectures that KEEPWELL_CUDA_CUBIN asks machine code for: `all`, or some like
+    /// `sm_90,sm_100`. Without it the driver compiles the text, when the server first starts.
+    fn machine_code() -> Vec<u32> {
+        const VARIABLE: &str = "KEEPWELL_CUDA_CUBIN";
+        println!("cargo:rerun-if-env-changed={VARIABLE}");
+        let number = |name: &str| {
+            let number = name.strip_prefix("sm_").and_then(|number| number.parse().ok());
+            number.unwrap_or_else(|| panic!("{VARIABLE}: `{name}` is neither `all` nor like sm_90"))
+        };
+        match env::var(VARIABLE).unwrap_or_default().as_str() {
+            "" => Vec::new(),
+            "all" => ARCHITECTURES.to_vec(),
+            some => some.split(',').map(number).collect(),
+        }
     }
 
     /// The names of all kernels.

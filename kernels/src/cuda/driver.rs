@@ -26,6 +26,7 @@ use super::{
     Cuda,
     args::{Address, Plain},
     gpu::{Gpu, Launch},
+    image::Image,
     scratch::lock,
 };
 use crate::{
@@ -33,7 +34,7 @@ use crate::{
     linear::{check_ids, check_input},
 };
 
-include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
+include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// Devices by number. Each is opened once, which takes a while; its backends share the stream.
 static OPEN: Mutex<BTreeMap<usize, Arc<Driver>>> = Mutex::new(BTreeMap::new());
@@ -111,12 +112,14 @@ fn num_devices() -> Result<usize> {
 /// The kernels by name.
 fn load(context: &Arc<CudaContext>) -> Result<HashMap<&'static str, CudaFunction>> {
     let (major, minor) = context.compute_capability().w()?;
-    let capability = (10 * major + minor) as u32;
-    let fits = PTX.iter().rfind(|(compiled_for, _)| *compiled_for <= capability);
-    let (_, ptx) = fits.ok_or_else(|| {
+    let image = Image::of((10 * major + minor) as u32, CUBINS, PTX).ok_or_else(|| {
         Error::Unsupported(format!("no kernels for compute capability {major}.{minor}"))
     })?;
-    let module = context.load_module(Ptx::from_src(*ptx)).w()?;
+    let image = match image {
+        Image::Cubin(code) => Ptx::from_binary(code.to_vec()),
+        Image::Ptx(text) => Ptx::from_src(text),
+    };
+    let module = context.load_module(image).w()?;
     let load = |&name: &&'static str| Ok((name, module.load_function(name).w()?));
     KERNELS.iter().map(load).collect()
 }

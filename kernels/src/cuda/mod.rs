@@ -13,6 +13,8 @@ mod driver;
 #[cfg(feature = "cuda-emu")]
 mod emulator;
 mod gpu;
+#[cfg(any(feature = "cuda", test))]
+mod image;
 mod jobs;
 mod linear;
 mod memory;
