@@ -1,4 +1,4 @@
-// One question at a time to the model, with a budget, and what it cost.
+// A chat with the model, with a budget, and what the last answer cost.
 
 import { ask as send, refusal } from "./api.js";
 import { bytes } from "./figures.js";
@@ -37,9 +37,30 @@ function cost(usage, seconds) {
   return `${line}; cache ${bytes(kv.bytes)}, ${share} % of F16; entries: ${kept}`;
 }
 
-async function ask(signal) {
+/// The chat so far, which every question carries: messages, and what shows each.
+const turns = [];
+
+function add(role, content) {
+  const shown = document.createElement("p");
+  shown.className = `text ${role}`;
+  shown.textContent = content;
+  id("chat").append(shown);
+  showEnd();
+  turns.push({ message: { role, content }, shown });
+  return shown;
+}
+
+const showEnd = () => { id("chat").scrollTop = id("chat").scrollHeight; };
+
+/// As many of the last turns as given, or all.
+function remove(num = turns.length) {
+  turns.splice(turns.length - num).forEach(({ shown }) => shown.remove());
+}
+
+/// Streams the answer into `shown`; gives the request's id.
+async function ask(shown, messages, signal) {
   const body = {
-    messages: [{ role: "user", content: id("prompt").value }],
+    messages,
     max_tokens: Number(id("max-tokens").value) || 128,
     stream: true,
     stream_options: { include_usage: true },
@@ -55,10 +76,29 @@ async function ask(signal) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Error(chunk.error.message);
     request = chunk.id;
-    id("answer").append(chunk.choices[0]?.delta?.content ?? "");
+    shown.append(chunk.choices[0]?.delta?.content ?? "");
+    showEnd();
     if (chunk.usage) id("cost").textContent = cost(chunk.usage, (performance.now() - began) / 1e3);
   }
   return request;
+}
+
+/// Asks what was typed, after all turns before it. What gets no answer is given back to be sent again.
+async function take(question, signal) {
+  add("user", question);
+  const messages = turns.map(({ message }) => message);
+  const shown = add("assistant", "");
+  id("prompt").value = "";
+  id("cost").textContent = "";
+  try {
+    return await ask(shown, messages, signal);
+  } finally {
+    turns.at(-1).message.content = shown.textContent;
+    if (!shown.textContent) {
+      remove(2);
+      id("prompt").value ||= question;
+    }
+  }
 }
 
 /// `ended` is told the id of every request that was answered.
@@ -67,24 +107,32 @@ export function startPlayground(ended) {
   id("budget").addEventListener("input", showBudget);
   showBudget();
   let running = null;
+  const show = () => {
+    id("send").disabled = id("anew").disabled = running !== null;
+    id("stop").hidden = running === null;
+    id("anew").hidden = turns.length === 0;
+  };
   id("stop").addEventListener("click", () => running?.abort());
+  id("anew").addEventListener("click", () => {
+    remove();
+    id("cost").textContent = "";
+    show();
+    id("prompt").focus();
+  });
   id("playground").addEventListener("submit", async (event) => {
     event.preventDefault();
-    if (running || !id("prompt").value.trim()) return;
+    const question = id("prompt").value.trim();
+    if (running || !question) return;
     running = new AbortController();
-    id("send").disabled = true;
-    id("stop").hidden = false;
-    id("answer").textContent = "";
-    id("cost").textContent = "";
+    show();
     try {
-      const request = await ask(running.signal);
+      const request = await take(question, running.signal);
       if (request) ended(request);
     } catch (error) {
       id("cost").textContent = error.name === "AbortError" ? "stopped" : error.message;
     } finally {
       running = null;
-      id("send").disabled = false;
-      id("stop").hidden = true;
+      show();
     }
   });
 }
