@@ -20,6 +20,7 @@ pub static ASSETS: &[Asset] = &[
     Asset { name: "api.js", content_type: SCRIPT, body: include_str!("assets/api.js") },
     Asset { name: "charts.js", content_type: SCRIPT, body: include_str!("assets/charts.js") },
     Asset { name: "figures.js", content_type: SCRIPT, body: include_str!("assets/figures.js") },
+    Asset { name: "tiers.js", content_type: SCRIPT, body: include_str!("assets/tiers.js") },
     Asset {
         name: "playground.js",
         content_type: SCRIPT,

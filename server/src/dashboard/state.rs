@@ -1,7 +1,5 @@
 //! `GET /dashboard/state`: one moment of the server as JSON.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value, json};
 
 use crate::engine::Snapshot;
@@ -11,8 +9,7 @@ use crate::metrics::{FAMILIES, Family, Kind};
 
 /// The sequences, and whatever `scrape` (an answer of `/metrics`) says:
 ///
-/// - `gauges` and `counters`: by name, one number or an object by label (`tier`, `component`,
-///   `reason`, `state`, `stage`)
+/// - `gauges` and `counters`: by name, every series with its labels and its value
 /// - `histograms`: `ttft`, `itl`, `e2e` and `queue`, each with cumulative `[bound, count]` pairs in
 ///   seconds, `sum` and `count`
 /// - `sequences`: what runs and waits, oldest first
@@ -20,9 +17,7 @@ pub fn state(snapshot: &Snapshot, scrape: &str) -> Value {
     let samples = parse(scrape);
     let of_kind = |wanted: fn(&Kind) -> bool| {
         let families = FAMILIES.iter().filter(|family| wanted(&family.kind));
-        families
-            .filter_map(|family| Some((family.name.into(), values(family, &samples)?)))
-            .collect()
+        families.map(|family| (family.name.to_owned(), series(family, &samples).into())).collect()
     };
     let histograms = [
         ("ttft", TIME_TO_FIRST_TOKEN),
@@ -40,22 +35,16 @@ pub fn state(snapshot: &Snapshot, scrape: &str) -> Value {
     })
 }
 
-/// Labels that tell the series of a family apart; of two, the one that says more.
-const LABELS: [&str; 6] = ["tier", "component", "reason", "finished_reason", "state", "stage"];
+/// Labels that all series of a server have alike: they are left out.
+const COMMON: [&str; 2] = ["model_name", "engine"];
 
-fn values(family: &Family, samples: &[Sample]) -> Option<Value> {
-    let mut series = samples.iter().filter(|sample| sample.name == family.name).peekable();
-    let first = series.peek()?;
-    let Some(label) = LABELS.iter().find(|label| first.label(label).is_some()) else {
-        return Some(json!(first.value));
+fn series(family: &Family, samples: &[Sample]) -> Vec<Value> {
+    let one = |sample: &Sample| {
+        let labels = sample.labels.iter().filter(|(name, _)| !COMMON.contains(&name.as_str()));
+        let labels = labels.map(|(name, value)| (name.clone(), Value::from(value.as_str())));
+        json!({"labels": Map::from_iter(labels), "value": sample.value})
     };
-    let mut sums = BTreeMap::<&str, f64>::new();
-    for sample in series {
-        // Of pages that no request holds, the state says more than the tier.
-        let of_nobody = sample.label("state").filter(|state| *state != "live");
-        *sums.entry(of_nobody.or(sample.label(label))?).or_default() += sample.value;
-    }
-    Some(json!(sums))
+    samples.iter().filter(|sample| sample.name == family.name).map(one).collect()
 }
 
 fn histogram(family: &Family, samples: &[Sample]) -> Value {
@@ -94,21 +83,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn series_are_told_apart_by_their_label_and_histograms_keep_their_buckets() {
+    fn every_series_keeps_its_labels_and_histograms_their_buckets() {
         let scrape = "vllm:num_requests_running{engine=\"0\"} 2\n\
             keepwell_kv_bytes{state=\"live\",tier=\"f16\"} 7\n\
             keepwell_kv_bytes{state=\"free\",tier=\"none\"} 3\n\
             keepwell_kv_bytes{state=\"cached\",tier=\"f16\"} 3\n\
             keepwell_kv_bytes{state=\"cached\",tier=\"k4v4\"} 2\n\
             vllm:generation_tokens_total 9\n\
+            vllm:prompt_tokens_by_source_total{source=\"local_compute\"} 8\n\
+            vllm:prompt_tokens_by_source_total{source=\"local_cache_hit\"} 6\n\
             vllm:time_to_first_token_seconds_bucket{le=\"0.1\"} 4\n\
             vllm:time_to_first_token_seconds_bucket{le=\"+Inf\"} 5\n\
             vllm:time_to_first_token_seconds_sum 0.5\nvllm:time_to_first_token_seconds_count 5\n";
         let state = state(&Snapshot::default(), scrape);
-        assert_eq!(state["gauges"]["vllm:num_requests_running"], 2.0);
-        let bytes = json!({"f16": 7.0, "free": 3.0, "cached": 5.0});
-        assert_eq!(state["gauges"]["keepwell_kv_bytes"], bytes);
-        assert_eq!(state["counters"]["vllm:generation_tokens_total"], 9.0);
+        let one = |labels: Value, value: f64| json!({"labels": labels, "value": value});
+        let gauges = &state["gauges"];
+        assert_eq!(gauges["vllm:num_requests_running"], json!([one(json!({}), 2.0)]));
+        let live = one(json!({"state": "live", "tier": "f16"}), 7.0);
+        let free = one(json!({"state": "free", "tier": "none"}), 3.0);
+        let cached = [("f16", 3.0), ("k4v4", 2.0)]
+            .map(|(tier, bytes)| one(json!({"state": "cached", "tier": tier}), bytes));
+        let [exact, coarse] = cached;
+        assert_eq!(gauges["keepwell_kv_bytes"], json!([live, free, exact, coarse]));
+        let sources = [("local_compute", 8.0), ("local_cache_hit", 6.0)]
+            .map(|(source, tokens)| one(json!({"source": source}), tokens));
+        assert_eq!(state["counters"]["vllm:prompt_tokens_by_source_total"], json!(sources));
         let ttft = &state["histograms"]["ttft"];
         assert_eq!(*ttft, json!({"buckets": [[0.1, 4.0]], "sum": 0.5, "count": 5.0}));
         assert_eq!(state["histograms"]["itl"]["count"], 0.0);

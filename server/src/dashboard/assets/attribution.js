@@ -1,11 +1,14 @@
 // The tokens of a request as text, in the colour of what the cache kept of them.
 
 import { ask, refusal } from "./api.js";
-import { bitsColour, bitsHue, key } from "./charts.js";
+import { key } from "./charts.js";
 import { bytes } from "./figures.js";
+import { byBits, tierColour } from "./tiers.js";
 
 /// A slider that is still moving asks for nothing.
 const SETTLE_MS = 200;
+/// Of a colour behind text.
+const ALPHA = 0.5;
 
 const id = (name) => document.getElementById(name);
 
@@ -15,7 +18,8 @@ async function json(path) {
   return answer.json();
 }
 
-const state = { enabled: false, request: "", budget: null, page: null, asked: 0 };
+/// `request` is chosen, `shown` was the last one asked for.
+const state = { enabled: false, request: "", shown: "", budget: null, page: null, asked: 0 };
 
 /// Where each token's score stands among all, from 0 to 1: scores differ by orders of magnitude.
 function ranks(tokens) {
@@ -38,34 +42,56 @@ function describe(token, at, page) {
     + `attribution ${token.score.toFixed(2)} times the mean; heads: ${heads}`;
 }
 
+/// The heads' tiers lie behind a token on top of each other, most bits at the bottom; what is evicted
+/// is left blank.
+function bands(tiers, heads) {
+  let under = 0;
+  const band = (tier) => {
+    const from = under;
+    under += 100 * tiers[tier] / heads;
+    return `${tierColour(tier, ALPHA)} ${from.toFixed(1)}% ${under.toFixed(1)}%`;
+  };
+  const kept = Object.keys(tiers).filter((tier) => tier !== "evicted").sort(byBits).reverse();
+  return `linear-gradient(to top, ${kept.map(band).join(", ")}, transparent ${under.toFixed(1)}%)`;
+}
+
+function span(token, at, rank) {
+  const span = document.createElement("span");
+  span.textContent = token.text;
+  span.dataset.at = at;
+  const heads = Object.values(token.tiers).reduce((sum, count) => sum + count, 0);
+  const isEvicted = token.tiers.evicted === heads;
+  if (at >= state.page.prompt_tokens) span.classList.add("answer");
+  if (isEvicted) span.classList.add("evicted");
+  if (id("view-colour").value === "score") {
+    span.classList.add("score");
+    span.style.setProperty("--alpha", (0.05 + 0.9 * rank).toFixed(2));
+  } else {
+    if (!isEvicted) span.style.background = bands(token.tiers, heads);
+    span.style.setProperty("--score", `${[0, 0, 0, 1, 2, 4][Math.floor(rank * 5)]}px`);
+  }
+  return span;
+}
+
+function drawKey(page) {
+  const tiers = Object.keys(page.bits).sort(byBits).reverse().map((name) =>
+    ({ name: `${name} (${page.bits[name].toFixed(1)} bits)`, colour: tierColour(name, ALPHA) }));
+  key(id("view-key"), id("view-colour").value === "score"
+    ? [{ name: "attribution, by rank", colour: "oklch(var(--token) .13 60)" }]
+    : [...tiers, { name: "evicted: blank, in all heads struck through", colour: "transparent" }]);
+}
+
 function draw() {
   const { page } = state;
   if (state.budget === null) id("view-budget").value = page.budget;
-  const byScore = id("view-colour").value === "score";
   const rank = ranks(page.tokens);
-  const spans = page.tokens.map((token, at) => {
-    const span = document.createElement("span");
-    span.textContent = token.text;
-    span.dataset.at = at;
-    const heads = Object.values(token.tiers).reduce((sum, count) => sum + count, 0);
-    if (at >= page.prompt_tokens) span.classList.add("answer");
-    if (token.tiers.evicted === heads) span.classList.add("evicted");
-    span.style.setProperty("--hue", byScore ? 60 : Math.round(bitsHue(token.bits)));
-    span.style.setProperty("--alpha", byScore ? (0.05 + 0.9 * rank[at]).toFixed(2) : 0.75);
-    span.style.setProperty("--score", byScore ? "0px" : `${[0, 0, 0, 1, 2, 4][Math.floor(rank[at] * 5)]}px`);
-    return span;
-  });
-  id("view-text").replaceChildren(...spans);
-  const tiers = Object.entries(page.bits).sort(([, a], [, b]) => b - a);
-  const entries = tiers.map(([name, bits]) => ({ name: `${name} (${bits.toFixed(1)} bits)`, colour: bitsColour(bits) }));
-  key(id("view-key"), byScore
-    ? [{ name: "attribution, by rank", colour: "oklch(.68 .13 60)" }]
-    : [...entries, { name: "evicted: struck through", colour: "transparent" }]);
+  id("view-text").replaceChildren(...page.tokens.map((token, at) => span(token, at, rank[at])));
+  drawKey(page);
   const share = Math.round(100 * page.bytes / page.f16_bytes);
   const evicted = page.tokens.filter((token) => token.tiers.evicted).length;
   id("view-summary").textContent = `${page.tokens.length} tokens (${page.prompt_tokens} of the prompt) at budget `
     + `${page.budget.toFixed(2)}: ${bytes(page.bytes)}, ${share} % of F16; ${evicted} tokens evicted in at least one head. `
-    + "The line under a token grows with its attribution.";
+    + "Behind a token is the share of heads in each tier; the line under it grows with its attribution.";
 }
 
 function fillLayers(page) {
@@ -75,9 +101,17 @@ function fillLayers(page) {
   select.replaceChildren(new Option("all, averaged", ""), ...layers);
 }
 
+function clear() {
+  state.page = null;
+  for (const name of ["view-text", "view-key", "view-summary", "view-token"]) id(name).replaceChildren();
+}
+
 async function load() {
-  if (!state.enabled || !state.request) return;
+  state.shown = state.request;
   state.asked += 1;
+  // The text of another request must not stand under this one's name.
+  if (state.page?.id !== state.request) clear();
+  if (!state.enabled || !state.request) return;
   const asked = state.asked;
   const query = new URLSearchParams();
   if (id("view-layer").value) query.set("layer", id("view-layer").value);
@@ -92,12 +126,15 @@ async function load() {
     fillLayers(page);
     draw();
   } catch (error) {
-    if (asked === state.asked) id("view-summary").textContent = error.message;
+    if (asked !== state.asked) return;
+    id("view-summary").textContent = error.message;
+    state.shown = "";
   } finally {
     if (asked === state.asked) id("view-text").removeAttribute("aria-busy");
   }
 }
 
+/// Asks what is kept, and shows what is chosen then: another request, if the old one is gone.
 async function list() {
   const { requests } = await json("/debug/kv");
   const options = requests.map(({ id: request, tokens, budget }) =>
@@ -105,6 +142,7 @@ async function list() {
   id("view-request").replaceChildren(...(options.length ? options : [new Option("none yet", "")]));
   if (!requests.some((request) => request.id === state.request)) state.request = requests[0]?.id ?? "";
   id("view-request").value = state.request;
+  if (state.request !== state.shown) await load();
 }
 
 function point(event) {
@@ -139,7 +177,7 @@ export function startAttribution() {
       state.enabled = enabled;
       id("attribution").hidden = !enabled;
       id("attribution-off").hidden = enabled;
-      if (enabled) list().then(load).catch(() => {});
+      if (enabled) list().catch(() => {});
     },
     /// Shows a request that has just ended, as it was asked.
     async show(request) {
@@ -147,7 +185,6 @@ export function startAttribution() {
       state.request = request;
       state.budget = null;
       await list();
-      await load();
     },
   };
 }

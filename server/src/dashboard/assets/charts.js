@@ -5,20 +5,6 @@ import { bytes } from "./figures.js";
 const NS = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 52, right: 6, top: 6, bottom: 18 };
 
-/// How many bits a tier keeps of a value, from its name: f16, k8v4.
-export function tierBits(name) {
-  const parts = /^k(\d+)v(\d+)$/.exec(name);
-  return parts ? (Number(parts[1]) + Number(parts[2])) / 2 : 16;
-}
-
-/// A hue for bits from 0 to 16: most of the range for the few bits that tell tiers apart.
-export function bitsHue(bits) {
-  const share = 0.8 * Math.min(bits / 8, 1) + 0.2 * Math.min(Math.max((bits - 8) / 8, 0), 1);
-  return 330 - 230 * share;
-}
-
-export const bitsColour = (bits) => `oklch(.68 .13 ${bitsHue(bits)})`;
-
 export function element(name, attributes, text) {
   const node = document.createElementNS(NS, name);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);

@@ -1,4 +1,13 @@
-// From the server's JSON to figures: rates and percentiles between two polls.
+// From the server's JSON to figures: sums, and rates and percentiles between two polls.
+
+/// The series of a gauge or a counter that have these labels.
+export function series(state, name, labels = {}) {
+  const all = state.gauges[name] ?? state.counters[name] ?? [];
+  return all.filter((one) => Object.entries(labels).every(([label, value]) => one.labels[label] === value));
+}
+
+export const total = (state, name, labels) =>
+  series(state, name, labels).reduce((sum, one) => sum + one.value, 0);
 
 export function bytes(value) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -25,14 +34,15 @@ export function latencies(values) {
 
 /// Events per second of a counter between two polls; a server that began anew counts from 0.
 export function rate(now, before, seconds) {
-  if (before === undefined || seconds <= 0) return 0;
+  if (seconds <= 0) return 0;
   return (now >= before ? now - before : now) / seconds;
 }
 
 /// A percentile (0 to 1) in milliseconds of what a histogram gained since `before`, as Prometheus'
 /// histogram_quantile does it; `null` when nothing was.
 export function percentile(now, before, share) {
-  const began = before && before.count <= now.count ? before : null;
+  // A server that began anew counts from 0.
+  const began = before.count <= now.count ? before : null;
   const earlier = new Map(began ? began.buckets : []);
   const count = now.count - (began ? began.count : 0);
   if (!(count > 0)) return null;

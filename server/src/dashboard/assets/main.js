@@ -1,8 +1,9 @@
 // Polls the server once a second and draws what it says.
 
 import { ask, refusal, startKeys } from "./api.js";
-import { bitsColour, drawLines, drawStack, key, tierBits } from "./charts.js";
-import { bytes, latencies, number, percentile, rate, short } from "./figures.js";
+import { drawLines, drawStack, key } from "./charts.js";
+import { bytes, latencies, number, percentile, rate, series, short, total } from "./figures.js";
+import { byBits, tierColour } from "./tiers.js";
 import { startPlayground } from "./playground.js";
 import { startAttribution } from "./attribution.js";
 
@@ -19,92 +20,95 @@ const css = (name) => `var(--${name})`;
 const polls = [];
 let attribution;
 
-function gauges(poll) {
-  return poll.state.gauges;
-}
-
 /// The poll that was the last one `seconds` before `at`, or the first.
 function pollBefore(at, seconds) {
   const found = polls.findLast((poll) => poll.at <= at - seconds);
   return found ?? polls[0];
 }
 
+/// `null` at the first poll: what the server counted before it is not recent.
 function latency(poll, name, share) {
   const before = pollBefore(poll.at, RECENT);
-  return percentile(poll.state.histograms[name], before === poll ? null : before.state.histograms[name], share);
+  if (before === poll) return null;
+  return percentile(poll.state.histograms[name], before.state.histograms[name], share);
 }
 
 /// What is drawn of a poll, worked out once when it comes.
 function figures(poll, before) {
-  const counter = (name) => rate(
-    poll.state.counters[name] ?? 0, before?.state.counters[name], before ? poll.at - before.at : 0);
-  const tiers = { ...(gauges(poll).keepwell_kv_bytes ?? {}) };
-  // What is cached is to be had, too.
-  const free = (tiers.free ?? 0) + (tiers.cached ?? 0);
-  delete tiers.free;
-  delete tiers.cached;
+  const { at, state } = poll;
+  const counter = (name) =>
+    (before ? rate(total(state, name), total(before.state, name), at - before.at) : 0);
+  const kv = (name) => total(state, "keepwell_kv_bytes", { state: name });
+  const component = (name) => total(state, "keepwell_memory_bytes", { component: name });
+  const [live, cached, free] = ["live", "cached", "free"].map(kv);
+  const [weights, touched] = [component("weights"), component("kv_cache")];
+  const resident = total(state, "process_resident_memory_bytes");
+  const recent = (name) => [0.5, 0.99].map((share) => latency(poll, name, share));
   return {
-    tiers,
-    free,
-    live: Object.values(tiers).reduce((sum, value) => sum + value, 0),
+    tiers: Object.fromEntries(series(state, "keepwell_kv_bytes", { state: "live" })
+      .map(({ labels, value }) => [labels.tier, value])),
+    live,
+    cached,
+    arena: live + cached + free,
+    // Pages that were used and are no more keep their memory.
+    idle: Math.max(0, touched - live - cached),
+    weights,
+    resident,
+    rest: Math.max(0, resident - weights - touched),
+    running: total(state, "vllm:num_requests_running"),
+    waiting: total(state, "vllm:num_requests_waiting"),
     generated: counter("vllm:generation_tokens_total"),
     prompt: counter("vllm:prompt_tokens_total"),
-    ttft: [latency(poll, "ttft", 0.5), latency(poll, "ttft", 0.99)],
-    itl: [latency(poll, "itl", 0.5), latency(poll, "itl", 0.99)],
+    ttft: recent("ttft"),
+    itl: recent("itl"),
   };
 }
 
-
-function drawTiles(poll) {
-  const { figures } = poll;
-  const process = gauges(poll).process_resident_memory_bytes ?? 0;
-  const parts = gauges(poll).keepwell_memory_bytes ?? {};
+function drawTiles({ figures }) {
   id("tile-tokens").textContent = number(figures.generated);
-  id("tile-queue").textContent =
-    `${gauges(poll)["vllm:num_requests_running"] ?? 0}, ${gauges(poll)["vllm:num_requests_waiting"] ?? 0}`;
+  id("tile-queue").textContent = `${figures.running}, ${figures.waiting}`;
   id("tile-kv").textContent = bytes(figures.live);
-  id("tile-kv-share").textContent = `KV cache, of ${bytes(figures.live + figures.free)}`;
+  id("tile-kv-share").textContent = `KV cache, of ${bytes(figures.arena)}; prefixes ${bytes(figures.cached)}`;
   id("tile-ttft").textContent = latencies(figures.ttft);
   id("tile-itl").textContent = latencies(figures.itl);
-  id("tile-memory").textContent = bytes(process);
-  id("tile-memory-parts").textContent = `process; weights ${bytes(parts.weights ?? 0)}`;
+  id("tile-memory").textContent = bytes(figures.resident);
+  id("tile-memory-parts").textContent = `process; weights ${bytes(figures.weights)}`;
 }
 
 function drawCharts() {
   const now = polls.at(-1).at;
   const ages = polls.map((poll) => now - poll.at);
   const shown = Math.min(WINDOW, Math.max(FIRST_WINDOW, ages[0]));
-  const of = (name, colour, value) => ({ name, colour, values: polls.map(value) });
-  const used = new Set(polls.flatMap((poll) =>
-    Object.entries(poll.figures.tiers).filter(([, value]) => value > 0).map(([tier]) => tier)));
-  const tiers = [...used].sort((a, b) => tierBits(a) - tierBits(b)).map((tier) =>
-    of(tier, bitsColour(tierBits(tier)), (poll) => poll.figures.tiers[tier] ?? 0));
-  const component = (name) => (poll) => gauges(poll).keepwell_memory_bytes?.[name] ?? 0;
-  const rest = (poll) => Math.max(0, (gauges(poll).process_resident_memory_bytes ?? 0)
-    - component("weights")(poll) - component("kv_cache")(poll));
-  const gauge = (name) => (poll) => gauges(poll)[name] ?? 0;
+  const of = (name, colour, value) =>
+    ({ name, colour, values: polls.map((poll) => value(poll.figures)) });
+  const used = new Set(polls.flatMap(({ figures }) =>
+    Object.entries(figures.tiers).filter(([, value]) => value > 0).map(([tier]) => tier)));
+  const tiers = [...used].sort(byBits).map((tier) =>
+    of(tier, tierColour(tier), (figures) => figures.tiers[tier] ?? 0));
   const draw = (name, how, series, format) => {
     key(id(`key-${name}`), series);
     how(id(`chart-${name}`), series, ages, shown, format);
   };
   draw("kv", drawStack, tiers, bytes);
   draw("memory", drawStack, [
-    of("weights", css("s0"), component("weights")),
-    of("KV pages touched", css("s2"), component("kv_cache")),
-    of("rest of the process", css("line"), rest),
+    of("weights", css("s0"), (figures) => figures.weights),
+    of("KV of requests", css("s2"), (figures) => figures.live),
+    of("cached prefixes", css("s3"), (figures) => figures.cached),
+    of("idle KV pages", css("idle"), (figures) => figures.idle),
+    of("rest", css("line"), (figures) => figures.rest),
   ], bytes);
   draw("tokens", drawLines, [
-    of("generated", css("s0"), (poll) => poll.figures.generated),
-    of("prompt", css("s1"), (poll) => poll.figures.prompt),
+    of("generated", css("s0"), (figures) => figures.generated),
+    of("prompt", css("s1"), (figures) => figures.prompt),
   ], number);
   draw("queue", drawLines, [
-    of("running", css("s0"), gauge("vllm:num_requests_running")),
-    of("waiting", css("s1"), gauge("vllm:num_requests_waiting")),
+    of("running", css("s0"), (figures) => figures.running),
+    of("waiting", css("s1"), (figures) => figures.waiting),
   ], number);
   for (const name of ["ttft", "itl"]) {
     draw(name, drawLines, [
-      of("p50", css("s0"), (poll) => poll.figures[name][0]),
-      of("p99", css("s1"), (poll) => poll.figures[name][1]),
+      of("p50", css("s0"), (figures) => figures[name][0]),
+      of("p99", css("s1"), (figures) => figures[name][1]),
     ], short);
   }
 }
