@@ -120,21 +120,138 @@ async function updates(page) {
   console.log(`updates: ${kv} at load, TTFT ${ttft}`);
 }
 
+/// Says something in the playground; gives the question sent and the answer shown.
+async function say(page, words) {
+  const turns = await page.locator("#chat p").count();
+  await page.fill("#prompt", words);
+  const [request] = await Promise.all([
+    page.waitForRequest((request) => request.url().endsWith("/v1/chat/completions")),
+    page.click("#send"),
+  ]);
+  await page.waitForFunction(() => document.querySelector("#cost").textContent.includes("% of F16"));
+  await page.waitForSelector("#stop", { state: "hidden" });
+  assert.equal(await page.locator("#chat p").count(), turns + 2);
+  return { asked: request.postDataJSON(), answer: await text(page, "#chat p:last-child") };
+}
+
 async function chats(page) {
-  await page.fill("#prompt", PROMPT);
   await page.fill("#max-tokens", "24");
   await page.locator("#budget").fill("0.28");
   assert.equal(await text(page, "#budget-value"), "0.28");
+  const first = await say(page, PROMPT);
+  assert.ok(first.answer.length > 0);
+  assert.deepEqual(first.asked.kv_cache, { budget: 0.28 });
+  // What was said before is shown, and sent along at the budget of now.
+  await page.locator("#budget").fill("0.4");
+  const second = await say(page, "And where does the keeper work?");
+  assert.deepEqual(second.asked.kv_cache, { budget: 0.4 });
+  assert.deepEqual(second.asked.messages, [
+    { role: "user", content: PROMPT },
+    { role: "assistant", content: first.answer },
+    { role: "user", content: "And where does the keeper work?" },
+  ]);
+  await shoot(page, "chat-light");
+  // What gets no answer is given back, and no turn.
+  const contentType = "text/event-stream";
+  const body = 'data: {"error": {"message": "no, not this"}}\n\n';
+  await page.route("**/v1/chat/completions", (route) => route.fulfill({ contentType, body }), { times: 1 });
+  await page.fill("#prompt", "Once more?");
   await page.click("#send");
-  await page.waitForFunction(() => document.querySelector("#cost").textContent.includes("% of F16"));
-  assert.ok((await text(page, "#answer")).length > 0);
+  await page.waitForFunction(() => document.querySelector("#cost").textContent === "no, not this");
+  assert.equal(await page.inputValue("#prompt"), "Once more?");
+  assert.equal(await page.locator("#chat p").count(), 4);
+  await page.locator("#budget").fill("0.28");
+  await page.click("#anew");
+  assert.equal(await page.locator("#chat p").count(), 0);
+  assert.ok(!await page.isVisible("#anew"));
+  const anew = await say(page, PROMPT);
+  assert.equal(anew.asked.messages.length, 1);
   console.log(`chats: ${await text(page, "#cost")}`);
+}
+
+/// Percentiles of the last minute are none of the time before the page was opened.
+async function startsEmpty() {
+  const page = await open({ viewport: { width: 1280, height: 900 } });
+  let polls = 0;
+  let release;
+  const held = new Promise((resolve) => { release = resolve; });
+  await page.route("**/dashboard/state", async (route) => {
+    polls += 1;
+    if (polls > 1) await held;
+    await route.continue();
+  });
+  await page.goto(`${base}/dashboard`);
+  const latencies = async () => [await text(page, "#tile-ttft"), await text(page, "#tile-itl")];
+  await page.waitForFunction(() => document.querySelector("#server").textContent.includes("context"));
+  assert.deepEqual(await latencies(), ["-", "-"]);
+  release();
+  await page.waitForResponse("**/dashboard/state");
+  assert.deepEqual(await latencies(), ["-", "-"]);
+  await page.unrouteAll({ behavior: "ignoreErrors" });
+  await page.close();
+  console.log("starts empty: no latency of before");
+}
+
+/// Every tier that the server has is in the page's table, in a colour that no other one has.
+async function tellsTiersApart(page) {
+  const near = await page.evaluate(async () => {
+    const { TIERS, tierColour } = await import("/dashboard/assets/tiers.js");
+    const state = await (await fetch("/dashboard/state")).json();
+    const names = state.counters.keepwell_kv_entries_demoted_total.map(({ labels }) => labels.tier);
+    const unknown = names.filter((name) => !TIERS.includes(name));
+    const points = TIERS.map((name) => {
+      const [, light, chroma, hue] = /oklch\(([\d.]+) ([\d.]+) ([\d.]+)/.exec(tierColour(name)).map(Number);
+      const angle = hue * Math.PI / 180;
+      return [light, chroma * Math.cos(angle), chroma * Math.sin(angle)];
+    });
+    const distances = points.flatMap((a, at) => points.slice(0, at).map((b) =>
+      Math.hypot(...a.map((value, axis) => value - b[axis]))));
+    return { unknown, num: names.length, least: Math.min(...distances) };
+  });
+  assert.deepEqual(near.unknown, []);
+  // Of OKLab, in which 0.02 can just be seen.
+  assert.ok(near.num > 30 && near.least > 0.06, JSON.stringify(near));
+  console.log(`tells ${near.num} tiers apart`);
+}
+
+const hover = async (page) => {
+  await page.hover("h1");
+  await page.hover("#view-request");
+};
+
+/// A request that was kept after the page was opened is shown once the list is looked at.
+async function showsTheFirst(page) {
+  await hover(page);
+  await page.waitForFunction(() => document.querySelectorAll("#view-text span").length > 300);
+  assert.match(await text(page, "#view-request option:checked"), /tokens, budget 0.28/);
+  console.log("shows the first request that was kept");
+}
+
+/// When as many others were kept as the server keeps, the newest takes the place of the one shown.
+async function followsTheKept(page) {
+  const shown = await page.inputValue("#view-request");
+  let newest;
+  for (let nth = 0; nth < 8; nth += 1) {
+    const answer = await fetch(`${base}/v1/completions`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({
+        prompt: `${PROMPT} The other number is ${nth}00.`, max_tokens: 2, kv_cache: { budget: 0.28 },
+      }),
+    });
+    newest = (await answer.json()).id;
+  }
+  await hover(page);
+  await page.waitForFunction(() => document.querySelector("#view-text").textContent.includes("is 700."));
+  assert.equal(await page.inputValue("#view-request"), newest);
+  assert.notEqual(newest, shown);
+  console.log("follows what is kept");
 }
 
 /// What the attribution view says of every token.
 async function colours(page) {
   return page.$$eval("#view-text span", (spans) =>
-    spans.map((span) => [span.textContent, span.className.replace(" chosen", ""), span.style.getPropertyValue("--hue")]));
+    spans.map((span) => [span.textContent, span.className.replace(" chosen", ""), span.style.background]));
 }
 
 async function showsWhatWasKept(page) {
@@ -155,15 +272,15 @@ async function showsWhatWasKept(page) {
   const squeezed = await colours(page);
   // The last token is computed only in the replay.
   assert.ok(squeezed.length >= asked.length && squeezed.length <= asked.length + 1);
-  const changed = asked.filter(([, , hue], at) => squeezed[at][2] !== hue).length;
+  const changed = asked.filter(([, , colour], at) => squeezed[at][2] !== colour).length;
   assert.ok(changed > asked.length / 4, `${changed} of ${asked.length} tokens changed`);
   await shoot(page, "squeezed-light");
 
   await page.selectOption("#view-layer", "7");
   await page.waitForFunction((before) => {
-    const hues = [...document.querySelectorAll("#view-text span")].map((span) => span.style.getPropertyValue("--hue"));
-    return hues.join() !== before;
-  }, squeezed.map(([, , hue]) => hue).join());
+    const colours = [...document.querySelectorAll("#view-text span")].map((span) => span.style.background);
+    return colours.join() !== before;
+  }, squeezed.map(([, , colour]) => colour).join());
   await page.selectOption("#view-colour", "score");
   const alphas = await page.$$eval("#view-text span", (spans) => new Set(spans.map((span) => span.style.getPropertyValue("--alpha"))).size);
   assert.ok(alphas > 5, `${alphas} shades`);
@@ -219,8 +336,12 @@ async function asksForTheKey() {
 
 const page = await loads({ viewport: { width: 1280, height: 900 }, colorScheme: "light" });
 await updates(page);
+await startsEmpty();
+await tellsTiersApart(page);
+await showsTheFirst(page);
 await chats(page);
 await showsWhatWasKept(page);
+await followsTheKept(page);
 await fits({ viewport: { width: 1280, height: 900 }, colorScheme: "dark" }, "dark");
 for (const colorScheme of ["light", "dark"]) {
   const phone = { viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true, colorScheme };
