@@ -54,15 +54,16 @@ pub fn poisson(rate: f64, num: usize, seed: u64) -> Vec<f64> {
     (0..num).scan(0.0, next).collect()
 }
 
-/// Those of the dataset, from its first; sessions without one begin with the one before.
-pub fn trace(sessions: &[Session], num: usize) -> Vec<f64> {
-    let times = sessions.iter().scan(0f64, |last, session| {
+/// Those that the dataset gives `num` sessions from the one with number `first`, which begins at 0;
+/// sessions without a time begin with the one before. None is behind the dataset's end.
+pub fn trace(dataset: &[Session], first: usize, num: usize) -> Vec<f64> {
+    let times = dataset.iter().scan(0f64, |last, session| {
         *last = session.at.unwrap_or(*last);
         Some(*last)
     });
-    let mut times: Vec<f64> = times.take(num).collect();
-    let first = times.iter().copied().fold(f64::INFINITY, f64::min);
-    times.iter_mut().for_each(|at| *at -= first);
+    let mut times: Vec<f64> = times.skip(first % dataset.len().max(1)).take(num).collect();
+    let start = times.iter().copied().fold(f64::INFINITY, f64::min);
+    times.iter_mut().for_each(|at| *at -= start);
     times
 }
 
@@ -84,7 +85,12 @@ mod tests {
     fn a_trace_begins_at_zero_and_keeps_its_gaps() {
         let session = |at| Session { at, history: vec![], turns: vec![] };
         let sessions = [Some(5.0), None, Some(7.5)].map(session);
-        assert_eq!(trace(&sessions, 9), [0.0, 0.0, 2.5]);
+        assert_eq!(trace(&sessions, 0, 9), [0.0, 0.0, 2.5]);
+        // From the second on, which begins with the first; and so behind the end, where it is anew.
+        for first in [1, 4] {
+            assert_eq!(trace(&sessions, first, 9), [0.0, 2.5]);
+        }
+        assert_eq!(trace(&sessions, 2, 9), [0.0]);
     }
 
     #[test]

@@ -21,7 +21,8 @@ pub struct Stage {
     pub num_sessions: usize,
     /// No session begins later.
     pub time: Option<Duration>,
-    /// The number of the first session: stages ask different things, or a cache would be measured.
+    /// The number of the first session. Those of stages differ, or a prefix cache would be
+    /// measured; only a dataset that is too short is gone through again.
     pub first_session: usize,
 }
 
@@ -48,7 +49,8 @@ pub async fn run(
             open(driver, stage, &poisson(rate, stage.num_sessions, seed)).await;
         }
         Load::Trace => {
-            let times = trace(&driver.workload.dataset, stage.num_sessions);
+            let Stage { first_session, num_sessions, .. } = *stage;
+            let times = trace(&driver.workload.dataset, first_session, num_sessions);
             open(driver, stage, &times).await;
         }
     }

@@ -6,11 +6,13 @@ mod drive;
 mod lengths;
 mod overhead;
 mod page;
+mod plan;
 mod plots;
 mod record;
 mod report;
 mod scrape;
 mod slo;
+mod stage;
 mod stats;
 mod stub;
 #[cfg(test)]
@@ -19,26 +21,22 @@ mod workload;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
-use tokio::sync::mpsc;
 
 use self::arrivals::Load;
 use self::client::{Client, Endpoint};
 use self::drive::Stage;
 use self::lengths::Lengths;
+use self::overhead::Overhead;
 use self::record::Record;
 use self::report::{Report, table};
-use self::scrape::Scraper;
 use self::slo::Slo;
+use self::stage::{Measured, progress};
 use self::stats::Summary;
 use self::workload::{Workload, read_dataset};
-
-/// The first session of the warm-up: none of a stage's.
-const WARM_UP: usize = 1 << 40;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
@@ -59,9 +57,9 @@ pub struct Arguments {
     /// Open loop: sessions a second (Poisson), or `trace`: as the dataset says; one stage each
     #[arg(long, value_delimiter = ',')]
     rate: Vec<Load>,
-    /// Sessions of a stage
-    #[arg(long, default_value_t = 64)]
-    requests: usize,
+    /// Sessions of a stage [default: 64; of `--rate trace` the whole dataset]
+    #[arg(long)]
+    requests: Option<usize>,
     /// Seconds after which a stage begins no session
     #[arg(long)]
     time: Option<u64>,
@@ -137,38 +135,55 @@ fn compare(reports: &[Report], out: Option<&Path>) -> Result<()> {
 }
 
 async fn measure(arguments: &Arguments) -> Result<()> {
-    let stages = stages(arguments)?;
     let workload = Arc::new(workload(arguments)?);
-    let overhead = overhead::measure().await?;
+    let stages = stages(arguments, workload.dataset.len())?;
     let client = Arc::new(client(arguments).await?);
-    let slos = arguments.slo.iter().map(Slo::to_string).collect();
-    let began = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let mut report = Report {
-        name: arguments.name.clone(),
-        url: client.base.clone(),
-        model: client.model.clone(),
-        endpoint: drive::path(arguments.endpoint).into(),
-        workload: describe(arguments),
-        slos,
-        seed: arguments.seed,
-        began,
-        overhead,
-        definitions: Report::definitions(),
-        stages: vec![],
-    };
+    let metrics_url = arguments.metrics_url.clone().unwrap_or(format!("{}/metrics", client.base));
+    let mut report = begin(arguments, &client, overhead::measure().await?);
+    if let Some(warning) = plan::repeats(&stages, workload.dataset.len()) {
+        report.workload += &format!(". Warning: {warning}");
+    }
     println!("{} on {}: {}\n{}", report.model, report.url, report.workload, report.overhead_line());
-    warm_up(&client, &workload, arguments.warmup).await?;
+    let (others, first) = plan::warm_up(&workload, &stages, arguments.warmup);
+    warm_up(&client, &Arc::new(others), &first, &metrics_url).await?;
     let mut requests = Vec::new();
     for stage in &stages {
-        let (records, series, interrupted) = run_stage(&client, &workload, stage, arguments).await;
+        let bar = progress(stage.load.name(), stage, &workload);
+        let measured = stage::measure(&client, &workload, stage, &metrics_url, &bar).await;
+        bar.finish();
+        let Measured { records, series, interrupted } = measured;
         report.stages.push(Summary::new(stage.load, &records, series, &arguments.slo));
         requests.push(records);
         if interrupted {
             break;
         }
     }
-    print!("\n{}", table(&report.stages));
-    println!("times in ms");
+    print(&report);
+    match &arguments.out {
+        Some(folder) => save(folder, &report, &requests),
+        None => Ok(()),
+    }
+}
+
+/// A report without stages.
+fn begin(arguments: &Arguments, client: &Client, overhead: Overhead) -> Report {
+    Report {
+        name: arguments.name.clone(),
+        url: client.base.clone(),
+        model: client.model.clone(),
+        endpoint: drive::path(arguments.endpoint).into(),
+        workload: describe(arguments),
+        slos: arguments.slo.iter().map(Slo::to_string).collect(),
+        seed: arguments.seed,
+        began: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        overhead,
+        definitions: Report::definitions(),
+        stages: vec![],
+    }
+}
+
+fn print(report: &Report) {
+    println!("\n{}times in ms", table(&report.stages));
     for stage in &report.stages {
         if let Some(line) = stage.scrape_line() {
             println!("{}: {line}", stage.load.name());
@@ -177,29 +192,20 @@ async fn measure(arguments: &Arguments) -> Result<()> {
             println!("{}: {count} failed: {reason}", stage.load.name());
         }
     }
-    if let Some(folder) = &arguments.out {
-        save(folder, &report, &requests)?;
-    }
-    Ok(())
 }
 
-fn stages(arguments: &Arguments) -> Result<Vec<Stage>> {
+fn stages(arguments: &Arguments, num_lines: usize) -> Result<Vec<Stage>> {
     ensure!(arguments.concurrency.iter().all(|num| *num > 0), "--concurrency must be at least 1");
-    ensure!(arguments.requests > 0, "--requests must be at least 1");
+    ensure!(arguments.requests != Some(0), "--requests must be at least 1");
     let needs_times = arguments.rate.contains(&Load::Trace);
-    ensure!(!needs_times || arguments.dataset.is_some(), "--rate trace needs a --dataset");
+    ensure!(!needs_times || num_lines > 0, "--rate trace needs a --dataset");
     let closed = arguments.concurrency.iter().map(|num| Load::Concurrency(*num));
     let mut loads: Vec<_> = closed.chain(arguments.rate.iter().copied()).collect();
     if loads.is_empty() {
         loads = [1, 4, 16].map(Load::Concurrency).into();
     }
-    let stage = |(nth, load)| Stage {
-        load,
-        num_sessions: arguments.requests,
-        time: arguments.time.map(Duration::from_secs),
-        first_session: nth * arguments.requests,
-    };
-    Ok(loads.into_iter().enumerate().map(stage).collect())
+    let time = arguments.time.map(Duration::from_secs);
+    Ok(plan::stages(&loads, arguments.requests, time, num_lines))
 }
 
 fn workload(arguments: &Arguments) -> Result<Workload> {
@@ -264,85 +270,23 @@ fn describe(arguments: &Arguments) -> String {
 
 /// # Errors
 /// No request succeeds: there is nothing to measure.
-async fn warm_up(client: &Arc<Client>, workload: &Arc<Workload>, num: usize) -> Result<()> {
-    if num == 0 {
-        return Ok(());
-    }
-    let load = Load::Concurrency(num.min(4));
-    let stage = Stage { load, num_sessions: num, time: None, first_session: WARM_UP };
-    let (done, mut records) = mpsc::unbounded_channel();
-    drive::run(client.clone(), workload.clone(), &stage, done).await;
-    let mut last = None;
-    while let Ok(record) = records.try_recv() {
-        if record.is_ok() {
-            return Ok(());
-        }
-        last = Some(record.outcome);
-    }
-    anyhow::bail!("no request of the warm-up succeeded: {last:?}")
-}
-
-/// Runs a stage to its end, or until Ctrl-C: what was measured until then counts.
-async fn run_stage(
+async fn warm_up(
     client: &Arc<Client>,
     workload: &Arc<Workload>,
     stage: &Stage,
-    arguments: &Arguments,
-) -> (Vec<Record>, Vec<scrape::Scrape>, bool) {
-    let url = arguments.metrics_url.clone().unwrap_or(format!("{}/metrics", client.base));
-    let scraper = Scraper::start(client.clone(), url, Duration::from_millis(250));
-    let bar = progress(stage, workload);
-    let (done, mut ended) = mpsc::unbounded_channel();
-    let running = {
-        let (client, workload, stage) = (client.clone(), workload.clone(), stage.clone());
-        tokio::spawn(async move { drive::run(client, workload, &stage, done).await })
-    };
-    let (mut records, mut interrupted) = (Vec::new(), false);
-    let start = Instant::now();
-    loop {
-        tokio::select! {
-            record = ended.recv() => match record {
-                Some(record) => records.push(record),
-                None => break,
-            },
-            _ = tokio::signal::ctrl_c() => {
-                interrupted = true;
-                running.abort();
-                break;
-            }
-        }
-        bar.inc(1);
-        bar.set_message(so_far(&records, start.elapsed()));
+    metrics_url: &str,
+) -> Result<()> {
+    if stage.num_sessions == 0 {
+        return Ok(());
     }
-    bar.finish();
-    (records, scraper.stop().await, interrupted)
-}
-
-fn progress(stage: &Stage, workload: &Workload) -> ProgressBar {
-    let turns = if workload.dataset.is_empty() { workload.turns } else { 1 };
-    let bar = ProgressBar::new((stage.num_sessions * turns) as u64);
-    let template = "{prefix}  {bar:24} {pos}/{len}  {elapsed}  {msg}";
-    // The template is a constant.
-    bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
-    bar.set_prefix(stage.load.name());
-    bar
-}
-
-/// `3.1 req/s, 200 tok/s, TTFT 80 ms, 2 failed`, the TTFT of the last requests.
-fn so_far(records: &[Record], elapsed: Duration) -> String {
-    let seconds = elapsed.as_secs_f64().max(1e-9);
-    let ok = records.iter().filter(|record| record.is_ok());
-    let tokens: usize = ok.clone().map(|record| record.output_tokens).sum();
-    let num_ok = ok.count();
-    let last = records.iter().rev().take(20).filter_map(|record| record.ttft);
-    let (sum, num) = last.fold((0.0, 0), |(sum, num), ttft| (sum + ttft, num + 1));
-    let (rate, tokens) = (num_ok as f64 / seconds, tokens as f64 / seconds);
-    let ttft = 1e3 * sum / f64::from(num.max(1));
-    let mut line = format!("{rate:.1} req/s, {tokens:.0} tok/s, TTFT {ttft:.0} ms");
-    if num_ok < records.len() {
-        line += &format!(", {} failed", records.len() - num_ok);
-    }
-    line
+    let bar = progress("warm-up".into(), stage, workload);
+    let measured = stage::measure(client, workload, stage, metrics_url, &bar).await;
+    bar.finish_and_clear();
+    ensure!(!measured.interrupted, "interrupted");
+    let last = measured.records.last().map(|record| &record.outcome);
+    let is_any_ok = measured.records.iter().any(Record::is_ok);
+    ensure!(is_any_ok, "no request of the warm-up succeeded: {last:?}");
+    Ok(())
 }
 
 fn save(folder: &Path, report: &Report, requests: &[Vec<Record>]) -> Result<()> {

@@ -1,16 +1,16 @@
-//! What the load tester itself takes, measured against a stub in the same process: the stub's work
-//! is in the figures, so they are upper bounds.
+//! What the load tester itself takes, measured as a run is, with progress and scrapes, against a
+//! stub in the same process: the stub's work is in the figures, so they are upper bounds.
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 
 use super::arrivals::Load;
 use super::client::{Client, Endpoint};
-use super::drive::{self, Stage};
+use super::drive::Stage;
 use super::lengths::Lengths;
+use super::stage::{self, progress};
 use super::stats::Summary;
 use super::stub::{self, Pace};
 use super::workload::Workload;
@@ -32,11 +32,11 @@ pub struct Overhead {
 }
 
 /// # Errors
-/// The stub cannot start.
+/// The stub cannot start, or somebody interrupts.
 pub async fn measure() -> Result<Overhead> {
     let address = stub::start(Pace::default())?;
-    let client = Client::new(&format!("http://{address}"), Endpoint::Chat, None)?;
-    let client = Arc::new(client);
+    let client = Arc::new(Client::new(&format!("http://{address}"), Endpoint::Chat, None)?);
+    let metrics_url = format!("{}/metrics", client.base);
     let workload = Arc::new(Workload {
         seed: 0,
         prompt_tokens: Lengths::Fixed(128),
@@ -49,17 +49,15 @@ pub async fn measure() -> Result<Overhead> {
     let run = async |num, num_sessions| {
         let load = Load::Concurrency(num);
         let stage = Stage { load, num_sessions, time: None, first_session: 0 };
-        let (done, mut records) = mpsc::unbounded_channel();
-        drive::run(client.clone(), workload.clone(), &stage, done).await;
-        let mut all = vec![];
-        while let Ok(record) = records.try_recv() {
-            all.push(record);
-        }
-        Summary::new(load, &all, vec![], &[])
+        let bar = progress("load tester".into(), &stage, &workload);
+        let measured = stage::measure(&client, &workload, &stage, &metrics_url, &bar).await;
+        bar.finish_and_clear();
+        ensure!(!measured.interrupted, "interrupted");
+        Ok(Summary::new(load, &measured.records, vec![], &[]))
     };
     // Connections are opened, code is paged in.
-    run(BUSY, BUSY).await;
-    let (alone, busy) = (run(1, NUM_ALONE).await, run(BUSY, NUM_REQUESTS).await);
+    run(BUSY, BUSY).await?;
+    let (alone, busy) = (run(1, NUM_ALONE).await?, run(BUSY, NUM_REQUESTS).await?);
     Ok(Overhead {
         requests_per_s: busy.requests_per_s,
         ttft_p50: alone.ttft.p50,

@@ -44,8 +44,9 @@ impl Report {
     pub fn overhead_line(&self) -> String {
         let Overhead { requests_per_s, ttft_p50, ttft_p99, e2e_p50 } = &self.overhead;
         format!(
-            "load tester's own share, against a stub in its process: TTFT {ttft_p50:.2} ms (p99 \
-             {ttft_p99:.2}), E2E {e2e_p50:.2} ms, at most {requests_per_s:.0} requests/s"
+            "load tester's own share, with progress and scrapes, against a stub in its process: TTFT \
+             {ttft_p50:.2} ms (p99 {ttft_p99:.2}), E2E {e2e_p50:.2} ms, at most {requests_per_s:.0} \
+             requests/s"
         )
     }
 }

@@ -8,6 +8,7 @@ use keepwell_server::metrics::parse::parse;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 
 use super::client::Client;
 
@@ -47,14 +48,16 @@ impl Scraper {
         let scrapes = tokio::spawn(async move {
             let mut scrapes = Vec::new();
             let mut ticks = tokio::time::interval(interval);
+            // A slow answer is not made up for by asking faster.
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
             loop {
                 tokio::select! {
                     _ = ticks.tick() => {}
                     _ = &mut stopped => return scrapes,
                 }
-                // A server without metrics is measured without them.
                 let asked = start.elapsed();
-                let Some(text) = client.get(&url).await else { return scrapes };
+                // A server without metrics is measured without them; one under load may fail once.
+                let Some(text) = client.get(&url).await else { continue };
                 let answered = start.elapsed();
                 let took = (answered - asked).as_secs_f64();
                 scrapes.push(Scrape { took, ..read(&text, answered.as_secs_f64()) });
@@ -64,7 +67,6 @@ impl Scraper {
     }
 
     pub async fn stop(self) -> Vec<Scrape> {
-        // It may have ended by itself.
         let _ = self.stop.send(());
         self.scrapes.await.unwrap_or_default()
     }
@@ -90,7 +92,35 @@ fn read(text: &str, at: f64) -> Scrape {
 
 #[cfg(test)]
 mod tests {
+    use keepwell_kernels::TIERS;
+
+    use super::super::client::Endpoint;
+    use super::super::stub::{Pace, start};
     use super::*;
+
+    async fn scrapes(path: &str) -> Vec<Scrape> {
+        let url = format!("http://{}", start(Pace::default()).unwrap());
+        let client = Client::new(&url, Endpoint::Chat, None).unwrap();
+        let every = Duration::from_millis(10);
+        let scraper = Scraper::start(Arc::new(client), format!("{url}{path}"), every);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        scraper.stop().await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_server_says_is_read_again_and_again() {
+        let scrapes = scrapes("/metrics").await;
+        assert!(scrapes.len() > 1 && scrapes.is_sorted_by(|a, b| a.at < b.at), "{scrapes:?}");
+        let last = scrapes.last().unwrap();
+        assert_eq!((last.running, last.live_bytes()), (1.0, TIERS.len() as f64));
+        assert!(last.took > 0.0 && last.took <= last.at);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_scrape_that_fails_does_not_end_the_others() {
+        assert!(scrapes("/metrics/flaky").await.len() > 1);
+        assert_eq!(scrapes("/none").await, []);
+    }
 
     #[test]
     fn free_pages_are_not_held_and_engines_add_up() {

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,6 +14,9 @@ use axum::routing::{get, post};
 use axum::serve::ListenerExt;
 use axum::{Router, serve};
 use futures_util::{StreamExt, stream};
+use keepwell_kernels::TIERS;
+use keepwell_server::metrics::table::KV_BYTES;
+use keepwell_server::metrics::{FAMILIES, Family, Kind};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
@@ -38,6 +42,8 @@ pub fn start(pace: Pace) -> Result<SocketAddr> {
     let completion = move |Json(body): Json<Value>| async move { answer(&body, pace) };
     let router = Router::new()
         .route("/v1/models", get(|| async { Json(json!({"data": [{"id": "stub"}]})) }))
+        .route("/metrics", get(|| async { metrics() }))
+        .route("/metrics/flaky", get(flaky))
         .route("/v1/chat/completions", post(completion))
         .route("/v1/completions", post(completion));
     std::thread::Builder::new().name("stub".into()).spawn(move || {
@@ -50,8 +56,34 @@ pub fn start(pace: Pace) -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// As many tokens as asked for. The texts `refuse`, `hang`, `cut`, `fail` and `silent` at a
-/// prompt's start make it misbehave.
+/// As long as Keepwell's: every family, of labels only those of the KV bytes; every value is 1.
+fn metrics() -> String {
+    let line = |name: &str, labels: &str| format!("{name}{{engine=\"0\"{labels}}} 1\n");
+    let family = |Family { name, kind, .. }: &Family| match kind {
+        Kind::Histogram(bounds) => {
+            let bucket = |le| line(&format!("{name}_bucket"), &format!(",le=\"{le}\""));
+            bounds.iter().map(bucket).collect()
+        }
+        _ if *name == KV_BYTES.name => {
+            let tier = |tier| line(name, &format!(",state=\"live\",tier=\"{tier}\""));
+            TIERS.iter().map(|info| tier(info.name)).collect()
+        }
+        _ => line(name, ""),
+    };
+    FAMILIES.iter().map(family).collect()
+}
+
+/// As [`metrics`], but every other one fails, beginning with the first.
+async fn flaky() -> Result<String, StatusCode> {
+    static NUM_ASKED: AtomicUsize = AtomicUsize::new(0);
+    match NUM_ASKED.fetch_add(1, Ordering::Relaxed) % 2 {
+        0 => Err(StatusCode::SERVICE_UNAVAILABLE),
+        _ => Ok(metrics()),
+    }
+}
+
+/// As many tokens as asked for. The text `squeezed` at a prompt's start has it say what the cache
+/// held; `refuse`, `hang`, `cut`, `fail` and `silent` make it misbehave.
 fn answer(body: &Value, pace: Pace) -> Response {
     let last = body["messages"].as_array().and_then(|messages| messages.last());
     let prompt = last.map_or(&body["prompt"], |message| &message["content"]);
@@ -63,9 +95,13 @@ fn answer(body: &Value, pace: Pace) -> Response {
         false => event(&json!({"choices": [{"index": 0, "text": " word"}]})),
     };
     let mut chunks: Vec<Bytes> = (0..num_tokens).map(token).collect();
-    chunks.push(event(&json!({"choices": [], "usage": {
+    let mut usage = json!({
         "prompt_tokens": prompt.split_whitespace().count(), "completion_tokens": num_tokens,
-    }})));
+    });
+    if prompt.starts_with("squeezed") {
+        usage["kv_cache"] = json!({"bytes": 300, "peak_bytes": 500, "f16_bytes": 1000});
+    }
+    chunks.push(event(&json!({"choices": [], "usage": usage})));
     chunks.push("data: [DONE]\n\n".into());
     match prompt.split(' ').next().unwrap_or_default() {
         "refuse" => return StatusCode::TOO_MANY_REQUESTS.into_response(),

@@ -9,7 +9,8 @@ use super::arrivals::Load;
 use super::client::{Client, Endpoint};
 use super::drive::{self, Stage};
 use super::lengths::Lengths;
-use super::record::{Outcome, Record};
+use super::record::{KvCache, Outcome, Record};
+use super::stats::Summary;
 use super::stub::{Pace, start};
 use super::workload::{Session, Turn, Workload, message};
 
@@ -23,7 +24,7 @@ fn client(endpoint: Endpoint, pace: Pace) -> Client {
     client
 }
 
-fn workload() -> Workload {
+pub fn workload() -> Workload {
     Workload {
         seed: 1,
         prompt_tokens: Lengths::Fixed(20),
@@ -35,10 +36,19 @@ fn workload() -> Workload {
     }
 }
 
+/// A line of a dataset.
+pub fn line(text: &str, ms: u32) -> Session {
+    let turns = vec![Turn { text: text.into(), max_tokens: 2 }];
+    Session { at: Some(f64::from(ms) / 1e3), history: vec![], turns }
+}
+
 async fn run(client: Client, workload: Workload, load: Load, num_sessions: usize) -> Vec<Record> {
-    let stage = Stage { load, num_sessions, time: None, first_session: 0 };
+    play(client, workload, &Stage { load, num_sessions, time: None, first_session: 0 }).await
+}
+
+async fn play(client: Client, workload: Workload, stage: &Stage) -> Vec<Record> {
     let (done, mut ended) = mpsc::unbounded_channel();
-    drive::run(Arc::new(client), Arc::new(workload), &stage, done).await;
+    drive::run(Arc::new(client), Arc::new(workload), stage, done).await;
     let mut records = vec![];
     while let Ok(record) = ended.try_recv() {
         records.push(record);
@@ -122,16 +132,35 @@ async fn what_goes_wrong_is_told_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trace_is_played_at_its_own_times() {
-    let session = |ms: u32| Session {
-        at: Some(f64::from(ms) / 1e3),
-        history: vec![],
-        turns: vec![Turn { text: "hello".into(), max_tokens: 2 }],
-    };
-    let dataset = vec![session(1000), session(1200), session(1500)];
+    let dataset = vec![line("hello", 1000), line("hello", 1200), line("hello", 1500)];
     let workload = Workload { dataset, ..workload() };
     let records = run(client(Endpoint::Chat, Pace::default()), workload, Load::Trace, 10).await;
     assert_eq!(records.len(), 3);
     for (record, at) in records.iter().zip([0.0, 0.2, 0.5]) {
         at_least(record.sent, at);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_stage_of_a_trace_asks_its_own_lines_at_their_own_times() {
+    let lines = [("a", 0), ("a b", 900), ("a b c", 1000), ("a b c d", 1400)];
+    let dataset = lines.map(|(text, ms)| line(text, ms)).to_vec();
+    let stage = Stage { load: Load::Trace, num_sessions: 2, time: None, first_session: 2 };
+    let workload = Workload { dataset, ..workload() };
+    let records = play(client(Endpoint::Chat, Pace::default()), workload, &stage).await;
+    assert_eq!(records.iter().map(|record| record.prompt_tokens).collect::<Vec<_>>(), [3, 4]);
+    for (record, at) in records.iter().zip([0.0, 0.4]) {
+        at_least(record.sent, at);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_cache_held_is_read_from_the_answers() {
+    let workload = Workload { dataset: vec![line("squeezed", 0)], ..workload() };
+    let load = Load::Concurrency(1);
+    let records = run(client(Endpoint::Chat, Pace::default()), workload, load, 2).await;
+    let kv = KvCache { bytes: 300.0, peak_bytes: 500.0, f16_bytes: 1000.0 };
+    assert!(records.iter().all(|record| record.kv == Some(kv)), "{records:?}");
+    let summary = Summary::new(load, &records, vec![], &[]);
+    assert_eq!((summary.kv_bytes, summary.kv_f16_bytes), (Some(300.0), Some(1000.0)));
 }
