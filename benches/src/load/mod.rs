@@ -2,6 +2,7 @@
 
 mod arrivals;
 mod client;
+mod compare;
 mod drive;
 mod lengths;
 mod overhead;
@@ -17,6 +18,7 @@ mod stats;
 mod stub;
 #[cfg(test)]
 mod tests;
+mod timeline;
 mod workload;
 
 use std::path::{Path, PathBuf};
@@ -32,7 +34,7 @@ use self::drive::Stage;
 use self::lengths::Lengths;
 use self::overhead::Overhead;
 use self::record::Record;
-use self::report::{Report, table};
+use self::report::{Report, aligned, table};
 use self::slo::Slo;
 use self::stage::{Measured, progress};
 use self::stats::Summary;
@@ -127,6 +129,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn compare(reports: &[Report], out: Option<&Path>) -> Result<()> {
     for report in reports {
         println!("{}: {} on {}\n{}", report.name, report.model, report.url, table(&report.stages));
+    }
+    for (load, stages) in compare::by_load(reports) {
+        println!("{}\n{}", load.name(), aligned(&compare::differences(reports, &stages)));
     }
     match out {
         Some(folder) => write(folder, "report.html", &page::page(reports)?),

@@ -3,17 +3,18 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use keepwell_kernels::{PageLayout, TIERS};
 
 use super::arrivals::Load;
-use super::plots::{Axes, Line, bits_colour, colour, lines, stacked};
+use super::compare::{by_load, differences};
+use super::plots::{Axes, Line, colour, lines};
 use super::report::{COLUMNS, Report, bytes};
 use super::stats::{Latency, Summary};
-use crate::eval::page::{escape, keys, legend};
+use super::timeline::timeline;
+use crate::eval::page::{escape, legend};
 
 const STYLE: &str = include_str!("../eval/page.css");
 
-const MIB: f64 = 1024.0 * 1024.0;
+pub const MIB: f64 = 1024.0 * 1024.0;
 
 /// Two charts side by side where there is room.
 const CHARTS: &str = ".charts{display:grid;gap:.5rem;\
@@ -34,12 +35,11 @@ pub fn page(reports: &[Report]) -> Result<String> {
     for report in reports {
         run(&mut html, report)?;
     }
+    side_by_side(&mut html, reports)?;
     legend(&mut html, reports.iter().map(|report| report.name.as_str()))?;
     curves(&mut html, reports)?;
     percentiles(&mut html, reports)?;
-    for report in reports {
-        series(&mut html, report)?;
-    }
+    timeline(&mut html, reports)?;
     definitions(&mut html, &reports[0])?;
     html.push_str("</body></html>\n");
     Ok(html)
@@ -171,49 +171,20 @@ fn percentiles(html: &mut String, reports: &[Report]) -> Result<()> {
     Ok(())
 }
 
-/// What the server said of itself, stage by stage.
-fn series(html: &mut String, report: &Report) -> Result<()> {
-    for stage in report.stages.iter().filter(|stage| stage.series.len() > 1) {
-        write!(html, "<h2>{}, {}: the server</h2>", escape(&report.name), stage.load.name())?;
-        let series = &stage.series;
-        let mut tiers: Vec<&String> = series.iter().flat_map(|s| s.kv_bytes.keys()).collect();
-        tiers.sort_by(|a, b| tier_bits(a).total_cmp(&tier_bits(b)).then(a.cmp(b)));
-        tiers.dedup();
-        tiers.retain(|tier| series.iter().any(|s| s.kv_bytes.get(*tier).is_some_and(|b| *b > 0.0)));
-        let area = |tier: &&String| {
-            let bytes = |s: &super::scrape::Scrape| s.kv_bytes.get(*tier).copied().unwrap_or(0.0);
-            let points = series.iter().map(|s| (s.at, bytes(s) / MIB)).collect();
-            Line { name: (*tier).clone(), colour: tier_colour(tier), points }
-        };
-        let areas: Vec<_> = tiers.iter().map(area).collect();
-        let of = |y| Axes { x: "seconds", y, x_label: short, y_label: short };
-        html.push_str("<div class=\"charts\"><div>");
-        keys(html, areas.iter().map(|area| (area.name.as_str(), area.colour)))?;
-        html.push_str(&stacked(&of("KV by tier, MiB"), &areas)?);
-        html.push_str("</div><div>");
-        legend(html, ["running", "waiting"].into_iter())?;
-        let line = |index: usize, of: fn(&super::scrape::Scrape) -> f64| Line {
-            name: String::new(),
-            colour: colour(index),
-            points: series.iter().map(|s| (s.at, of(s))).collect(),
-        };
-        let both = [line(0, |s| s.running), line(1, |s| s.waiting)];
-        html.push_str(&lines(&of("sequences"), &both)?);
-        html.push_str("</div></div>");
+/// Nothing for a run that is alone.
+fn side_by_side(html: &mut String, reports: &[Report]) -> Result<()> {
+    let [first, _, ..] = reports else { return Ok(()) };
+    write!(html, "<h2>Side by side</h2><p>\u{d7}: as a multiple of {}.</p>", escape(&first.name))?;
+    for (load, stages) in by_load(reports) {
+        write!(html, "<h3>{}</h3><table>", load.name())?;
+        for (nth, row) in differences(reports, &stages).iter().enumerate() {
+            let cell = if nth == 0 { "<th>" } else { "<td>" };
+            html.push_str("<tr>");
+            row.iter().for_each(|text| html.extend([cell, &escape(text)]));
+        }
+        html.push_str("</table>");
     }
     Ok(())
-}
-
-/// Bits of a value in a tier of this name, metadata included; what is no name of ours counts as uncompressed.
-fn tier_bits(name: &str) -> f64 {
-    const CHANNELS: usize = 64;
-    let info = TIERS.iter().find(|info| info.name == name);
-    let bytes = |tier| PageLayout::new(CHANNELS).token_bytes(tier);
-    info.map_or(16.0, |info| (bytes(info.tier) * 8) as f64 / (2 * CHANNELS) as f64)
-}
-
-fn tier_colour(name: &str) -> plotters::style::RGBColor {
-    bits_colour(tier_bits(name))
 }
 
 fn definitions(html: &mut String, report: &Report) -> Result<()> {
@@ -226,7 +197,7 @@ fn definitions(html: &mut String, report: &Report) -> Result<()> {
 }
 
 /// To three digits, and no zeros behind them.
-fn short(value: &f64) -> String {
+pub fn short(value: &f64) -> String {
     match value.abs() {
         100.0.. => format!("{value:.0}"),
         10.0.. => format!("{value:.1}").trim_end_matches(".0").to_owned(),
@@ -240,16 +211,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_of_the_tiers_stand_beside_the_colours_of_their_areas() {
-        let html = page(&[report("one")]).unwrap();
-        for tier in ["f16", "k4v4"] {
-            let c = tier_colour(tier);
-            let key = format!("rgb({},{},{})\"></i>{tier}</span>", c.0, c.1, c.2);
-            assert!(html.contains(&key), "{tier}");
-        }
-    }
-
-    #[test]
     fn figures_on_an_axis_are_short_and_none_is_there_twice() {
         let shown: Vec<_> =
             [0.0, 0.5, 0.75, 2.5, 10.0, 12.34, 99.96, 1234.5].iter().map(short).collect();
@@ -259,11 +220,21 @@ mod tests {
     #[test]
     fn the_page_has_every_part_of_both_runs_and_asks_for_nothing() {
         let html = page(&[report("one"), report("<script>two")]).unwrap();
-        for part in ["peak KV", "goodput", "TTFT", "&lt;m&gt;", "Definitions", "KV by tier, MiB"] {
+        for part in [
+            "peak KV",
+            "goodput",
+            "TTFT",
+            "&lt;m&gt;",
+            "Definitions",
+            "KV by tier, MiB",
+            "Side by side",
+            "\u{d7}1.00",
+        ] {
             assert!(html.contains(part), "{part}");
         }
-        // Per run: two stages with two charts; together: four curves and three percentile charts.
-        assert_eq!(html.matches("<svg").count(), 2 * 4 + 4 + 3);
+        // Four curves and three percentile charts; of each stage three quantities and two runs' tiers.
+        assert_eq!(html.matches("<svg").count(), 4 + 3 + 2 * (3 + 2));
+        assert!(!page(&[report("one")]).unwrap().contains("Side by side"));
         let own = html.replace("http://www.w3.org/2000/svg", "").replace("http://127.0.0.1:1", "");
         for foreign in ["http://", "https://", "<script", "<link", "<m>", "NaN"] {
             assert!(!own.contains(foreign), "{foreign}");

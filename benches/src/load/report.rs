@@ -73,7 +73,7 @@ pub const COLUMNS: &[Column] = &[
     ("peak KV", |s| s.peak_kv_bytes.map_or("-".into(), bytes)),
 ];
 
-fn ms(ms: f64) -> String {
+pub fn ms(ms: f64) -> String {
     match ms {
         0.0 => "-".into(),
         ms if ms < 10.0 => format!("{ms:.2}"),
@@ -88,11 +88,15 @@ pub fn bytes(bytes: f64) -> String {
 
 /// For the terminal; times in milliseconds.
 pub fn table(stages: &[Summary]) -> String {
-    let row = |cells: &mut dyn Iterator<Item = String>| cells.collect::<Vec<_>>();
-    let mut rows = vec![row(&mut COLUMNS.iter().map(|(heading, _)| (*heading).to_owned()))];
-    rows.extend(stages.iter().map(|stage| row(&mut COLUMNS.iter().map(|(_, of)| of(stage)))));
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..COLUMNS.len()).map(width).collect();
+    let headings = COLUMNS.iter().map(|(heading, _)| (*heading).to_owned()).collect();
+    let row = |stage| COLUMNS.iter().map(|(_, of)| of(stage)).collect();
+    aligned(&[vec![headings], stages.iter().map(row).collect()].concat())
+}
+
+/// Lines of cells in columns, the first to the left.
+pub fn aligned(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<_> = (0..rows[0].len()).map(|column| width(column).unwrap_or(0)).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).enumerate();
         let cells = cells.map(|(column, (cell, &width))| match column {

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Parser;
 use tokio::sync::mpsc;
 
+use super::Arguments;
 use super::arrivals::Load;
 use super::client::{Client, Endpoint};
 use super::drive::{self, Stage};
@@ -163,4 +165,32 @@ async fn what_the_cache_held_is_read_from_the_answers() {
     assert!(records.iter().all(|record| record.kv == Some(kv)), "{records:?}");
     let summary = Summary::new(load, &records, vec![], &[]);
     assert_eq!((summary.kv_bytes, summary.kv_f16_bytes), (Some(300.0), Some(1000.0)));
+}
+
+#[test]
+fn two_runs_are_saved_and_put_side_by_side() {
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        load: Arguments,
+    }
+    let load = |arguments: &[&str]| {
+        let cli = Cli::try_parse_from([&["load"], arguments].concat()).unwrap();
+        super::run(&cli.load).unwrap();
+    };
+    let url = format!("http://{}", start(PACE).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for name in ["full", "squeezed"] {
+        let stages = ["--concurrency", "1,2", "--requests", "6", "--output-tokens", "30"];
+        load(&[&["--url", &url, "--name", name, "--out", &path(name)], &stages[..]].concat());
+        let requests = std::fs::read_to_string(path(&format!("{name}/requests.jsonl"))).unwrap();
+        assert_eq!(requests.lines().count(), 12);
+    }
+    let reports = ["full", "squeezed"].map(|name| path(&format!("{name}/report.json")));
+    load(&["--compare", &reports[0], &reports[1], "--out", &path("both")]);
+    let html = std::fs::read_to_string(path("both/report.html")).unwrap();
+    for part in ["Load: full and squeezed", "Side by side", "(\u{d7}", "2 at a time: the server"] {
+        assert!(html.contains(part), "{part}");
+    }
 }
