@@ -31,13 +31,13 @@ use crate::metrics::latency::Stopwatch;
 
 const CHUNK: &str = "chat.completion.chunk";
 
-use super::openapi::{ChatAnswer, ChatRequest, ErrorEnvelope};
+use super::openapi::{ChatAnswer, ChatRequest, ErrorEnvelope, StreamEvent};
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/v1/chat/completions", post(create))
 }
 
-#[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses((status = 200, description = "The answer", content((ChatAnswer = "application/json"), (String = "text/event-stream"))), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses((status = 200, description = "The answer", content((ChatAnswer = "application/json"), (StreamEvent = "text/event-stream"))), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -30,13 +30,13 @@ const OBJECT: &str = "text_completion";
 /// OpenAI's, and vLLM's.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
-use super::openapi::{CompletionAnswer, CompletionRequest, ErrorEnvelope};
+use super::openapi::{CompletionAnswer, CompletionRequest, ErrorEnvelope, StreamEvent};
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/v1/completions", post(create))
 }
 
-#[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, responses((status = 200, description = "The answer", content((CompletionAnswer = "application/json"), (String = "text/event-stream"))), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, responses((status = 200, description = "The answer", content((CompletionAnswer = "application/json"), (StreamEvent = "text/event-stream"))), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -7,6 +7,15 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+/// A server-sent event of a streamed answer.
+#[derive(Serialize, ToSchema)]
+pub struct StreamEvent {
+    /// A chunk as JSON, or `[DONE]` at the end of a chat or a completion.
+    data: String,
+    /// A response's events have names.
+    event: Option<String>,
+}
+
 /// The answer to a chat that is not streamed.
 #[derive(Serialize, ToSchema)]
 pub struct ChatAnswer {

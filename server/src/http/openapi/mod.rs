@@ -21,7 +21,7 @@ use crate::compress::POLICIES;
 
 pub use answers::{
     ChatAnswer, CompletionAnswer, DetokenizeAnswer, EmbeddingAnswer, LoadAnswer, ModelCard,
-    ModelList, ResponseAnswer, ResponseDeleted, TokenizeAnswer, VersionAnswer,
+    ModelList, ResponseAnswer, ResponseDeleted, StreamEvent, TokenizeAnswer, VersionAnswer,
 };
 pub use schemas::{
     ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, ErrorEnvelope,

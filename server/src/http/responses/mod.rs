@@ -35,7 +35,9 @@ use store::Stored;
 
 pub use store::StoredResponses;
 
-use super::openapi::{ErrorEnvelope, ResponseAnswer, ResponseDeleted, ResponseRequest};
+use super::openapi::{
+    ErrorEnvelope, ResponseAnswer, ResponseDeleted, ResponseRequest, StreamEvent,
+};
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new()
@@ -43,7 +45,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/responses/{id}", get(retrieve).delete(forget))
 }
 
-#[utoipa::path(post, path = "/v1/responses", request_body = ResponseRequest, responses((status = 200, description = "The answer", content((ResponseAnswer = "application/json"), (String = "text/event-stream"))), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+#[utoipa::path(post, path = "/v1/responses", request_body = ResponseRequest, responses((status = 200, description = "The answer", content((ResponseAnswer = "application/json"), (StreamEvent = "text/event-stream"))), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
