@@ -12,6 +12,7 @@ pub mod codec;
 pub mod cuda;
 mod error;
 pub mod hadamard;
+pub mod heap;
 pub mod linear;
 pub mod matrix;
 pub mod minifloat;

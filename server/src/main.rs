@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    keepwell_kernels::heap::share();
     match keepwell_server::cli::run() {
         Ok(code) => code,
         Err(error) => {
