@@ -28,6 +28,8 @@ pub enum Ended {
 /// SIGINT and SIGTERM, as they come.
 pub type Signals = mpsc::UnboundedReceiver<()>;
 
+/// Takes the signals from now on: the process no longer ends by itself.
+///
 /// # Errors
 /// The handlers cannot be set.
 pub fn signals() -> io::Result<Signals> {
@@ -83,20 +85,20 @@ pub async fn serve_until(
     };
     draining.begin();
     if engine_died {
-        return mourn(server, &close).await;
+        return end_with_engine(server, &close).await;
     }
     tracing::info!("shutting down: running requests have {timeout:?} to finish");
     // An engine that dies may be what ended the last request.
     let drained = || if engine.is_closed() { Ended::Cut } else { Ended::Drained };
     tokio::select! {
         () = &mut server => return drained(),
-        () = engine.closed() => return mourn(server, &close).await,
+        () = engine.closed() => return end_with_engine(server, &close).await,
         () = sleep(*grace) => close.send_replace(true),
         _ = signals.recv() => return Ended::Cut,
     };
     tokio::select! {
         () = &mut server => return drained(),
-        () = engine.closed() => return mourn(server, &close).await,
+        () = engine.closed() => return end_with_engine(server, &close).await,
         () = sleep(*timeout) => tracing::warn!("aborting what still runs"),
         _ = signals.recv() => return Ended::Cut,
     }
@@ -111,8 +113,8 @@ pub async fn serve_until(
     }
 }
 
-/// The engine has died; those that it failed hear of it.
-async fn mourn(server: impl Future<Output = ()>, close: &watch::Sender<bool>) -> Ended {
+/// The engine has died: those that it failed hear of it before the server ends, too.
+async fn end_with_engine(server: impl Future<Output = ()>, close: &watch::Sender<bool>) -> Ended {
     tracing::error!("the engine has ended: so does the server");
     close.send_replace(true);
     let _ = tokio::time::timeout(ABORT_GRACE, server).await;

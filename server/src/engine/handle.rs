@@ -259,8 +259,7 @@ impl EngineHandle {
         &self,
         request: GenerateRequest,
     ) -> Result<(Generation, oneshot::Receiver<KvView>), EngineError> {
-        let (sender, view) = oneshot::channel();
-        Ok((self.hand_over(request, Some(sender), true)?, view))
+        self.view(request, true)
     }
 
     /// As [`EngineHandle::generate_viewed`], for somebody who looks at a request again: metrics count
@@ -272,8 +271,16 @@ impl EngineHandle {
         &self,
         request: GenerateRequest,
     ) -> Result<(Generation, oneshot::Receiver<KvView>), EngineError> {
+        self.view(request, false)
+    }
+
+    fn view(
+        &self,
+        request: GenerateRequest,
+        is_counted: bool,
+    ) -> Result<(Generation, oneshot::Receiver<KvView>), EngineError> {
         let (sender, view) = oneshot::channel();
-        Ok((self.hand_over(request, Some(sender), false)?, view))
+        Ok((self.hand_over(request, Some(sender), is_counted)?, view))
     }
 
     fn hand_over(

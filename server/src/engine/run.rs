@@ -392,7 +392,7 @@ impl Engine {
                 // Nobody knows since when: its prefix may have it, and would pass it on.
                 self.ledger.forget_cached();
             }
-            // What it did until then counts as that of any other, as vLLM has it.
+            // What it did until then counts as that of any other.
             stream.life.record(&seq);
             self.failed(&stream, error);
         }

@@ -308,14 +308,15 @@ impl Scheduler {
                 step.copies = self.take_copies();
                 return step;
             }
-            // Prefills block each other: one gives way.
-            if self.running.len() == 1 {
-                step.stuck = Some(self.running[0].id);
-                step.copies = self.take_copies();
-                return step;
+            // Prefills block each other: one gives way, unless it is alone.
+            match self.least_urgent(|_| true).filter(|_| self.running.len() > 1) {
+                Some(index) => self.preempt(index, ledger),
+                None => {
+                    step.stuck = self.running.first().map(|seq| seq.id);
+                    step.copies = self.take_copies();
+                    return step;
+                }
             }
-            let Some(index) = self.least_urgent(|_| true) else { return step };
-            self.preempt(index, ledger);
         }
     }
 
