@@ -51,8 +51,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, A
 
 #[utoipa::path(get, path = "/live", responses((status = 200, description = "The answer", body = Object), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
 pub(super) async fn live(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let busy = app.engine.busy_since();
-    match app.engine.is_alive() && busy.is_none_or(|since| since < LONGEST_STEP) {
+    match app.engine.is_alive() && moves(app.engine.busy_since()) {
         true => Ok(ok()),
         false => Err(unavailable("the engine does not move", "engine_stuck")),
     }
@@ -64,6 +63,11 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Ap
         true => Ok(ok()),
         false => Err(unavailable("the server is shutting down", "shutting_down")),
     }
+}
+
+/// Whether an engine does that has been at its step for so long, or is at none.
+fn moves(busy_since: Option<Duration>) -> bool {
+    busy_since.is_none_or(|since| since < LONGEST_STEP)
 }
 
 fn ok() -> Json<Value> {
@@ -79,4 +83,15 @@ pub fn loading() -> Router {
     let wait = || async { unavailable("the model is loading", "loading") };
     let live = || async { ok() };
     Router::new().route("/live", get(live)).fallback(wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_is_stuck_that_takes_longer_than_any_step_does() {
+        assert!(moves(None) && moves(Some(LONGEST_STEP - Duration::from_millis(1))));
+        assert!(!moves(Some(LONGEST_STEP)));
+    }
 }

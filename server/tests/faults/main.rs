@@ -3,6 +3,7 @@
 
 mod clients;
 mod engine;
+mod log;
 mod memory;
 mod requests;
 #[path = "../common/server.rs"]
