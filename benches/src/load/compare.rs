@@ -32,6 +32,17 @@ fn of(latency: &Latency, percentile: fn(&Latency) -> f64) -> Option<f64> {
     (latency.count > 0).then(|| percentile(latency))
 }
 
+/// Numbers the runs of one name: `keepwell 1`, `keepwell 2`.
+pub fn tell_apart(reports: &mut [Report]) {
+    let names: Vec<_> = reports.iter().map(|report| report.name.clone()).collect();
+    let count = |of: &[String], name: &String| of.iter().filter(|other| *other == name).count();
+    for (index, report) in reports.iter_mut().enumerate() {
+        if count(&names, &names[index]) > 1 {
+            report.name += &format!(" {}", count(&names[..=index], &names[index]));
+        }
+    }
+}
+
 /// By load, in the order they first appear: the stage of each run that has one. Loads that a run has
 /// twice are paired in order.
 pub fn by_load(reports: &[Report]) -> Vec<(Load, Vec<Option<&Summary>>)> {
@@ -98,6 +109,13 @@ mod tests {
                 (closed, [false, true]),
             ]
         );
+    }
+
+    #[test]
+    fn runs_of_one_name_are_numbered_and_others_keep_theirs() {
+        let mut reports = ["a", "b", "a"].map(report);
+        tell_apart(&mut reports);
+        assert_eq!(reports.map(|report| report.name), ["a 1", "b", "a 2"]);
     }
 
     #[test]

@@ -121,7 +121,9 @@ fn json_object(text: &str) -> Result<Map<String, Value>, String> {
 pub fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.compare.is_empty() {
         let reports = arguments.compare.iter().map(|path| Report::read(path));
-        return compare(&reports.collect::<Result<Vec<_>>>()?, arguments.out.as_deref());
+        let mut reports = reports.collect::<Result<Vec<_>>>()?;
+        compare::tell_apart(&mut reports);
+        return compare(&reports, arguments.out.as_deref());
     }
     tokio::runtime::Runtime::new()?.block_on(measure(arguments))
 }
