@@ -11,7 +11,7 @@ use super::{
     super::simd::{Op, Simd, rotate},
     Scratch,
     coded::Coded,
-    coded_signals::MAX_QUERIES,
+    direct::Direct,
     num_tokens,
     pieces::TOKENS,
     signals::{Queries, inverse_norms},
@@ -99,9 +99,14 @@ impl<S: Simd> Step<'_, S> {
     fn signals(&self, item: &Item, scratch: &mut Scratch) -> Vec<f32> {
         let mut signals = vec![0f32; num_tokens(item.pages)];
         let queries = self.queries(item);
-        let is_few = queries.lse.len() <= MAX_QUERIES && Coded::serves(queries.head_dim);
-        let Some(wide) = self.simd.wide().filter(|_| is_few) else {
+        let judges = (&queries, item.scoring.signal);
+        let asks_queries = item.scoring.signal != Signal::KeyNorm;
+        if !asks_queries || !Direct::serves::<S>(queries.lse.len(), queries.head_dim) {
             self.tiled(&queries, item.scoring.signal, item.pages, scratch, &mut signals);
+            return signals;
+        }
+        let Some(wide) = self.simd.wide().filter(|_| Coded::serves(queries.head_dim)) else {
+            scratch.direct.signals(self.simd, self.arena, item.pages, judges, &mut signals);
             return signals;
         };
         let is_float = |page: &PageRef| page.tier == Tier::F16;
@@ -109,9 +114,8 @@ impl<S: Simd> Step<'_, S> {
         for pages in item.pages.chunk_by(|a, b| is_float(a) == is_float(b)) {
             let (here, after) = rest.split_at_mut(num_tokens(pages));
             if is_float(&pages[0]) {
-                self.tiled(&queries, item.scoring.signal, pages, scratch, here);
+                scratch.direct.signals(self.simd, self.arena, pages, judges, here);
             } else {
-                let judges = (&queries, item.scoring.signal);
                 scratch.coded.signals(wide, self.arena, pages, judges, here);
             }
             rest = after;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{super::simd::Simd, pieces::TOKENS};
+use super::{super::simd::Simd, pieces::TOKENS, product::Term};
 use crate::codec::Format;
 
 /// One format's codes.
@@ -43,17 +43,20 @@ impl Codes for Int8s {
 pub struct Batch<'a> {
     pub codes: &'a [u8],
     pub tokens: usize,
+    /// (tokens): what a code of 1 stands for, of a vector that is wanted with its scale.
+    pub steps: Option<&'a [f32]>,
     pub ahead: &'a [u8],
 }
 
 const LINE: usize = 64;
 
-/// Products of `queries` (R, D) with the vectors of a batch: partial sums (R, TOKENS, LANES).
+/// What `queries` (R, D) and the vectors of a batch add up: partial sums (R, TOKENS, LANES).
 #[inline(always)]
-pub fn dots<S: Simd, C: Codes, const R: usize>(
+pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
     simd: S,
+    term: T,
     queries: &[f32],
-    Batch { codes, tokens, ahead }: Batch,
+    Batch { codes, tokens, steps, ahead }: Batch,
     sums: &mut [f32],
 ) {
     let step = ahead.len().div_ceil(LINE).div_ceil(tokens.max(1)).max(1) * LINE;
@@ -62,18 +65,24 @@ pub fn dots<S: Simd, C: Codes, const R: usize>(
     let bytes = C::FORMAT.vector_bytes(2 * half);
     assert!(half.is_multiple_of(S::LANES) && codes.len() >= tokens * bytes);
     assert!(tokens == 0 || sums.len() >= ((R - 1) * TOKENS + tokens) * S::LANES);
+    assert!(steps.is_none_or(|steps| steps.len() >= tokens));
     for token in 0..tokens {
         let mut totals = [simd.splat(0.0); R];
+        let step = steps.map(|steps| simd.splat(steps[token]));
         simd.prefetch(ahead.next().unwrap_or_default());
         // SAFETY: whole vectors of codes, queries and sums, as just seen.
         unsafe {
             let codes = codes.as_ptr().add(token * bytes);
             for i in (0..half).step_by(S::LANES) {
-                let [low, high] = C::pair(simd, codes, half, i);
+                let mut pair = C::pair(simd, codes, half, i);
+                if let Some(step) = step {
+                    pair = pair.map(|v| simd.mul(step, v));
+                }
+                let [low, high] = pair;
                 for (r, total) in totals.iter_mut().enumerate() {
                     let query = queries.as_ptr().add(r * 2 * half + i);
-                    *total = simd.fma(simd.load(query), low, *total);
-                    *total = simd.fma(simd.load(query.add(half)), high, *total);
+                    *total = term.add(simd, simd.load(query), low, *total);
+                    *total = term.add(simd, simd.load(query.add(half)), high, *total);
                 }
             }
             for (r, total) in totals.iter().enumerate() {

@@ -6,28 +6,50 @@
 
 use super::{
     super::simd::{Op, Simd},
-    codes::{Batch, F16s, Int8s, add, dots},
+    codes::{self, Batch, F16s, Int8s, add},
     pieces::{Piece, TOKENS, each_group, positions},
+    product::{Dot, Term},
     softmax::{Partial, Queries, Seen, Weigh},
 };
 use crate::{Arena, PageRef, codec::Format};
 
 /// Queries that share the decoding of codes: their sums stay in registers.
-const STRIP: usize = 4;
+pub const STRIP: usize = 4;
 /// From more queries on a tile is cheaper.
 pub const MAX_QUERIES: usize = 2 * STRIP;
 /// Lanes of the widest vector.
 const WIDEST: usize = 16;
 
+/// Keys or values.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Side {
+    Keys,
+    Values,
+}
+
+impl Side {
+    /// Format and codes of a piece's vectors.
+    #[inline(always)]
+    fn codes<'a>(self, arena: &'a Arena, piece: &Piece) -> (Format, &'a [u8]) {
+        let (info, at) = (piece.page.tier.info(), arena.layout().arrays(piece.page.tier));
+        let (format, start, bytes) = match self {
+            Self::Keys => (info.key, at.keys, at.key_bytes),
+            Self::Values => (info.value, at.values, at.value_bytes),
+        };
+        let range = start + piece.tokens.start * bytes..start + piece.tokens.end * bytes;
+        (format, &arena.page(piece.page.page)[range])
+    }
+}
+
 /// What a thread works in.
 pub struct Direct {
     /// (STRIP, TOKENS, lanes): scores, not yet added up.
     sums: Vec<f32>,
-    positions: [u32; TOKENS],
-    len: usize,
+    pub positions: [u32; TOKENS],
+    pub len: usize,
     /// (TOKENS, D): what coarse codes stand for, of keys or of values, as signed bytes.
     bytes: Vec<u8>,
-    key_steps: [f32; TOKENS],
+    pub key_steps: [f32; TOKENS],
     value_steps: [f32; TOKENS],
 }
 
@@ -44,8 +66,8 @@ impl Direct {
     }
 
     /// Whether the queries are few and halves of a head are whole vectors.
-    pub fn serves<S: Simd>(queries: &Queries, head_dim: usize) -> bool {
-        queries.visible.len() <= MAX_QUERIES && head_dim.is_multiple_of(2 * S::LANES)
+    pub fn serves<S: Simd>(num_queries: usize, head_dim: usize) -> bool {
+        num_queries <= MAX_QUERIES && head_dim.is_multiple_of(2 * S::LANES)
     }
 
     /// Adds the tokens of `pages`.
@@ -60,6 +82,81 @@ impl Direct {
         each_group(simd, arena, pages, |pieces| {
             simd.vectorize(Group { direct: self, arena, pieces, queries, partial });
         });
+    }
+
+    /// Reads where the tokens of a group are.
+    #[inline(always)]
+    pub fn locate(&mut self, arena: &Arena, pieces: &[Piece]) -> Seen {
+        self.len = positions(arena, pieces, &mut self.positions);
+        Seen::new(&self.positions[..self.len])
+    }
+
+    #[inline(always)]
+    pub fn steps(&mut self, arena: &Arena, pieces: &[Piece]) {
+        let mut next = 0;
+        for Piece { page, tokens, .. } in pieces {
+            let (info, at) = (page.tier.info(), arena.layout().arrays(page.tier));
+            let bytes = arena.page(page.page);
+            for (format, start, out) in [
+                (info.key, at.key_scales, &mut self.key_steps),
+                (info.value, at.value_scales, &mut self.value_steps),
+            ] {
+                let scales = &bytes[start + tokens.start..][..tokens.len()];
+                for (out, scale) in out[next..].iter_mut().zip(scales) {
+                    *out = format.step(*scale);
+                }
+            }
+            next += tokens.len();
+        }
+    }
+
+    /// What R `vectors` (R, D) and the tokens' keys or values add up, a vector of partial sums for
+    /// each.
+    #[inline(always)]
+    pub fn add_up<S: Simd, T: Term, const R: usize>(
+        &mut self,
+        simd: S,
+        (term, side): (T, Side),
+        (arena, pieces): (&Arena, &[Piece]),
+        vectors: &[f32],
+        with_ahead: bool,
+    ) {
+        let head_dim = arena.layout().head_dim;
+        let mut first = 0;
+        for piece in pieces {
+            let (format, codes) = side.codes(arena, piece);
+            let tokens = piece.tokens.len();
+            let Self { bytes, sums, value_steps, .. } = &mut *self;
+            let codes = unpack(simd, format, codes, head_dim, (first, tokens), bytes);
+            let steps = (side == Side::Values).then_some(&value_steps[first..]);
+            let ahead = if with_ahead { piece.ahead } else { &[] };
+            let batch = Batch { codes, tokens, steps, ahead };
+            let out = &mut sums[first * S::LANES..];
+            match format {
+                Format::F16 => codes::sums::<S, F16s, T, R>(simd, term, vectors, batch, out),
+                Format::Int8 | Format::Levels(_) => {
+                    codes::sums::<S, Int8s, T, R>(simd, term, vectors, batch, out);
+                }
+            }
+            first += tokens;
+        }
+    }
+
+    /// The whole of what [`Direct::add_up`] left in parts.
+    #[inline(always)]
+    pub fn totals<S: Simd, const R: usize>(&self, simd: S, out: &mut [[f32; TOKENS]; R]) {
+        let Self { sums, len, .. } = self;
+        assert!(sums.len() >= R * TOKENS * S::LANES && *len <= TOKENS);
+        for (r, out) in out.iter_mut().enumerate() {
+            for token in (0..*len).step_by(S::LANES) {
+                // SAFETY: `sums` was just seen to hold R * TOKENS rows; TOKENS is a multiple of
+                // LANES, so that whole vectors of totals start below `len`.
+                unsafe {
+                    let rows = sums.as_ptr().add((r * TOKENS + token) * S::LANES);
+                    simd.store(out.as_mut_ptr().add(token), simd.row_sums(rows));
+                }
+            }
+        }
     }
 }
 
@@ -77,13 +174,12 @@ impl<S: Simd> Op<S> for Group<'_> {
 
     #[inline(always)]
     fn run(mut self, simd: S) {
-        self.direct.len = positions(self.arena, self.pieces, &mut self.direct.positions);
-        let seen = Seen::new(&self.direct.positions[..self.direct.len]);
+        let seen = self.direct.locate(self.arena, self.pieces);
         if !self.queries.visible.iter().any(|visible| seen.overlaps(visible)) {
             self.pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
             return;
         }
-        self.steps();
+        self.direct.steps(self.arena, self.pieces);
         let num_queries = self.partial.num_queries;
         let mut start = 0;
         while start < num_queries {
@@ -98,31 +194,11 @@ impl<S: Simd> Op<S> for Group<'_> {
 }
 
 impl Group<'_> {
-    fn steps(&mut self) {
-        let Direct { key_steps, value_steps, .. } = self.direct;
-        let mut next = 0;
-        for Piece { page, tokens, .. } in self.pieces {
-            let (info, at) = (page.tier.info(), self.arena.layout().arrays(page.tier));
-            let bytes = self.arena.page(page.page);
-            for (format, start, out) in [
-                (info.key, at.key_scales, &mut *key_steps),
-                (info.value, at.value_scales, &mut *value_steps),
-            ] {
-                let scales = &bytes[start + tokens.start..][..tokens.len()];
-                for (out, scale) in out[next..].iter_mut().zip(scales) {
-                    *out = format.step(*scale);
-                }
-            }
-            next += tokens.len();
-        }
-    }
-
     /// Queries `start..start + R`; returns R.
     #[inline(always)]
     fn strip<S: Simd, const R: usize>(&mut self, simd: S, start: usize, seen: Seen) -> usize {
         let mut weights = [[0f32; TOKENS]; R];
-        self.dots::<S, R>(simd, start);
-        self.scores(simd, &mut weights);
+        self.scores(simd, start, &mut weights);
         let mut factors = [0f32; R];
         for (r, (weights, factor)) in weights.iter_mut().zip(&mut factors).enumerate() {
             let (row, visible) = (start + r, &self.queries.visible[start + r]);
@@ -143,46 +219,20 @@ impl Group<'_> {
         R
     }
 
-    /// Products of queries and keys, a vector of partial sums for each.
     #[inline(always)]
-    fn dots<S: Simd, const R: usize>(&mut self, simd: S, start: usize) {
+    fn scores<S: Simd, const R: usize>(
+        &mut self,
+        simd: S,
+        start: usize,
+        scores: &mut [[f32; TOKENS]; R],
+    ) {
         let head_dim = self.arena.layout().head_dim;
         let queries = &self.queries.data[start * head_dim..][..R * head_dim];
-        let mut first = 0;
-        for piece in self.pieces {
-            let at = self.arena.layout().arrays(piece.page.tier);
-            let format = piece.page.tier.info().key;
-            let codes = vectors(self.arena, piece, at.keys, at.key_bytes);
-            let tokens = piece.tokens.len();
-            let Direct { bytes, sums, .. } = &mut *self.direct;
-            let codes = unpack(simd, format, codes, head_dim, (first, tokens), bytes);
-            let codes = Batch { codes, tokens, ahead: if start == 0 { piece.ahead } else { &[] } };
-            let sums = &mut sums[first * S::LANES..];
-            match format {
-                Format::F16 => dots::<S, F16s, R>(simd, queries, codes, sums),
-                Format::Int8 | Format::Levels(_) => {
-                    dots::<S, Int8s, R>(simd, queries, codes, sums);
-                }
-            }
-            first += tokens;
-        }
-    }
-
-    #[inline(always)]
-    fn scores<S: Simd, const R: usize>(&self, simd: S, scores: &mut [[f32; TOKENS]; R]) {
-        let Direct { sums, key_steps, len, .. } = &*self.direct;
-        assert!(sums.len() >= R * TOKENS * S::LANES && *len <= TOKENS);
-        for (r, scores) in scores.iter_mut().enumerate() {
-            for token in (0..*len).step_by(S::LANES) {
-                // SAFETY: `sums` was just seen to hold R * TOKENS rows; TOKENS is a multiple of
-                // LANES, so that whole vectors of scores and scales start below `len`.
-                unsafe {
-                    let rows = sums.as_ptr().add((r * TOKENS + token) * S::LANES);
-                    let scale = simd.load(key_steps.as_ptr().add(token));
-                    let score = simd.mul(scale, simd.row_sums(rows));
-                    simd.store(scores.as_mut_ptr().add(token), score);
-                }
-            }
+        let (what, tokens) = ((Dot, Side::Keys), (self.arena, self.pieces));
+        self.direct.add_up::<S, _, R>(simd, what, tokens, queries, start == 0);
+        self.direct.totals(simd, scores);
+        for scores in scores {
+            scores.iter_mut().zip(&self.direct.key_steps).for_each(|(score, step)| *score *= step);
         }
     }
 
@@ -199,9 +249,7 @@ impl Group<'_> {
         let half = head_dim / 2;
         let mut first = 0;
         for piece in self.pieces {
-            let at = self.arena.layout().arrays(piece.page.tier);
-            let codes = vectors(self.arena, piece, at.values, at.value_bytes);
-            let (format, tokens) = (piece.page.tier.info().value, piece.tokens.len());
+            let ((format, codes), tokens) = (Side::Values.codes(self.arena, piece), piece.tokens.len());
             unpack(simd, format, codes, head_dim, (first, tokens), &mut self.direct.bytes);
             first += tokens;
         }
@@ -245,11 +293,10 @@ impl Group<'_> {
         }
         let mut first = 0;
         for piece in self.pieces {
-            let arrays = self.arena.layout().arrays(piece.page.tier);
-            let codes = vectors(self.arena, piece, arrays.values, arrays.value_bytes);
+            let (format, codes) = Side::Values.codes(self.arena, piece);
             let tokens = first..first + piece.tokens.len();
             let place = (half, channel);
-            match piece.page.tier.info().value {
+            match format {
                 Format::F16 => add::<S, F16s, R, N>(simd, codes, place, tokens, weights, &mut sums),
                 Format::Int8 => {
                     add::<S, Int8s, R, N>(simd, codes, place, tokens, weights, &mut sums);
@@ -270,13 +317,6 @@ impl Group<'_> {
             }
         }
     }
-}
-
-/// The codes of a piece's vectors, `bytes` each, of the array at `start`.
-#[inline(always)]
-fn vectors<'a>(arena: &'a Arena, piece: &Piece, start: usize, bytes: usize) -> &'a [u8] {
-    let range = start + piece.tokens.start * bytes..start + piece.tokens.end * bytes;
-    &arena.page(piece.page.page)[range]
 }
 
 /// Coarse codes as signed bytes in their place of `bytes`, tokens `first..first + len`; others as

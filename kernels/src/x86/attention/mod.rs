@@ -10,6 +10,7 @@ mod coded;
 mod coded_signals;
 mod codes;
 mod direct;
+mod direct_signals;
 mod integer;
 mod pieces;
 mod product;
@@ -207,7 +208,7 @@ impl<S: Simd> Step<'_, S> {
                 let head_dim = self.arena.layout().head_dim;
                 let wide = self.simd.wide().filter(|_| Coded::serves(head_dim));
                 let codes = match wide {
-                    Some(wide) if Direct::serves::<S>(&queries, head_dim) => {
+                    Some(wide) if Direct::serves::<S>(queries.visible.len(), head_dim) => {
                         code(wide, &queries.data, head_dim)
                     }
                     _ => Vec::new(),
@@ -221,7 +222,7 @@ impl<S: Simd> Step<'_, S> {
         let Scratch { tile, direct, coded, .. } = scratch;
         let Asked { queries, codes } = asked;
         let mut partial = Partial::new(queries.visible.len(), tile.stride);
-        if Direct::serves::<S>(queries, tile.head_dim) {
+        if Direct::serves::<S>(queries.visible.len(), tile.head_dim) {
             let Some(wide) = self.simd.wide().filter(|_| !codes.is_empty()) else {
                 direct.attend(self.simd, self.arena, pages, queries, &mut partial);
                 return partial;

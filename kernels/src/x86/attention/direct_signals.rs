@@ -1,0 +1,98 @@
+//! The signals of tokens for a few queries straight from the codes: [`super::signals`] without tiles.
+
+use super::{
+    super::simd::{Op, Simd},
+    direct::{Direct, STRIP, Side},
+    pieces::{Piece, TOKENS, each_group},
+    product::{Dot, SquaredDistance},
+    signals::{Queries, Weigh},
+};
+use crate::{Arena, PageRef, Signal};
+
+impl Direct {
+    /// Writes the signal of each token of `pages`; not [`Signal::KeyNorm`], which asks no query.
+    pub fn signals<S: Simd>(
+        &mut self,
+        simd: S,
+        arena: &Arena,
+        pages: &[PageRef],
+        (queries, signal): (&Queries, Signal),
+        out: &mut [f32],
+    ) {
+        let mut next = 0;
+        each_group(simd, arena, pages, |pieces| {
+            let mut totals = [0f32; TOKENS];
+            let (direct, totals_of) = (&mut *self, &mut totals);
+            simd.vectorize(Group { direct, arena, pieces, queries, signal, totals: totals_of });
+            out[next..next + self.len].copy_from_slice(&totals[..self.len]);
+            next += self.len;
+        });
+    }
+}
+
+/// Some tokens, for all queries.
+struct Group<'a> {
+    direct: &'a mut Direct,
+    arena: &'a Arena,
+    pieces: &'a [Piece<'a>],
+    queries: &'a Queries,
+    signal: Signal,
+    totals: &'a mut [f32; TOKENS],
+}
+
+impl<S: Simd> Op<S> for Group<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(mut self, simd: S) {
+        let seen = self.direct.locate(self.arena, self.pieces);
+        if !self.queries.visible.iter().any(|visible| seen.overlaps(visible)) {
+            self.pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
+            return;
+        }
+        self.direct.steps(self.arena, self.pieces);
+        let num_queries = self.queries.lse.len();
+        let mut start = 0;
+        while start < num_queries {
+            start += match num_queries - start {
+                1 => self.strip::<S, 1>(simd, start),
+                2 => self.strip::<S, 2>(simd, start),
+                3 => self.strip::<S, 3>(simd, start),
+                _ => self.strip::<S, STRIP>(simd, start),
+            };
+        }
+    }
+}
+
+impl Group<'_> {
+    /// Queries `start..start + R`; returns R.
+    #[inline(always)]
+    fn strip<S: Simd, const R: usize>(&mut self, simd: S, start: usize) -> usize {
+        let Self { direct, arena, pieces, queries, signal, totals } = self;
+        let of_strip = start * queries.head_dim..(start + R) * queries.head_dim;
+        let (tokens, is_deletion) = ((*arena, *pieces), *signal == Signal::Deletion);
+        let mut scores = [[0f32; TOKENS]; R];
+        let what = (Dot, Side::Keys);
+        direct.add_up::<S, _, R>(simd, what, tokens, &queries.data[of_strip.clone()], start == 0);
+        direct.totals(simd, &mut scores);
+        let mut distances = [[0f32; TOKENS]; R];
+        if is_deletion {
+            let what = (SquaredDistance, Side::Values);
+            direct.add_up::<S, _, R>(simd, what, tokens, &queries.out[of_strip], false);
+            direct.totals(simd, &mut distances);
+        }
+        for (r, (scores, distances)) in scores.iter_mut().zip(&distances).enumerate() {
+            scores.iter_mut().zip(&direct.key_steps).for_each(|(score, step)| *score *= step);
+            let weigh = Weigh {
+                scores,
+                distances: is_deletion.then_some(distances),
+                positions: &direct.positions,
+                visible: &queries.visible[start + r],
+                lse: queries.lse[start + r],
+                totals,
+            };
+            Op::<S>::run(weigh, simd);
+        }
+        R
+    }
+}
