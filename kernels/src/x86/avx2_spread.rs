@@ -1,60 +1,28 @@
-//! Codes of a few bits to signed bytes with AVX2: a lane's bits to doublewords, four lanes of these to
-//! bytes, and one look-up for each sixteen levels in use. (Depositing bits would take fewer
+//! Codes of a few bits to signed bytes with AVX2: each code's two bytes to a word, which a product
+//! shifts, and one look-up for each sixteen levels in use. (Depositing bits would take about as many
 //! instructions, but is slow before Zen 3.)
 
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, cell::RefCell, rc::Rc};
 
 use crate::codec::{Format, LANE, LEVELS, MAX_BITS, lane_bits};
 
 /// Channels of a register of signed bytes.
 const BLOCK: usize = 32;
 const LANES: usize = BLOCK / LANE;
-/// Bytes read of a lane's codes, some of them beyond it.
-const WORD: usize = 8;
+/// Channels of half a register, whose codes come by one load: a shuffle stays within it.
+const HALF: usize = BLOCK / 2;
+/// Bytes of that load, some of them beyond the codes.
+const READ: usize = 16;
 /// Levels of one look-up.
 const TABLE: usize = 16;
 const NUM_TABLES: usize = LEVELS.len() / TABLE;
-const _: () = assert!(MAX_BITS as usize <= WORD);
+/// A code starts in the first byte of its word and ends in the second.
+const _: () = assert!(7 + MAX_BITS <= 16 && HALF / LANE * MAX_BITS as usize <= READ);
 
 /// 32 bytes that lie in one register.
 #[derive(Clone, Copy)]
 #[repr(align(32))]
 struct Bytes([u8; BLOCK]);
-
-/// How the codes of a lane become doublewords.
-struct Lane {
-    /// Brings to each doubleword the two bytes in which its code lies.
-    bytes: Bytes,
-    /// The bit at which it starts there.
-    shifts: Bytes,
-    masks: Bytes,
-}
-
-impl Lane {
-    const fn new(bits: usize) -> Self {
-        let (mut bytes, mut shifts, mut masks) = ([0x80; BLOCK], [0; BLOCK], [0; BLOCK]);
-        let mut code = 0;
-        while code < LANE {
-            let start = bits * code;
-            (bytes[4 * code], bytes[4 * code + 1]) = ((start / 8) as u8, (start / 8 + 1) as u8);
-            shifts[4 * code] = (start % 8) as u8;
-            masks[4 * code] = (1 << bits) - 1;
-            code += 1;
-        }
-        Self { bytes: Bytes(bytes), shifts: Bytes(shifts), masks: Bytes(masks) }
-    }
-}
-
-/// By the number of bits.
-static BY_BITS: [Lane; MAX_BITS as usize + 1] = [
-    Lane::new(0),
-    Lane::new(1),
-    Lane::new(2),
-    Lane::new(3),
-    Lane::new(4),
-    Lane::new(5),
-    Lane::new(6),
-];
 
 /// Sixteen levels, of its own for each half of a register.
 #[derive(Clone, Copy)]
@@ -76,11 +44,38 @@ impl LookUp {
     }
 }
 
+/// How the codes of every other channel of a block are brought to the upper bytes of words.
+struct Words {
+    /// Brings to each word the two bytes in which its code lies.
+    bytes: Bytes,
+    /// Shifts the code's first bit to the upper byte.
+    factors: Bytes,
+}
+
+impl Words {
+    /// Of the channels from `first`, 0 or 1; `bits` are those of the block's lanes.
+    fn new(bits: &[usize; LANES], first: usize) -> Self {
+        let (mut bytes, mut factors) = (Bytes([0; BLOCK]), Bytes([0; BLOCK]));
+        for word in 0..HALF {
+            let channel = 2 * word + first;
+            let (lane, code) = (channel / LANE, channel % LANE);
+            let before = if lane % 2 == 1 { bits[lane - 1] } else { 0 };
+            let start = 8 * before + bits[lane] * code;
+            let at = 2 * word..2 * word + 2;
+            bytes.0[at.clone()].copy_from_slice(&[(start / 8) as u8, (start / 8 + 1) as u8]);
+            factors.0[at].copy_from_slice(&(1u16 << (8 - start % 8)).to_le_bytes());
+        }
+        Self { bytes, factors }
+    }
+}
+
 /// How the codes of a block of channels become signed bytes.
 struct Spread {
-    /// Byte of the vector at which each lane starts.
-    starts: [usize; LANES],
-    lanes: [&'static Lane; LANES],
+    /// Byte of the vector at which the codes of each half start.
+    starts: [usize; 2],
+    even: Words,
+    odd: Words,
+    masks: Bytes,
     markers: Bytes,
     look_ups: [LookUp; NUM_TABLES],
     num_look_ups: usize,
@@ -91,10 +86,13 @@ impl Spread {
         let bits_of = |lane: usize| usize::from(lane_bits(bits, dim, lane));
         let first = block * LANES;
         let here: [usize; LANES] = std::array::from_fn(|lane| bits_of(first + lane));
+        let marker = |channel: usize| 1u8 << here[channel / LANE];
         let mut spread = Self {
-            starts: std::array::from_fn(|lane| (0..first + lane).map(bits_of).sum()),
-            lanes: here.map(|bits| &BY_BITS[bits]),
-            markers: Bytes(std::array::from_fn(|channel| 1 << here[channel / LANE])),
+            starts: [0, LANES / 2].map(|lane| (0..first + lane).map(bits_of).sum()),
+            even: Words::new(&here, 0),
+            odd: Words::new(&here, 1),
+            masks: Bytes(std::array::from_fn(|channel| marker(channel) - 1)),
+            markers: Bytes(std::array::from_fn(marker)),
             look_ups: [LookUp::NONE; NUM_TABLES],
             num_look_ups: 0,
         };
@@ -108,45 +106,86 @@ impl Spread {
         spread
     }
 
-    /// The levels of one vector that begins at `codes`.
+    /// The levels of the block's channels in each vector of `codes`, `len` bytes each, to the first
+    /// of each `dim` bytes.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn levels(&self, codes: &[u8]) -> __m256i {
-        let lane = |i: usize| {
-            let Lane { bytes, shifts, masks } = self.lanes[i];
-            let word = _mm256_set1_epi64x(word(&codes[self.starts[i]..]));
-            let codes = _mm256_srlv_epi32(_mm256_shuffle_epi8(word, load(bytes)), load(shifts));
-            _mm256_and_si256(codes, load(masks))
-        };
-        let (ab, cd) = (_mm256_packs_epi32(lane(0), lane(1)), _mm256_packs_epi32(lane(2), lane(3)));
-        // Packing goes half by half: the first four codes of all lanes come first.
-        let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-        let codes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), order);
-        let index = _mm256_or_si256(codes, load(&self.markers));
-        let mut levels = _mm256_setzero_si256();
-        for LookUp { flip, levels: table } in &self.look_ups[..self.num_look_ups] {
-            // Adding 0x80 - TABLE sets the highest bit of what is TABLE or more: it finds zero.
-            let index = _mm256_xor_si256(index, load(flip));
-            let index = _mm256_adds_epu8(index, _mm256_set1_epi8(0x70));
-            levels = _mm256_or_si256(levels, _mm256_shuffle_epi8(load(table), index));
+    fn unpack(&self, codes: &[u8], len: usize, bytes: &mut [u8], dim: usize) {
+        match self.num_look_ups {
+            0 | 1 => self.each::<1>(codes, len, bytes, dim),
+            2 => self.each::<2>(codes, len, bytes, dim),
+            3 | 4 => self.each::<4>(codes, len, bytes, dim),
+            _ => self.each::<NUM_TABLES>(codes, len, bytes, dim),
         }
-        levels
     }
+
+    /// With the first N look-ups.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn each<const N: usize>(&self, codes: &[u8], len: usize, bytes: &mut [u8], dim: usize) {
+        let (even, odd) = (load(&self.even.bytes), load(&self.odd.bytes));
+        let (even_factors, odd_factors) = (load(&self.even.factors), load(&self.odd.factors));
+        let (masks, markers) = (load(&self.masks), load(&self.markers));
+        let mut look_ups = [(masks, masks); N];
+        for (to, LookUp { flip, levels }) in look_ups.iter_mut().zip(&self.look_ups) {
+            *to = (load(flip), load(levels));
+        }
+        let num_vectors = bytes.len().div_ceil(dim);
+        assert!(num_vectors == 0 || bytes.len() >= (num_vectors - 1) * dim + BLOCK);
+        let reach = self.starts[1] + READ;
+        // The last ones may end where codes end, too early for a whole load.
+        let num_whole = (codes.len() + len).saturating_sub(reach) / len.max(1);
+        for vector in 0..num_vectors {
+            let from = vector * len;
+            let packed = if vector < num_whole {
+                // SAFETY: READ bytes from either start, the second of which is the later.
+                unsafe { two_halves(self.starts.map(|start| codes.as_ptr().add(from + start))) }
+            } else {
+                let halves = self.starts.map(|start| padded(&codes[from + start..]));
+                // SAFETY: READ bytes each.
+                unsafe { two_halves([halves[0].as_ptr(), halves[1].as_ptr()]) }
+            };
+            let even = _mm256_mullo_epi16(_mm256_shuffle_epi8(packed, even), even_factors);
+            let odd = _mm256_mullo_epi16(_mm256_shuffle_epi8(packed, odd), odd_factors);
+            let odd = _mm256_and_si256(odd, _mm256_set1_epi16(0xff00u16 as i16));
+            let both = _mm256_or_si256(_mm256_srli_epi16::<8>(even), odd);
+            let index = _mm256_or_si256(_mm256_and_si256(both, masks), markers);
+            let mut levels = _mm256_setzero_si256();
+            for (flip, table) in look_ups {
+                // Adding 0x80 - TABLE sets the highest bit of what is TABLE or more: it finds zero.
+                let index = _mm256_xor_si256(index, flip);
+                let index = _mm256_adds_epu8(index, _mm256_set1_epi8(0x70));
+                levels = _mm256_or_si256(levels, _mm256_shuffle_epi8(table, index));
+            }
+            // SAFETY: the last of `bytes` has a whole block, as the others have.
+            unsafe {
+                _mm256_storeu_si256(bytes.as_mut_ptr().add(vector * dim).cast(), levels);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// Both point to READ bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn two_halves([low, high]: [*const u8; 2]) -> __m256i {
+    // SAFETY: as the caller says.
+    unsafe { _mm256_set_m128i(_mm_loadu_si128(high.cast()), _mm_loadu_si128(low.cast())) }
+}
+
+/// The last bytes of the codes, and zeros behind them.
+#[cold]
+fn padded(codes: &[u8]) -> [u8; READ] {
+    let mut bytes = [0; READ];
+    let len = codes.len().min(READ);
+    bytes[..len].copy_from_slice(&codes[..len]);
+    bytes
 }
 
 /// The look-ups that have the levels of so many bits.
 fn tables(bits: usize) -> std::ops::Range<usize> {
     (1 << bits) / TABLE..(2usize << bits).div_ceil(TABLE)
-}
-
-#[inline(always)]
-fn word(codes: &[u8]) -> i64 {
-    if let Some(word) = codes.first_chunk::<WORD>() {
-        return i64::from_le_bytes(*word);
-    }
-    let mut word = [0; WORD];
-    word[..codes.len()].copy_from_slice(codes);
-    i64::from_le_bytes(word)
 }
 
 #[inline]
@@ -156,7 +195,24 @@ fn load(bytes: &Bytes) -> __m256i {
     unsafe { _mm256_load_si256(bytes.0.as_ptr().cast()) }
 }
 
-/// [`Format::unpack`] of vectors of `dim` channels, one after the other.
+/// The blocks of vectors with these bits and so many channels.
+fn spreads(bits: [u8; 8], dim: usize) -> Rc<[Spread]> {
+    type Made = ([u8; 8], usize, Rc<[Spread]>);
+    // A model has few formats and one head size.
+    thread_local!(static MADE: RefCell<Vec<Made>> = const { RefCell::new(Vec::new()) });
+    MADE.with_borrow_mut(|made| {
+        if let Some((_, _, spreads)) = made.iter().find(|(b, d, _)| (*b, *d) == (bits, dim)) {
+            return spreads.clone();
+        }
+        let spreads: Rc<[Spread]> =
+            (0..dim / BLOCK).map(|block| Spread::new(&bits, dim, block)).collect();
+        made.push((bits, dim, spreads.clone()));
+        spreads
+    })
+}
+
+/// [`Format::unpack`] of vectors of `dim` channels, one after the other. Quicker where `codes` goes on
+/// behind the last.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub fn unpack(format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
@@ -168,16 +224,10 @@ pub fn unpack(format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
             return vectors.for_each(|(codes, to)| format.unpack(codes, to));
         }
     };
-    let num_vectors = bytes.len() / dim;
-    assert!(codes.len() >= num_vectors * len);
-    for block in 0..dim / BLOCK {
-        let spread = Spread::new(&bits, dim, block);
-        for vector in 0..num_vectors {
-            let levels = spread.levels(&codes[vector * len..]);
-            let to = &mut bytes[vector * dim + block * BLOCK..][..BLOCK];
-            // SAFETY: 32 bytes.
-            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), levels) };
-        }
+    assert!(codes.len() >= bytes.len() / dim * len);
+    for (block, spread) in spreads(bits, dim).iter().enumerate() {
+        let from_block = bytes.get_mut(block * BLOCK..).unwrap_or_default();
+        spread.unpack(codes, len, from_block, dim);
     }
 }
 
@@ -206,6 +256,12 @@ mod tests {
                 let (mut fast, mut plain) = (vec![1; len * dim], vec![2; len * dim]);
                 // SAFETY: the feature was seen.
                 unsafe { unpack(format, dim, &codes, &mut fast) };
+                let mut longer = codes.clone();
+                longer.extend([0xa5; 40]);
+                let mut within = vec![3; len * dim];
+                // SAFETY: as above.
+                unsafe { unpack(format, dim, &longer, &mut within) };
+                assert_eq!(within, fast, "what lies behind the last vector shows");
                 let vectors = codes.chunks_exact(format.vector_bytes(dim));
                 for (codes, plain) in vectors.zip(plain.chunks_exact_mut(dim)) {
                     format.unpack(codes, plain);

@@ -3,6 +3,9 @@
 use super::Avx512;
 use crate::{codec::Format, hadamard};
 
+/// Bytes that come from memory together.
+pub const LINE: usize = 64;
+
 /// Vectors of f32. A value of the implementing type proves that the processor can run it.
 ///
 /// Methods are inlined into [`Simd::vectorize`], where they turn into single instructions; outside
@@ -42,11 +45,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Asks for these bytes to be brought near.
     #[inline(always)]
     fn prefetch(self, bytes: &[u8]) {
+        bytes.chunks(LINE).for_each(|line| self.prefetch_at(line.as_ptr()));
+    }
+
+    /// Asks for the line with this address, which may be none of the program's.
+    #[inline(always)]
+    fn prefetch_at(self, address: *const u8) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        for line in bytes.chunks(64) {
-            // SAFETY: prefetching reads nothing, and SSE is part of x86-64.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-        }
+        // SAFETY: prefetching reads nothing, wherever it points, and SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
     }
 
     /// # Safety
@@ -64,7 +71,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `from` points to LANES i8.
     unsafe fn load_i8(self, from: *const u8) -> Self::V;
-    /// [`Format::unpack`] of vectors of `dim` channels, one after the other.
+    /// [`Format::unpack`] of vectors of `dim` channels, one after the other. `codes` may go on behind
+    /// the last.
     #[inline(always)]
     fn unpack(self, format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
         let vectors = codes.chunks_exact(format.vector_bytes(dim));

@@ -2,18 +2,22 @@
 
 use std::ops::Range;
 
-use super::{super::simd::Simd, pieces::TOKENS, product::Term};
+use super::{
+    super::simd::{LINE, Simd},
+    pieces::TOKENS,
+    product::Term,
+};
 use crate::codec::Format;
 
 /// One format's codes.
 pub trait Codes {
     const FORMAT: Format;
 
-    /// Channels `i..` and `half + i..` of a vector.
+    /// Channels `i..i + LANES` of a vector.
     ///
     /// # Safety
-    /// `codes` points to a vector of 2 * `half` channels, and i + LANES <= `half`.
-    unsafe fn pair<S: Simd>(simd: S, codes: *const u8, half: usize, i: usize) -> [S::V; 2];
+    /// `codes` points to a vector of at least so many channels.
+    unsafe fn load<S: Simd>(simd: S, codes: *const u8, i: usize) -> S::V;
 }
 
 pub struct F16s;
@@ -24,8 +28,8 @@ impl Codes for F16s {
     const FORMAT: Format = Format::F16;
 
     #[inline(always)]
-    unsafe fn pair<S: Simd>(simd: S, codes: *const u8, half: usize, i: usize) -> [S::V; 2] {
-        unsafe { [simd.load_f16(codes.add(2 * i)), simd.load_f16(codes.add(2 * (half + i)))] }
+    unsafe fn load<S: Simd>(simd: S, codes: *const u8, i: usize) -> S::V {
+        unsafe { simd.load_f16(codes.add(2 * i)) }
     }
 }
 
@@ -33,8 +37,8 @@ impl Codes for Int8s {
     const FORMAT: Format = Format::Int8;
 
     #[inline(always)]
-    unsafe fn pair<S: Simd>(simd: S, codes: *const u8, half: usize, i: usize) -> [S::V; 2] {
-        unsafe { [simd.load_i8(codes.add(i)), simd.load_i8(codes.add(half + i))] }
+    unsafe fn load<S: Simd>(simd: S, codes: *const u8, i: usize) -> S::V {
+        unsafe { simd.load_i8(codes.add(i)) }
     }
 }
 
@@ -48,8 +52,6 @@ pub struct Batch<'a> {
     pub ahead: &'a [u8],
 }
 
-const LINE: usize = 64;
-
 /// What `queries` (R, D) and the vectors of a batch add up: partial sums (R, TOKENS, LANES).
 #[inline(always)]
 pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
@@ -59,8 +61,7 @@ pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
     Batch { codes, tokens, steps, ahead }: Batch,
     sums: &mut [f32],
 ) {
-    let step = ahead.len().div_ceil(LINE).div_ceil(tokens.max(1)).max(1) * LINE;
-    let mut ahead = ahead.chunks(step);
+    let (lines, mut next) = (ahead.len().div_ceil(LINE * tokens.max(1)), ahead.as_ptr());
     let half = queries.len() / R / 2;
     let bytes = C::FORMAT.vector_bytes(2 * half);
     assert!(half.is_multiple_of(S::LANES) && codes.len() >= tokens * bytes);
@@ -69,12 +70,16 @@ pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
     for token in 0..tokens {
         let mut totals = [simd.splat(0.0); R];
         let step = steps.map(|steps| simd.splat(steps[token]));
-        simd.prefetch(ahead.next().unwrap_or_default());
+        for _ in 0..lines {
+            simd.prefetch_at(next);
+            next = next.wrapping_add(LINE);
+        }
         // SAFETY: whole vectors of codes, queries and sums, as just seen.
         unsafe {
             let codes = codes.as_ptr().add(token * bytes);
-            for i in (0..half).step_by(S::LANES) {
-                let mut pair = C::pair(simd, codes, half, i);
+            let mut i = 0;
+            while i < half {
+                let mut pair = [i, half + i].map(|i| C::load(simd, codes, i));
                 if let Some(step) = step {
                     pair = pair.map(|v| simd.mul(step, v));
                 }
@@ -84,6 +89,7 @@ pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
                     *total = term.add(simd, simd.load(query), low, *total);
                     *total = term.add(simd, simd.load(query.add(half)), high, *total);
                 }
+                i += S::LANES;
             }
             for (r, total) in totals.iter().enumerate() {
                 simd.store(sums.as_mut_ptr().add((r * TOKENS + token) * S::LANES), *total);
@@ -106,17 +112,16 @@ pub fn add<S: Simd, C: Codes, const R: usize, const N: usize>(
     assert!(channel + N * S::LANES <= half && codes.len() >= tokens.len() * bytes);
     assert!(tokens.end <= TOKENS);
     for (i, token) in tokens.enumerate() {
-        let mut vectors = [[simd.splat(0.0); 2]; N];
-        for (n, vector) in vectors.iter_mut().enumerate() {
-            let first = channel + n * S::LANES;
-            // SAFETY: whole vectors of codes, as just seen.
-            *vector = unsafe { C::pair(simd, codes.as_ptr().add(i * bytes), half, first) };
-        }
-        for (weights, sums) in weights.iter().zip(sums.iter_mut()) {
-            let weight = simd.splat(weights[token]);
-            for (sums, vector) in sums.iter_mut().zip(&vectors) {
-                for (sum, v) in sums.iter_mut().zip(vector) {
-                    *sum = simd.fma(weight, *v, *sum);
+        // One vector of codes at a time, for all queries: 12 sums, 3 weights and it fill 16 registers.
+        let weights: [_; R] = std::array::from_fn(|r| simd.splat(weights[r][token]));
+        for n in 0..N {
+            for (upper, first) in
+                [channel + n * S::LANES, half + channel + n * S::LANES].into_iter().enumerate()
+            {
+                // SAFETY: whole vectors of codes, as just seen.
+                let vector = unsafe { C::load(simd, codes.as_ptr().add(i * bytes), first) };
+                for (weight, sums) in weights.iter().zip(sums.iter_mut()) {
+                    sums[n][upper] = simd.fma(*weight, vector, sums[n][upper]);
                 }
             }
         }

@@ -28,7 +28,7 @@ pub enum Side {
 }
 
 impl Side {
-    /// Format and codes of a piece's vectors.
+    /// Format and codes of a piece's vectors, and what lies behind them in the page.
     #[inline(always)]
     fn codes<'a>(self, arena: &'a Arena, piece: &Piece) -> (Format, &'a [u8]) {
         let (info, at) = (piece.page.tier.info(), arena.layout().arrays(piece.page.tier));
@@ -36,8 +36,7 @@ impl Side {
             Self::Keys => (info.key, at.keys, at.key_bytes),
             Self::Values => (info.value, at.values, at.value_bytes),
         };
-        let range = start + piece.tokens.start * bytes..start + piece.tokens.end * bytes;
-        (format, &arena.page(piece.page.page)[range])
+        (format, &arena.page(piece.page.page)[start + piece.tokens.start * bytes..])
     }
 }
 
@@ -249,7 +248,8 @@ impl Group<'_> {
         let half = head_dim / 2;
         let mut first = 0;
         for piece in self.pieces {
-            let ((format, codes), tokens) = (Side::Values.codes(self.arena, piece), piece.tokens.len());
+            let ((format, codes), tokens) =
+                (Side::Values.codes(self.arena, piece), piece.tokens.len());
             unpack(simd, format, codes, head_dim, (first, tokens), &mut self.direct.bytes);
             first += tokens;
         }

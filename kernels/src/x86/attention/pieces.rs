@@ -50,8 +50,12 @@ pub fn each_group<S: Simd>(
         let mut next = 0;
         while next < usize::from(page.len) {
             let taken = (usize::from(page.len) - next).min(TOKENS - len);
-            let of_ahead = |token: usize| ahead.len() * token / usize::from(page.len);
-            let part = &ahead[of_ahead(next)..of_ahead(next + taken)];
+            let part = if taken == usize::from(page.len) {
+                ahead
+            } else {
+                let of_ahead = |token: usize| ahead.len() * token / usize::from(page.len);
+                &ahead[of_ahead(next)..of_ahead(next + taken)]
+            };
             pieces.push(Piece { page, tokens: next..next + taken, ahead: part });
             (next, len) = (next + taken, len + taken);
             if len == TOKENS {

@@ -172,15 +172,13 @@ impl Vectors<'_> {
         }
         assert!(codes + tokens.end * len <= page.len());
         assert!(dim <= stride && tokens.len() * stride <= out.len());
-        let mut codes = &page[codes + tokens.start * len..codes + tokens.end * len];
+        let (mut codes, mut len) = (&page[codes + tokens.start * len..], len);
         if let Format::Levels(_) = format {
             unpacked.resize(tokens.len() * dim, 0);
             simd.unpack(format, dim, codes, unpacked);
-            codes = unpacked;
+            (codes, len) = (unpacked, dim);
         }
-        for (i, (token, from)) in
-            tokens.clone().zip(codes.chunks_exact(codes.len() / tokens.len())).enumerate()
-        {
+        for (i, (token, from)) in tokens.clone().zip(codes.chunks_exact(len)).enumerate() {
             let step = simd.splat(format.step(page[self.scales + token]));
             let from = from.as_ptr();
             // SAFETY: codes and floats of whole vectors inside their slices, as just seen.
