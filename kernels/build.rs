@@ -324,6 +324,18 @@ mod emulator {
             "",
         ),
         (
+            "histogram counts before its counts are zero",
+            "attribution.cu",
+            "counts[threadIdx.x] = 0;\n    __syncthreads();",
+            "counts[threadIdx.x] = 0;",
+        ),
+        (
+            "histogram writes counts that others still add to",
+            "attribution.cu",
+            "    __syncthreads();\n    if (threadIdx.x < BINS) a.counts",
+            "    if (threadIdx.x < BINS) a.counts",
+        ),
+        (
             "compact lifts one move too many",
             "compact.cu",
             "if (index >= a.num_moves) return;",

@@ -15,10 +15,14 @@ cache=${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/keepwell/llama.cpp}
 threads=${THREADS:-$(nproc)}
 
 # Not -march=native: where a virtual machine hides AMX, a native build can die of an illegal instruction.
-flags=(-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_VBMI=ON
-  -DGGML_AVX512_BF16=ON -DGGML_AVX_VNNI=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON
-  -DGGML_BMI2=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF
+flags=(-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF
   -DBUILD_SHARED_LIBS=OFF)
+# All else that this processor has; each name once as llama.cpp and once as Linux writes it.
+for feature in AVX2=avx2 FMA=fma F16C=f16c BMI2=bmi2 AVX_VNNI=avx_vnni AVX512=avx512f \
+  AVX512_VNNI=avx512_vnni AVX512_VBMI=avx512_vbmi AVX512_BF16=avx512_bf16; do
+  grep -qw "${feature#*=}" /proc/cpuinfo && has=ON || has=OFF
+  flags+=("-DGGML_${feature%=*}=$has")
+done
 
 build_llama() {
   mkdir -p "$cache"

@@ -151,6 +151,21 @@ struct ReadTokensArgs {
     uint32_t num_pages, unused;
 };
 
+struct Range {
+    uint32_t start, end;
+};
+
+// counts (groups, BINS): of the tokens of each group whose positions lie in one of `ranges`. `ends`
+// (groups): where the pages of a group end, at which those of the next begin.
+struct HistogramArgs {
+    Cache cache;
+    const Page* pages;
+    const uint32_t* ends;
+    const Range* ranges;
+    uint32_t* counts;
+    uint32_t num_ranges, unused;
+};
+
 struct MoveToken {
     uint32_t from_page, to_page;
     uint16_t from_index, to_index;
@@ -211,4 +226,4 @@ static_assert(sizeof(AddArgs) == 32 && sizeof(SiluMulArgs) == 32, "as in args.rs
 static_assert(sizeof(WriteKvArgs) == 112 && sizeof(AttentionArgs) == 104, "as in args.rs");
 static_assert(sizeof(MergeArgs) == 56 && sizeof(AttributionArgs) == 96, "as in args.rs");
 static_assert(sizeof(RotateArgs) == 24 && sizeof(ReadTokensArgs) == 72, "as in args.rs");
-static_assert(sizeof(CompactArgs) == 56, "as in args.rs");
+static_assert(sizeof(HistogramArgs) == 72 && sizeof(CompactArgs) == 56, "as in args.rs");

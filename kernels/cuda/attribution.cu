@@ -143,3 +143,43 @@ KERNEL(read_tokens, ReadTokensArgs, READ_WARPS * WARP) {
         a.token_attributions[a.starts[p] + i] = token.attribution();
     }
 }
+
+constexpr uint32_t HISTOGRAM_WARPS = 8;
+constexpr uint32_t BINS = 64; // histogram.rs
+constexpr int32_t LOWEST = -48;
+
+__device__ inline uint32_t bin_of(float attribution) {
+    const uint32_t bits = __float_as_uint(attribution);
+    const int32_t bin = static_cast<int32_t>(bits >> 23) - 127 - LOWEST;
+    if (bits >> 31 != 0 || bin < 0) return 0;
+    return min(static_cast<uint32_t>(bin), BINS - 1);
+}
+
+__device__ inline bool is_wanted(const HistogramArgs& a, uint32_t position) {
+    for (uint32_t i = 0; i < a.num_ranges; i++) {
+        if (a.ranges[i].start <= position && position < a.ranges[i].end) return true;
+    }
+    return false;
+}
+
+// The numbers of a group's tokens by the octave of their attribution. A block for each group, a warp
+// for each of its pages. Reads 4 bytes a token and writes 256 a group: the floor.
+//
+// Shared memory: the counts (BINS).
+KERNEL(histogram, HistogramArgs, HISTOGRAM_WARPS * WARP) {
+    SHARED(memory);
+    uint32_t* counts = reinterpret_cast<uint32_t*>(memory);
+    const uint32_t start = blockIdx.x == 0 ? 0 : a.ends[blockIdx.x - 1], end = a.ends[blockIdx.x];
+    if (threadIdx.x < BINS) counts[threadIdx.x] = 0;
+    __syncthreads();
+    for (uint32_t p = start + threadIdx.x / WARP; p < end; p += HISTOGRAM_WARPS) {
+        const Page page = a.pages[p];
+        for (uint32_t i = threadIdx.x % WARP; i < page.len; i += WARP) {
+            const TokenRef token = token_at(a.cache, page.page, page.tier, i);
+            if (!is_wanted(a, token.position(page.base))) continue;
+            atomicAdd(&counts[bin_of(token.attribution())], 1u);
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x < BINS) a.counts[blockIdx.x * BINS + threadIdx.x] = counts[threadIdx.x];
+}

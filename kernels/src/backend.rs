@@ -3,12 +3,12 @@
 //! Tensors are contiguous f32 on the backend's device. T is the number of rows of the step (tokens
 //! of all sequences), D the head size, H query heads, G KV heads.
 
-use std::str::FromStr;
+use std::{ops::Range, str::FromStr};
 
 use candle_core::{Device, Tensor};
 
 use crate::{
-    Arena, AttentionPlan, Error, Move, PageRef, RawMatrix, Result, RopeTable,
+    Arena, AttentionPlan, Error, Histogram, Move, PageRef, RawMatrix, Result, RopeTable,
     portable::{self, Portable},
 };
 
@@ -128,6 +128,17 @@ pub trait Backend: Send + Sync {
     /// Position and attribution of every token of `pages`, in order.
     fn attributions(&self, arena: &Arena, pages: &[PageRef]) -> Result<Vec<TokenAttribution>> {
         Ok(portable::attribution::attributions(arena, pages))
+    }
+
+    /// The attributions of each group of pages, of the tokens whose positions lie in one of `ranges`:
+    /// what [`Backend::attributions`] would read token by token.
+    fn histograms(
+        &self,
+        arena: &Arena,
+        groups: &[&[PageRef]],
+        ranges: &[Range<u32>],
+    ) -> Result<Vec<Histogram>> {
+        Ok(portable::attribution::histograms(arena, groups, ranges))
     }
 
     /// Executes the moves as if all reads came before all writes. A part that keeps its

@@ -2,7 +2,9 @@
 
 mod world;
 
-use keepwell_kernels::{Attended, Backend, Scoring, Signal, available, portable::Portable};
+use keepwell_kernels::{
+    Attended, Backend, Histogram, PageRef, Scoring, Signal, available, portable::Portable,
+};
 
 use world::{ALL, Case, PLAIN, RAGGED, World, copy_to, on};
 
@@ -77,5 +79,38 @@ fn a_step_without_scoring_changes_no_attribution() {
         let q = on(&*backend, &world.q);
         backend.attribute(&mut arena, 0, &q, &attended, &world.plan).unwrap();
         assert_eq!(backend.attributions(&arena, &world.plan.pages).unwrap(), before);
+    }
+}
+
+/// Pages of one tier after each other: groups of several pages, of one and of none.
+fn groups(pages: &[PageRef]) -> Vec<&[PageRef]> {
+    let mut groups: Vec<_> = pages.chunk_by(|a, b| a.tier == b.tier).collect();
+    groups.insert(1, &[]);
+    groups.push(pages);
+    groups
+}
+
+#[test]
+fn every_backend_counts_the_attributions_it_reads() {
+    for case in CASES {
+        let world = World::new(case);
+        let groups = groups(&world.plan.pages);
+        for ranges in [&[0..u32::MAX][..], &[4..60, 64..65, 1000..4900], &[7..7], &[]] {
+            let count = |pages: &&[PageRef]| {
+                let mut histogram = Histogram::default();
+                for token in Portable.attributions(&world.arena, pages).unwrap() {
+                    if ranges.iter().any(|range| range.contains(&token.position)) {
+                        histogram.add(token.attribution);
+                    }
+                }
+                histogram
+            };
+            let right: Vec<_> = groups.iter().map(count).collect();
+            for backend in available() {
+                let arena = copy_to(&world.arena, &*backend);
+                let got = backend.histograms(&arena, &groups, ranges).unwrap();
+                assert_eq!(got, right, "{}: {case:?} {ranges:?}", backend.name());
+            }
+        }
     }
 }

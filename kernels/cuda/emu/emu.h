@@ -106,6 +106,12 @@ inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
 }
 
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+// Fibers take turns at barriers and shuffles only.
+inline uint32_t atomicAdd(uint32_t* at, uint32_t x) {
+    const uint32_t before = *at;
+    *at += x;
+    return before;
+}
 inline uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
 constexpr uint32_t max(uint32_t a, uint32_t b) { return a > b ? a : b; }
 

@@ -30,6 +30,7 @@ const struct {
     {"attribution", call<AttributionArgs, attribution>},
     {"rotate_heads", call<RotateArgs, rotate_heads>},
     {"read_tokens", call<ReadTokensArgs, read_tokens>},
+    {"histogram", call<HistogramArgs, histogram>},
     {"compact_lift", call<CompactArgs, compact_lift>},
     {"quantize_activations", call<QuantizeArgs, quantize_activations>},
     {"linear_4", call<LinearArgs, linear_4>},

@@ -100,6 +100,11 @@ structs! {
         cache: Cache, pages: Address, starts: Address, token_positions: Address,
         token_attributions: Address, num_pages: u32, unused: u32,
     }
+    Range 8 { start: u32, end: u32, }
+    HistogramArgs 72 {
+        cache: Cache, pages: Address, ends: Address, ranges: Address, counts: Address,
+        num_ranges: u32, unused: u32,
+    }
     MoveToken 16 {
         from_page: u32, to_page: u32, from_index: u16, to_index: u16, offset: i16, from_tier: u8,
         to_tier: u8,

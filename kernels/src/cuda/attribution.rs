@@ -6,13 +6,16 @@ use candle_core::Tensor;
 
 use super::{
     Cuda,
-    args::{AttributionArgs, AttributionJob, ReadTokensArgs, RotateArgs, bytes_of_mut},
+    args::{
+        self, AttributionArgs, AttributionJob, HistogramArgs, ReadTokensArgs, RotateArgs,
+        bytes_of_mut,
+    },
     gpu::{Gpu, Launch},
     memory,
 };
 use crate::{
-    Arena, Attended, AttentionPlan, Error, PageRef, Result, Scoring, Signal,
-    backend::TokenAttribution, portable::attention::Heads,
+    Arena, Attended, AttentionPlan, Error, Histogram, PageRef, Result, Scoring, Signal,
+    backend::TokenAttribution, histogram::BINS, portable::attention::Heads,
 };
 
 const OP: &str = "attribute";
@@ -21,6 +24,7 @@ const THREADS: usize = 128;
 const MIN_TOKENS: usize = 128;
 /// Pages that a block of `read_tokens` reads, one to a warp.
 const READ_WARPS: usize = 8;
+const HISTOGRAM_THREADS: usize = 256;
 
 /// See [`crate::Backend::attribute`].
 pub fn attribute<G: Gpu>(
@@ -168,6 +172,52 @@ pub fn attributions<G: Gpu>(
     gpu.read(&out[1], 0, bytes_of_mut(&mut attributions))?;
     let token = |(position, attribution)| TokenAttribution { position, attribution };
     Ok(positions.into_iter().zip(attributions).map(token).collect())
+}
+
+/// See [`crate::Backend::histograms`].
+pub fn histograms<G: Gpu>(
+    cuda: &Cuda<G>,
+    arena: &Arena,
+    groups: &[&[PageRef]],
+    ranges: &[Range<u32>],
+) -> Result<Vec<Histogram>> {
+    const OP: &str = "histograms";
+    let cache = cuda.resident.cache(OP, arena)?;
+    if groups.is_empty() || ranges.is_empty() {
+        return Ok(vec![Histogram::default(); groups.len()]);
+    }
+    let add = |end: &mut u32, pages: &&[PageRef]| {
+        *end += pages.len() as u32;
+        Some(*end)
+    };
+    let ends: Vec<u32> = groups.iter().scan(0, add).collect();
+    let ranges: Vec<_> =
+        ranges.iter().map(|range| args::Range { start: range.start, end: range.end }).collect();
+    let mut counts = vec![0u32; groups.len() * BINS];
+    let gpu = &*cuda.gpu;
+    let pages = gpu.upload(&memory::pages(OP, arena, &groups.concat())?)?;
+    let (ends, uploaded) = (gpu.upload(&ends)?, gpu.upload(&ranges)?);
+    let out = gpu.alloc(4 * counts.len())?;
+    let args = HistogramArgs {
+        cache,
+        pages: gpu.address(&pages),
+        ends: gpu.address(&ends),
+        ranges: gpu.address(&uploaded),
+        counts: gpu.address(&out),
+        num_ranges: ranges.len() as u32,
+        unused: 0,
+    };
+    let launch = Launch {
+        kernel: "histogram",
+        grid: [groups.len(), 1],
+        threads: HISTOGRAM_THREADS,
+        shared_bytes: 4 * BINS,
+    };
+    // SAFETY: the pages were checked, `ends` counts them, and there are BINS counts for each group.
+    unsafe { gpu.launch(launch, &args) }?;
+    gpu.read(&out, 0, bytes_of_mut(&mut counts))?;
+    let (counts, _) = counts.as_chunks::<BINS>();
+    Ok(counts.iter().map(|counts| Histogram { counts: *counts }).collect())
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ mod scratch;
 mod step;
 mod write_kv;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{Device, Tensor};
 
@@ -33,8 +33,8 @@ pub use emulator::{Broken, Emulator, broken};
 
 use self::{gpu::Gpu, jobs::Shape, memory::Resident, scratch::Scratch, step::Steps};
 use crate::{
-    Arena, Attended, AttentionPlan, Backend, Linear, Move, PageLayout, PageRef, RawMatrix, Result,
-    RopeTable, backend::TokenAttribution,
+    Arena, Attended, AttentionPlan, Backend, Histogram, Linear, Move, PageLayout, PageRef,
+    RawMatrix, Result, RopeTable, backend::TokenAttribution,
 };
 
 /// Blocks that keep a multiprocessor busy.
@@ -154,6 +154,15 @@ impl<G: Gpu> Backend for Cuda<G> {
 
     fn attributions(&self, arena: &Arena, pages: &[PageRef]) -> Result<Vec<TokenAttribution>> {
         attribution::attributions(self, arena, pages)
+    }
+
+    fn histograms(
+        &self,
+        arena: &Arena,
+        groups: &[&[PageRef]],
+        ranges: &[Range<u32>],
+    ) -> Result<Vec<Histogram>> {
+        attribution::histograms(self, arena, groups, ranges)
     }
 
     fn compact(&self, arena: &mut Arena, moves: &[Move]) -> Result<()> {

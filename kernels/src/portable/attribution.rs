@@ -1,5 +1,7 @@
 //! How much each cached token matters to the last queries.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -8,7 +10,7 @@ use super::{
     segment::{Segment, attribution, dot, position, set_attribution},
 };
 use crate::{
-    Arena, Attended, AttentionPlan, PageRef, Result, Scoring, Signal, Span,
+    Arena, Attended, AttentionPlan, Histogram, PageRef, Result, Scoring, Signal, Span,
     backend::TokenAttribution, hadamard, tensor::with_slice,
 };
 
@@ -141,4 +143,23 @@ pub fn attributions(arena: &Arena, pages: &[PageRef]) -> Vec<TokenAttribution> {
             })
         })
         .collect()
+}
+
+/// See [`crate::Backend::histograms`].
+pub fn histograms(arena: &Arena, groups: &[&[PageRef]], ranges: &[Range<u32>]) -> Vec<Histogram> {
+    let layout = arena.layout();
+    let count = |pages: &&[PageRef]| {
+        let mut histogram = Histogram::default();
+        for page in *pages {
+            let bytes = arena.page(page.page);
+            for index in 0..usize::from(page.len) {
+                let position = position(layout, bytes, page, index);
+                if ranges.iter().any(|range| range.contains(&position)) {
+                    histogram.add(attribution(layout, bytes, page.tier, index));
+                }
+            }
+        }
+        histogram
+    };
+    groups.par_iter().map(count).collect()
 }
