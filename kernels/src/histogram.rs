@@ -76,7 +76,7 @@ mod tests {
     fn a_histogram_counts_what_was_added() {
         let mut histogram = Histogram::default();
         assert!(histogram.is_empty());
-        [0.0, 1.0, 1.5, 1e9].map(|attribution| histogram.add(attribution));
+        [0.0, 1.0, 1.5, 1e9].into_iter().for_each(|attribution| histogram.add(attribution));
         assert_eq!((histogram.len(), histogram.counts[48]), (4, 2));
     }
 }

@@ -14,4 +14,4 @@ pub use plan::{COARSEST_PROTECTED, Decision, Goal, HeadTokens, Moves, Protection
 pub use policy::{POLICIES, Policy, PolicyId, Queries, TokenSignals};
 pub use price::{Candidate, HeadPrices, MAX_TIERS, Prices, assign, assign_at_price, normal_error};
 pub use score::refine;
-pub use squeeze::{Curve, Shares, share_out};
+pub use squeeze::{Curve, HeadHistograms, Shares, share_out};

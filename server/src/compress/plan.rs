@@ -1,5 +1,7 @@
 //! One compress event of one sequence, decided: tiers for all its tokens, then moves.
 
+use std::ops::Range;
+
 use keepwell_kernels::{Move, PageLayout, Tier};
 use rayon::prelude::*;
 
@@ -35,6 +37,19 @@ impl Default for Protection {
 }
 
 impl Protection {
+    /// The positions of a sequence that are not protected.
+    pub fn undecided(&self, prompt_len: usize, seq_len: usize) -> Vec<Range<u32>> {
+        let mut ranges: Vec<Range<u32>> = Vec::new();
+        for position in (0..seq_len).filter(|p| !self.covers(*p, prompt_len, seq_len)) {
+            let position = position as u32;
+            match ranges.last_mut().filter(|range| range.end == position) {
+                Some(range) => range.end += 1,
+                None => ranges.push(position..position + 1),
+            }
+        }
+        ranges
+    }
+
     fn covers(&self, position: usize, prompt_len: usize, seq_len: usize) -> bool {
         let prompt_end = prompt_len.saturating_sub(self.prompt_end)..prompt_len;
         position < self.sinks || position + self.recent >= seq_len || prompt_end.contains(&position)
@@ -76,7 +91,7 @@ pub fn decide(
 }
 
 /// The tokens of all heads, scored, as the price sees them.
-pub(super) fn all_candidates(
+fn all_candidates(
     table: &PageTable,
     tokens: &[HeadTokens],
     goal: &Goal,

@@ -6,12 +6,14 @@
 //! 1988). Only tiers on the lower hull of (bytes, distortion) can win, and which of them depends on
 //! `score / λ` alone: with scores sorted, one trial of λ costs a few searches per head.
 
+mod filled;
 mod head;
 
 use keepwell_kernels::{PageLayout, PerTier, Tier, codec::Format};
 use rayon::prelude::*;
 
 use crate::cache::Assignment;
+pub use filled::{Counted, filled_pages};
 use head::Head;
 
 /// Tiers that the undecided tokens of one head use at most: each has a page that is partly empty.
@@ -145,26 +147,6 @@ fn held(head: &[Candidate]) -> PerTier<usize> {
     let mut counts = PerTier::default();
     head.iter().for_each(|candidate| counts[settled(candidate)] += 1);
     counts
-}
-
-/// Pages that the tokens of all heads fill at each of `prices`, in parts of a page: without the one
-/// of each head and tier that is partly empty, it falls steadily as the price rises.
-pub fn filled_pages(
-    heads: &[Vec<Candidate>],
-    at: &[f32],
-    prices: &Prices,
-    layout: &PageLayout,
-) -> Vec<f32> {
-    let filled = |(index, candidates): (usize, &Vec<Candidate>)| -> Vec<f32> {
-        let head = Head::new(candidates, prices.head(index), layout);
-        at.iter().map(|price| filled(&head.counts(*price), layout)).collect()
-    };
-    let add = |sum: Vec<f32>, head: Vec<f32>| sum.iter().zip(head).map(|(a, b)| a + b).collect();
-    heads.par_iter().enumerate().map(filled).reduce(|| vec![0.0; at.len()], add)
-}
-
-fn filled(counts: &PerTier<usize>, layout: &PageLayout) -> f32 {
-    counts.iter().map(|(tier, count)| *count as f32 / layout.capacity(tier) as f32).sum()
 }
 
 fn pages(counts: &PerTier<usize>, layout: &PageLayout) -> usize {

@@ -13,8 +13,20 @@ const SHRINKAGE: f32 = 0.1;
 /// tokens get alike (see [`super::HeadPrices`]). `positions` need not be sorted.
 pub fn refine(positions: &[u32], scores: &mut [f32], unforeseen: f32) {
     pool(positions, scores);
+    even_out(scores, |_| 1.0, unforeseen);
+}
+
+/// [`refine`] where only the numbers of tokens with each score are known: nothing is pooled, for nobody
+/// knows who is whose neighbour.
+pub fn refine_counted(scores: &mut [f32], counts: &[u32], unforeseen: f32) {
+    even_out(scores, |index| counts[index] as f32, unforeseen);
+}
+
+fn even_out(scores: &mut [f32], weight: impl Fn(usize) -> f32, unforeseen: f32) {
     scores.iter_mut().for_each(|score| *score = score.max(0.0).sqrt());
-    let mean = scores.iter().sum::<f32>() / scores.len().max(1) as f32;
+    let weighed = scores.iter().enumerate().map(|(index, score)| weight(index) * score);
+    let total: f32 = (0..scores.len()).map(&weight).sum();
+    let mean = weighed.sum::<f32>() / total.max(1.0);
     if mean <= 0.0 || !mean.is_finite() {
         scores.fill(1.0);
         return;
@@ -70,6 +82,17 @@ mod tests {
         };
         assert!(refined(0.0) > 2.0 * refined(0.5));
         assert_eq!(refined(1.0), 1.0);
+    }
+
+    #[test]
+    fn counted_scores_are_refined_as_if_each_stood_there_so_often() {
+        let mut counted = [9.0, 1.0, 4.0];
+        refine_counted(&mut counted, &[1, 3, 2], 0.3);
+        let mut each = [9.0, 1.0, 1.0, 1.0, 4.0, 4.0];
+        refine(&[0, 100, 200, 300, 400, 500], &mut each, 0.3);
+        for (counted, each) in counted.into_iter().zip([each[0], each[1], each[4]]) {
+            assert!((counted - each).abs() < 1e-6, "{counted} {each}");
+        }
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! Memory pressure, decided: one price over the tokens of all sequences says how many pages each of
 //! them keeps.
 //!
-//! A sequence is known by its [`Curve`] alone: the pages it would keep at each price. Its tokens are
-//! not held in memory together with those of all others, and the decision is a few numbers a sequence.
+//! A sequence is known by its [`Curve`] alone: the pages it would keep at each price. It comes from
+//! histograms of what its tokens' signals are, which a device counts where they lie: most sequences are
+//! asked, and then give nothing.
 
-use keepwell_kernels::PageLayout;
+use keepwell_kernels::{Histogram, PageLayout, Tier, histogram};
 
-use super::{Goal, HeadTokens, plan::all_candidates, price::filled_pages};
+use super::{
+    Goal, Policy, TokenSignals,
+    price::{Counted, filled_pages},
+    score::refine_counted,
+};
 use crate::cache::PageTable;
 
 /// Prices of the ladder are half an octave apart.
@@ -15,6 +20,9 @@ const LOWEST_OCTAVE: f32 = -32.0;
 const NUM_RUNGS: usize = 96;
 /// Bisections of the ladder.
 const TRIALS: usize = 32;
+
+/// How the signals of a (layer, KV head)'s undecided tokens are spread, by tier.
+pub type HeadHistograms = Vec<(Tier, Histogram)>;
 
 /// The pages that a sequence would keep, by the price of a byte.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,9 +43,23 @@ pub struct Shares {
 }
 
 impl Curve {
-    /// Of one sequence; `goal.max_pages` is its floor.
-    pub fn new(table: &PageTable, tokens: &[HeadTokens], goal: &Goal, layout: &PageLayout) -> Self {
-        let heads = all_candidates(table, tokens, goal, layout);
+    /// Of one sequence, with one of `histograms` for each of its heads; `goal.max_pages` is its floor.
+    pub fn new(
+        table: &PageTable,
+        histograms: &[HeadHistograms],
+        goal: &Goal,
+        layout: &PageLayout,
+    ) -> Self {
+        let heads: Vec<_> = (histograms.iter().enumerate())
+            .map(|(head, histograms)| {
+                counted(
+                    histograms,
+                    (head, table.len()),
+                    goal.policy,
+                    goal.prices.head(head).unforeseen,
+                )
+            })
+            .collect();
         let prices: Vec<f32> = (0..NUM_RUNGS).map(|rung| price(rung as f32)).collect();
         let filled = filled_pages(&heads, &prices, goal.prices, layout);
         Self::from_filled(table.num_pages(), goal.max_pages, &filled)
@@ -58,6 +80,32 @@ impl Curve {
         let kept = low + part * (high - low);
         (kept.round().max(0.0) as usize).max(self.floor).min(self.held)
     }
+}
+
+/// The tokens of a head with scores as the price sees them. Those of a bin are alike.
+fn counted(
+    histograms: &HeadHistograms,
+    (head, seq_len): (usize, usize),
+    policy: &dyn Policy,
+    unforeseen: f32,
+) -> Vec<Counted> {
+    let bins = |(_, histogram): &(Tier, Histogram)| histogram.counts;
+    let counts: Vec<u32> = histograms.iter().flat_map(bins).collect();
+    let signals: Vec<f32> =
+        (0..counts.len()).map(|index| histogram::middle(index % histogram::BINS)).collect();
+    let mut scores = vec![1.0; counts.len()];
+    // Who reads no signal goes by positions, which a histogram does not know: all tokens are alike.
+    if policy.signal().is_some() {
+        let positions = vec![0; counts.len()];
+        let seen = TokenSignals { head, seq_len, positions: &positions, signals: &signals };
+        policy.score(&seen, &mut scores);
+    }
+    refine_counted(&mut scores, &counts, unforeseen);
+    let of_tier = |((tier, histogram), scores): (&(Tier, Histogram), &[f32])| Counted {
+        tier: *tier,
+        scores: scores.iter().copied().zip(histogram.counts).filter(|(_, n)| *n > 0).collect(),
+    };
+    histograms.iter().zip(scores.chunks(histogram::BINS)).map(of_tier).collect()
 }
 
 fn price(place: f32) -> f32 {

@@ -1,10 +1,13 @@
 //! Memory pressure: one price over the tokens of all running sequences.
 
-use keepwell_kernels::{Backend, Result};
+use std::ops::Range;
 
-use super::event::{Memory, Report, compress_to, goal, prices_for, read_tokens};
+use keepwell_kernels::{Arena, Backend, PageRef, Result};
+
+use super::event::{Memory, Report, compress_to, goal, prices_for};
 use crate::{
-    compress::{Curve, Prices, share_out},
+    cache::PageTable,
+    compress::{Curve, HeadHistograms, Prices, share_out},
     sched::{Demand, Purity, Scheduler, Sequence},
 };
 
@@ -64,8 +67,37 @@ fn curve(
     demand: &Demand,
     prices: &Prices,
 ) -> Result<Curve> {
-    let tokens = read_tokens(backend, memory.arena, &seq.table)?;
+    let undecided = demand.protection.undecided(seq.prompt_len, seq.table.len());
+    let histograms = histograms(backend, memory.arena, &seq.table, &undecided)?;
     let prices = prices_for(seq, prices);
     let goal = goal(seq, demand, &prices, floor(seq, demand));
-    Ok(Curve::new(&seq.table, &tokens, &goal, memory.ledger.layout()))
+    Ok(Curve::new(&seq.table, &histograms, &goal, memory.ledger.layout()))
+}
+
+/// Of all heads, of the tokens at some positions.
+fn histograms(
+    backend: &dyn Backend,
+    arena: &Arena,
+    table: &PageTable,
+    positions: &[Range<u32>],
+) -> Result<Vec<HeadHistograms>> {
+    let by_tier = |head: usize| {
+        let mut pages = table.head(head).pages.clone();
+        pages.sort_by_key(|page| page.tier as usize);
+        pages
+    };
+    let heads: Vec<_> = (0..table.num_heads()).map(by_tier).collect();
+    // In one call: a device takes a launch, and answers, for each.
+    let groups: Vec<&[PageRef]> = heads.iter().flat_map(|pages| of_tiers(pages)).collect();
+    let mut counted = backend.histograms(arena, &groups, positions)?.into_iter();
+    let of_head = |pages: &Vec<PageRef>| {
+        let tiers = of_tiers(pages).map(|pages| pages[0].tier);
+        tiers.zip(counted.by_ref()).collect()
+    };
+    Ok(heads.iter().map(of_head).collect())
+}
+
+/// Pages of one tier after each other.
+fn of_tiers(pages: &[PageRef]) -> impl Iterator<Item = &[PageRef]> {
+    pages.chunk_by(|a, b| a.tier == b.tier)
 }

@@ -139,3 +139,18 @@ fn no_event_of_ten_thousand_steps_leaves_a_sequence_above_its_budget() {
     }
     assert!(world.num_events > 1000, "{} events say little", world.num_events);
 }
+
+#[test]
+fn undecided_positions_are_those_that_nothing_protects() {
+    let protection = Protection { sinks: 4, recent: 10, prompt_end: 6 };
+    assert_eq!(protection.undecided(50, 100), [4..44, 50..90]);
+    assert_eq!(protection.undecided(95, 100), std::slice::from_ref(&(4..89)));
+    assert!(protection.undecided(8, 14).is_empty());
+    for (prompt_len, seq_len) in [(0, 0), (3, 9), (20, 20), (64, 70), (31, 200)] {
+        let ranges = protection.undecided(prompt_len, seq_len);
+        for position in 0..seq_len {
+            let is_undecided = ranges.iter().any(|range| range.contains(&(position as u32)));
+            assert_eq!(is_undecided, !protection.covers(position, prompt_len, seq_len));
+        }
+    }
+}

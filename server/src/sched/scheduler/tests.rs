@@ -1,11 +1,13 @@
 use std::sync::LazyLock;
 
-use keepwell_kernels::PageLayout;
+use keepwell_kernels::{Histogram, PageLayout, PerTier};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::{
-    compress::{Curve, Goal, HeadTokens, Prices, Protection, decide, repack, share_out},
+    compress::{
+        Curve, Goal, HeadHistograms, HeadTokens, Prices, Protection, decide, repack, share_out,
+    },
     sched::UserId,
 };
 
@@ -51,6 +53,18 @@ fn tokens(seq: &Sequence) -> Vec<HeadTokens> {
         HeadTokens { positions: (0..num_tokens as u32).collect(), signals: vec![1.0; num_tokens] }
     };
     (0..NUM_HEADS).map(tokens).collect()
+}
+
+/// Of the same tokens.
+fn histograms(seq: &Sequence) -> Vec<HeadHistograms> {
+    let of_head = |head: usize| -> HeadHistograms {
+        let mut by_tier = PerTier::<Histogram>::default();
+        for page in &seq.table.head(head).pages {
+            (0..page.len).for_each(|_| by_tier[page.tier].add(1.0));
+        }
+        by_tier.iter().map(|(tier, histogram)| (tier, histogram.clone())).collect()
+    };
+    (0..NUM_HEADS).map(of_head).collect()
 }
 
 fn goal(seq: &Sequence, demand: &Demand, max_pages: usize) -> Goal<'static> {
@@ -126,7 +140,7 @@ impl World {
         let (ids, curves): (Vec<_>, Vec<_>) = giving
             .map(|seq| {
                 let goal = goal(seq, &demand, floor(seq));
-                let curve = Curve::new(&seq.table, &tokens(seq), &goal, self.ledger.layout());
+                let curve = Curve::new(&seq.table, &histograms(seq), &goal, self.ledger.layout());
                 (seq.id, curve)
             })
             .unzip();
