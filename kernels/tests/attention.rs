@@ -23,6 +23,7 @@ const CASES: &[Case] = &[
     Case { head_dim: 16, group: 2, sequences: RAGGED, tiers: ALL, ..PLAIN },
     Case { head_dim: 80, group: 1, sequences: RAGGED, tiers: ALL, ..PLAIN },
     Case { head_dim: 96, group: 5, sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { head_dim: 8, group: 2, sequences: RAGGED, tiers: ALL, ..PLAIN },
     Case { head_dim: 40, group: 100, sequences: &[(20, 3)], tiers: ALL, ..PLAIN },
 ];
 

@@ -21,6 +21,9 @@ const CASES: &[Case] = &[
     Case { head_dim: 40, group: 7, sequences: RAGGED, tiers: ALL, ..PLAIN },
     Case { head_dim: 32, group: 8, sequences: RAGGED, tiers: ALL, window: Some(64), ..PLAIN },
     Case { head_dim: 16, group: 2, sequences: RAGGED, tiers: ALL, ..PLAIN },
+    Case { head_dim: 8, group: 3, sequences: &[(300, 20)], tiers: ALL, ..PLAIN },
+    Case { head_dim: 160, group: 3, sequences: &[(300, 20)], tiers: ALL, ..PLAIN },
+    Case { head_dim: 256, group: 2, sequences: &[(150, 1), (0, 20)], tiers: ALL, ..PLAIN },
 ];
 /// One step of bf16, which keeps 8 bits.
 const ROUNDING: f32 = 1.0 / 128.0;

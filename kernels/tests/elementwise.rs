@@ -77,7 +77,7 @@ fn step(layout: PageLayout, rows: usize) -> (AttentionPlan, Arena) {
 
 #[test]
 fn every_backend_writes_keys_and_values_as_the_portable_one_does() {
-    for head_dim in [16, 32, 40, 64, 80, 96, 128] {
+    for head_dim in [8, 16, 32, 40, 64, 80, 96, 128, 256] {
         for (rows, in_basis) in [(1, false), (3, true), (40, false), (40, true)] {
             let layout = PageLayout::new(head_dim);
             let (mut plan, arena) = step(layout, rows);
