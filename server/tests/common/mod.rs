@@ -59,8 +59,16 @@ pub fn options(kv_memory: usize, max_step_tokens: usize) -> EngineOptions {
 }
 
 pub fn tiny(name: &str, options: EngineOptions) -> (EngineHandle, EngineInfo) {
-    let model = load_model(&fixture(name), WeightFormat::AsFile, fastest()).unwrap();
-    Engine::spawn(model, fastest(), options).unwrap()
+    tiny_on(fastest(), name, options)
+}
+
+pub fn tiny_on(
+    backend: Arc<dyn Backend>,
+    name: &str,
+    options: EngineOptions,
+) -> (EngineHandle, EngineInfo) {
+    let model = load_model(&fixture(name), WeightFormat::AsFile, backend.clone()).unwrap();
+    Engine::spawn(model, backend, options).unwrap()
 }
 
 pub fn smollm2(weights: WeightFormat) -> Loaded {
