@@ -336,6 +336,12 @@ mod emulator {
             "    if (threadIdx.x < BINS) a.counts",
         ),
         (
+            "copy_pages copies a line too many",
+            "compact.cu",
+            "i < a.page_bytes / sizeof(uint4)",
+            "i <= a.page_bytes / sizeof(uint4)",
+        ),
+        (
             "compact lifts one move too many",
             "compact.cu",
             "if (index >= a.num_moves) return;",

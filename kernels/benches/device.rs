@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, quantized::GgmlDType};
 use keepwell_kernels::{
-    Arena, Backend, Linear, Move, RawMatrix, Rope, Scoring, Signal, Slot, TIERS, Tier, Write,
-    available,
+    Arena, Backend, Linear, Move, PageId, RawMatrix, Rope, Scoring, Signal, Slot, TIERS, Tier,
+    Write, available,
 };
 use world::{Case, PLAIN, Sequences, World, copy_to, on, on_host};
 
@@ -162,6 +162,12 @@ impl Ladder {
         let moves = moves(&world);
         let compact = || backend.compact(&mut arena, &moves).expect("slots in the arena");
         self.report(&format!("{title} compact"), 2 * bytes, 0, self.time(compact));
+        let num_pages = arena.num_pages() as u32;
+        let pages: Vec<_> =
+            (0..num_pages / 2).map(|i| (PageId(i), PageId(num_pages - 1 - i))).collect();
+        let copied = 2 * pages.len() * layout.page_bytes;
+        let copy = || backend.copy_pages(&mut arena, &pages).expect("pages of the arena");
+        self.report(&format!("{title} copy_pages"), copied, 0, self.time(copy));
         let tokens: usize = plan.pages.iter().map(|page| usize::from(page.len)).sum();
         // With the way of 8 bytes a token to the host.
         let read = || drop(backend.attributions(&arena, &plan.pages).expect("pages"));

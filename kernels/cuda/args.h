@@ -155,6 +155,16 @@ struct Range {
     uint32_t start, end;
 };
 
+struct PagePair {
+    uint32_t from, to;
+};
+
+struct CopyPagesArgs {
+    uint8_t* arena;
+    const PagePair* pairs;
+    uint64_t page_bytes; // a multiple of 16
+};
+
 // counts (groups, BINS): of the tokens of each group whose positions lie in one of `ranges`. `ends`
 // (groups): where the pages of a group end, at which those of the next begin.
 struct HistogramArgs {
@@ -226,4 +236,5 @@ static_assert(sizeof(AddArgs) == 32 && sizeof(SiluMulArgs) == 32, "as in args.rs
 static_assert(sizeof(WriteKvArgs) == 112 && sizeof(AttentionArgs) == 104, "as in args.rs");
 static_assert(sizeof(MergeArgs) == 56 && sizeof(AttributionArgs) == 96, "as in args.rs");
 static_assert(sizeof(RotateArgs) == 24 && sizeof(ReadTokensArgs) == 72, "as in args.rs");
+static_assert(sizeof(CopyPagesArgs) == 24, "as in args.rs");
 static_assert(sizeof(HistogramArgs) == 72 && sizeof(CompactArgs) == 56, "as in args.rs");

@@ -157,3 +157,13 @@ KERNEL(compact_set_down, CompactArgs, COMPACT_THREADS) {
     to.set_number(tier.positions, static_cast<uint16_t>(move.offset));
     to.set_number(tier.attributions, static_cast<uint16_t>(rest[2] | rest[3] << 8));
 }
+
+constexpr uint32_t COPY_THREADS = 128;
+
+// Pages over others, none of which is read. A block for each. Moves 2 page_bytes: the floor.
+KERNEL(copy_pages, CopyPagesArgs, COPY_THREADS) {
+    const PagePair pair = a.pairs[blockIdx.x];
+    const uint4* from = reinterpret_cast<const uint4*>(a.arena + pair.from * a.page_bytes);
+    uint4* to = reinterpret_cast<uint4*>(a.arena + pair.to * a.page_bytes);
+    for (uint32_t i = threadIdx.x; i < a.page_bytes / sizeof(uint4); i += COPY_THREADS) to[i] = from[i];
+}

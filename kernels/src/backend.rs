@@ -8,7 +8,7 @@ use std::{ops::Range, str::FromStr};
 use candle_core::{Device, Tensor};
 
 use crate::{
-    Arena, AttentionPlan, Error, Histogram, Move, PageRef, RawMatrix, Result, RopeTable,
+    Arena, AttentionPlan, Error, Histogram, Move, PageId, PageRef, RawMatrix, Result, RopeTable,
     portable::{self, Portable},
 };
 
@@ -139,6 +139,11 @@ pub trait Backend: Send + Sync {
         ranges: &[Range<u32>],
     ) -> Result<Vec<Histogram>> {
         Ok(portable::attribution::histograms(arena, groups, ranges))
+    }
+
+    /// Overwrites pages with others, (from, to) each. No page is both.
+    fn copy_pages(&self, arena: &mut Arena, pages: &[(PageId, PageId)]) -> Result<()> {
+        pages.iter().try_for_each(|(from, to)| arena.copy(*from, *to))
     }
 
     /// Executes the moves as if all reads came before all writes. A part that keeps its

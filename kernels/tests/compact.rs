@@ -27,19 +27,22 @@ fn moved(backend: &dyn Backend, world: &World, moves: &[Move]) -> Vec<u8> {
 #[test]
 fn new_pages_are_zeros_and_copied_pages_lose_no_bit_in_any_backend() {
     let world = World::new(&Case { sequences: &[(40, 1)], tiers: ALL, ..PLAIN });
-    let copy = |arena: &mut Arena| {
+    let copy = |backend: &dyn Backend, arena: &mut Arena| {
         for (from, to) in [(0, 5), (1, 0), (5, 1), (2, 2)] {
             arena.copy(PageId(from), PageId(to)).unwrap();
         }
+        let pages = [(5, 2), (1, 4), (5, 0)].map(|(from, to)| (PageId(from), PageId(to)));
+        backend.copy_pages(arena, &pages).unwrap();
+        backend.copy_pages(arena, &[]).unwrap();
         arena.clear_attributions(PageId(1)).unwrap();
     };
     let mut right = copy_to(&world.arena, &Portable);
-    copy(&mut right);
+    copy(&Portable, &mut right);
     for backend in available() {
         let new = backend.arena(PageLayout::new(64), 3).unwrap();
         assert!(bytes(&new).iter().all(|byte| *byte == 0), "{}", backend.name());
         let mut arena = copy_to(&world.arena, &*backend);
-        copy(&mut arena);
+        copy(&*backend, &mut arena);
         assert!(bytes(&arena) == bytes(&right), "{}", backend.name());
     }
 }

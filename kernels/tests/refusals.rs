@@ -60,6 +60,8 @@ fn an_arena_of_another_device_is_refused() {
         check_refusal(backend, write_kv(backend, &mut arena, &plan), WHY);
         check_refusal(backend, backend.attention(&arena, 0, &q, &plan), WHY);
         check_refusal(backend, backend.attributions(&arena, &plan.pages), WHY);
+        check_refusal(backend, backend.histograms(&arena, &[&plan.pages], &[]), WHY);
+        check_refusal(backend, backend.copy_pages(&mut arena, &[(PageId(0), PageId(1))]), WHY);
         check_refusal(backend, backend.compact(&mut arena, &[a_move(PageId(0), 1)]), WHY);
         let own = copy_to(&arena, backend);
         let attended = backend.attention(&own, 0, &q, &plan).unwrap();
@@ -110,6 +112,11 @@ fn pages_and_slots_without_a_place_are_refused() {
             change(&mut plan.pages[0], beyond, capacity as u16);
             check_refusal(backend, backend.attention(&arena, 0, &q, &plan), WHY);
             check_refusal(backend, backend.attributions(&arena, &plan.pages), WHY);
+            let counted = backend.histograms(&arena, &[&plan.pages], std::slice::from_ref(&(0..9)));
+            check_refusal(backend, counted, WHY);
+        }
+        for pair in [(beyond, PageId(0)), (PageId(0), beyond)] {
+            check_refusal(backend, backend.copy_pages(&mut arena, &[pair]), WHY);
         }
         for slot in [a_move(beyond, 0), a_move(PageId(0), capacity as u16)] {
             check_refusal(backend, backend.compact(&mut arena, &[slot]), WHY);

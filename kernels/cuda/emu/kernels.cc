@@ -31,6 +31,7 @@ const struct {
     {"rotate_heads", call<RotateArgs, rotate_heads>},
     {"read_tokens", call<ReadTokensArgs, read_tokens>},
     {"histogram", call<HistogramArgs, histogram>},
+    {"copy_pages", call<CopyPagesArgs, copy_pages>},
     {"compact_lift", call<CompactArgs, compact_lift>},
     {"quantize_activations", call<QuantizeArgs, quantize_activations>},
     {"linear_4", call<LinearArgs, linear_4>},

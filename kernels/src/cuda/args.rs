@@ -101,6 +101,8 @@ structs! {
         token_attributions: Address, num_pages: u32, unused: u32,
     }
     Range 8 { start: u32, end: u32, }
+    PagePair 8 { from: u32, to: u32, }
+    CopyPagesArgs 24 { arena: Address, pairs: Address, page_bytes: u64, }
     HistogramArgs 72 {
         cache: Cache, pages: Address, ends: Address, ranges: Address, counts: Address,
         num_ranges: u32, unused: u32,

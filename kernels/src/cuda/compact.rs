@@ -2,11 +2,11 @@
 
 use super::{
     Cuda,
-    args::{CompactArgs, MoveToken},
+    args::{CompactArgs, CopyPagesArgs, MoveToken, PagePair},
     gpu::{Gpu, Launch},
     memory::check_slot,
 };
-use crate::{Arena, Move, Result};
+use crate::{Arena, Error, Move, PageId, Result};
 
 const OP: &str = "compact";
 /// Moves of a block, one to a warp.
@@ -48,6 +48,37 @@ pub fn compact<G: Gpu>(cuda: &Cuda<G>, arena: &mut Arena, moves: &[Move]) -> Res
         gpu.launch(launch("compact_lift", 128 + WARPS * layout.head_dim * 4), &args)?;
         gpu.launch(launch("compact_set_down", 0), &args)
     }
+}
+
+/// See [`crate::Backend::copy_pages`].
+pub fn copy_pages<G: Gpu>(
+    cuda: &Cuda<G>,
+    arena: &mut Arena,
+    pages: &[(PageId, PageId)],
+) -> Result<()> {
+    const OP: &str = "copy_pages";
+    const THREADS: usize = 128;
+    if pages.is_empty() {
+        return Ok(());
+    }
+    let cache = cuda.resident.cache(OP, arena)?;
+    let is_there = |page: &PageId| (page.0 as usize) < arena.num_pages();
+    if let Some((from, to)) = pages.iter().find(|(from, to)| !is_there(from) || !is_there(to)) {
+        return Err(Error::shape(OP, format!("{from:?} or {to:?} has no place")));
+    }
+    let pairs: Vec<_> =
+        pages.iter().map(|(from, to)| PagePair { from: from.0, to: to.0 }).collect();
+    let gpu = &*cuda.gpu;
+    let uploaded = gpu.upload(&pairs)?;
+    let args = CopyPagesArgs {
+        arena: cache.arena,
+        pairs: gpu.address(&uploaded),
+        page_bytes: u64::from(cache.page_bytes),
+    };
+    let grid = [pages.len(), 1];
+    let launch = Launch { kernel: "copy_pages", grid, threads: THREADS, shared_bytes: 0 };
+    // SAFETY: all pages were seen to be there, and are whole lines.
+    unsafe { gpu.launch(launch, &args) }
 }
 
 fn entry(arena: &Arena, m: &Move) -> Result<MoveToken> {

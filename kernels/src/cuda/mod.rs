@@ -33,7 +33,7 @@ pub use emulator::{Broken, Emulator, broken};
 
 use self::{gpu::Gpu, jobs::Shape, memory::Resident, scratch::Scratch, step::Steps};
 use crate::{
-    Arena, Attended, AttentionPlan, Backend, Histogram, Linear, Move, PageLayout, PageRef,
+    Arena, Attended, AttentionPlan, Backend, Histogram, Linear, Move, PageId, PageLayout, PageRef,
     RawMatrix, Result, RopeTable, backend::TokenAttribution,
 };
 
@@ -163,6 +163,10 @@ impl<G: Gpu> Backend for Cuda<G> {
         ranges: &[Range<u32>],
     ) -> Result<Vec<Histogram>> {
         attribution::histograms(self, arena, groups, ranges)
+    }
+
+    fn copy_pages(&self, arena: &mut Arena, pages: &[(PageId, PageId)]) -> Result<()> {
+        compact::copy_pages(self, arena, pages)
     }
 
     fn compact(&self, arena: &mut Arena, moves: &[Move]) -> Result<()> {

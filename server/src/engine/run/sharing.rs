@@ -22,10 +22,7 @@ impl Engine {
     }
 
     fn copy_pages(&mut self, pages: &[(PageId, PageId)]) -> anyhow::Result<()> {
-        for (from, to) in pages {
-            self.arena.copy(*from, *to)?;
-        }
-        Ok(())
+        Ok(self.backend.copy_pages(&mut self.arena, pages)?)
     }
 
     fn copy_tokens(&mut self, moves: &[Move]) -> anyhow::Result<()> {
