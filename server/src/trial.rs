@@ -1,14 +1,14 @@
 //! One sequence driven by hand, without the engine's thread: for evaluation and calibration.
 //!
 //! A [`Trial`] goes through the same chunks, scoring and compress events as a sequence of the engine
-//! that is alone. It can besides be forced along given tokens, forked, and have its cache edited:
+//! that is alone. It can besides be forced along given tokens, forked, and have its cache replaced:
 //!
 //! ```text
 //! let mut exact = lab.start(Recipe::exact(), 4096)?;
 //! exact.prefill(&prefix)?;
 //! let reference = exact.fork()?.force(&continuation)?;
 //! let mut coarse = exact.fork()?;
-//! coarse.edit(head, |segment| quantize(&mut segment.keys))?;
+//! coarse.replace(head, &quantized_keys, &quantized_values);
 //! let logits = coarse.force(&continuation)?;
 //! ```
 
@@ -18,7 +18,10 @@ mod logits;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use keepwell_kernels::{Arena, Scoring, Tier, portable::segment::Segment};
+use keepwell_kernels::{
+    Arena, Scoring, Tier,
+    portable::segment::{Segment, encode},
+};
 use keepwell_models::{Batch, Probe};
 
 use crate::{
@@ -198,13 +201,10 @@ impl<'a> Trial<'a> {
         Segment::decode(&self.arena, &self.seq.table.head(head).pages)
     }
 
-    /// Changes K and V of one (layer, KV head) in place; they are coded again in the tiers they are
-    /// in, and attributions stay.
-    pub fn edit(&mut self, head: usize, change: impl FnOnce(&mut Segment)) {
-        let pages = &self.seq.table.head(head).pages;
-        let mut segment = Segment::decode(&self.arena, pages);
-        change(&mut segment);
-        segment.encode(&mut self.arena, pages);
+    /// Puts other K and V (N, D), rotated, in page order, where those of one (layer, KV head) are;
+    /// they are coded in the tiers of their tokens, and attributions stay.
+    pub fn replace(&mut self, head: usize, keys: &[f32], values: &[f32]) {
+        encode(&mut self.arena, &self.seq.table.head(head).pages, keys, values);
     }
 
     /// Puts every token into the tier it is assigned, or evicts it: for each (layer, KV head), in

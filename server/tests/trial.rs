@@ -111,15 +111,16 @@ fn a_fork_goes_its_own_way() {
 }
 
 #[test]
-fn an_edit_changes_one_head_and_what_follows_from_it() {
+fn a_replacement_changes_one_head_and_what_follows_from_it() {
     let world = world();
     let trial = world.prefilled(Recipe::exact(), 200);
-    let mut edited = trial.fork().unwrap();
-    edited.edit(0, |segment| segment.values.fill(0.0));
-    assert_eq!(edited.segment(0).keys, trial.segment(0).keys);
-    assert!(edited.segment(0).values.iter().all(|v| *v == 0.0));
-    assert_eq!(edited.segment(1).values, trial.segment(1).values);
-    let (a, b) = (trial.fork().unwrap().force(&[5]).unwrap(), edited.force(&[5]).unwrap());
+    let mut changed = trial.fork().unwrap();
+    let segment = trial.segment(0);
+    changed.replace(0, &segment.keys, &vec![0.0; segment.values.len()]);
+    assert_eq!(changed.segment(0).keys, trial.segment(0).keys);
+    assert!(changed.segment(0).values.iter().all(|v| *v == 0.0));
+    assert_eq!(changed.segment(1).values, trial.segment(1).values);
+    let (a, b) = (trial.fork().unwrap().force(&[5]).unwrap(), changed.force(&[5]).unwrap());
     assert_ne!(a.row(0), b.row(0));
 }
 

@@ -6,7 +6,7 @@ use keepwell_server::{
     trial::Recipe,
 };
 
-use super::methods::{METHODS, Method};
+use super::methods::{METHODS, Method, Needs};
 
 #[derive(Clone, Copy)]
 pub enum Contender {
@@ -37,6 +37,13 @@ impl Arm {
         match self.contender {
             Contender::Policy(_) => None,
             Contender::Method(method) => (!self.is_full()).then(|| method.family()),
+        }
+    }
+
+    pub fn needs(&self) -> Needs {
+        match self.contender {
+            Contender::Policy(_) => Needs::default(),
+            Contender::Method(method) => method.needs(),
         }
     }
 

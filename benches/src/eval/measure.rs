@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use super::{
     arms::{Arm, Contender},
-    methods::Target,
-    prefix::{Prefix, apply},
+    methods::{Needs, Target},
+    prefix::{Prefix, Read, apply},
     spy::Spy,
     tasks::{Question, Sample, Then},
 };
@@ -87,7 +87,9 @@ impl Bench<'_> {
     /// The exact context, and what methods ask of it if there are any.
     fn exact(&self, sample: &Sample, capacity: usize) -> Result<(Option<Prefix>, Trial<'_>)> {
         if self.arms.iter().any(|arm| arm.family().is_some()) {
-            let (prefix, exact) = Prefix::read(&self.lab, self.spy, &sample.context, capacity)?;
+            let needs = self.arms.iter().map(Arm::needs).fold(Needs::default(), Needs::or);
+            let read = Read { lab: &self.lab, spy: self.spy, needs, capacity };
+            let (prefix, exact) = read.prefix(&sample.context)?;
             return Ok((Some(prefix), exact));
         }
         let mut exact = self.lab.start(Recipe::exact(), capacity)?;
@@ -120,29 +122,34 @@ impl Then {
     }
 }
 
-/// What the exact cache says about a continuation.
+/// What the exact cache says about a continuation, after each token but the last.
 struct Reference {
-    /// Log-probabilities after each token but the last.
-    rows: Vec<Vec<f32>>,
+    log_probabilities: Vec<Vec<f32>>,
+    /// The same without the logarithm: every arm weighs by them.
+    probabilities: Vec<Vec<f32>>,
 }
 
 impl Reference {
     fn new(exact: &Trial, tokens: &[u32]) -> Result<Self> {
         let logits = exact.fork()?.force(&tokens[..tokens.len() - 1])?;
-        Ok(Self { rows: log_probabilities(&logits) })
+        let log_probabilities = log_probabilities(&logits);
+        let exp = |row: &Vec<f32>| row.iter().map(|v| v.exp()).collect();
+        let probabilities = log_probabilities.par_iter().map(exp).collect();
+        Ok(Self { log_probabilities, probabilities })
     }
 
     fn compare(&self, mut trial: Trial, tokens: &[u32]) -> Result<Outcome> {
         let logits = trial.force(&tokens[..tokens.len() - 1])?;
         drop(trial);
         let rows = log_probabilities(&logits);
-        let pairs = || self.rows.par_iter().zip(&rows);
-        let kls: Vec<f64> = pairs().map(|(p, q)| divergence(p, q)).collect();
+        let pairs = || self.log_probabilities.par_iter().zip(&rows);
+        let weighted = pairs().zip(&self.probabilities);
+        let kls: Vec<f64> = weighted.map(|((p, q), weights)| divergence(weights, p, q)).collect();
         let num_equal = pairs().filter(|(p, q)| argmax(p) == argmax(q)).count();
         let delta = |((p, q), token): ((&Vec<f32>, &Vec<f32>), &u32)| {
             f64::from(p[*token as usize]) - f64::from(q[*token as usize])
         };
-        let deltas = self.rows.iter().zip(&rows).zip(&tokens[1..]).map(delta);
+        let deltas = self.log_probabilities.iter().zip(&rows).zip(&tokens[1..]).map(delta);
         let num_rows = rows.len() as f64;
         Ok(Outcome {
             nll_delta: deltas.sum::<f64>() / num_rows,
@@ -164,10 +171,11 @@ fn log_probabilities(logits: &Logits) -> Vec<Vec<f32>> {
     (0..logits.num_rows()).into_par_iter().map(normalized).collect()
 }
 
-/// `sum p (log p - log q)`; never below 0 but for rounding.
-fn divergence(p: &[f32], q: &[f32]) -> f64 {
-    let term = |(p, q): (&f32, &f32)| f64::from(p.exp()) * (f64::from(*p) - f64::from(*q));
-    p.iter().zip(q).map(term).sum::<f64>().max(0.0)
+/// `sum p (log p - log q)`, of p and the logarithms of both; never below 0 but for rounding.
+fn divergence(p: &[f32], log_p: &[f32], log_q: &[f32]) -> f64 {
+    let change = |(p, q): (&f32, &f32)| f64::from(*p) - f64::from(*q);
+    let changes = log_p.iter().zip(log_q).map(change);
+    p.iter().zip(changes).map(|(p, change)| f64::from(*p) * change).sum::<f64>().max(0.0)
 }
 
 fn argmax(row: &[f32]) -> usize {
@@ -181,8 +189,9 @@ mod tests {
     #[test]
     fn divergence_is_that_of_the_textbook() {
         let ln = |p: [f32; 2]| p.map(f32::ln);
+        let divergence = |p: [f32; 2], q: [f32; 2]| divergence(&p, &ln(p), &ln(q));
         let expected = 0.5 * (0.5f64 / 0.25).ln() + 0.5 * (0.5f64 / 0.75).ln();
-        assert!((divergence(&ln([0.5, 0.5]), &ln([0.25, 0.75])) - expected).abs() < 1e-6);
-        assert_eq!(divergence(&ln([0.2, 0.8]), &ln([0.2, 0.8])), 0.0);
+        assert!((divergence([0.5, 0.5], [0.25, 0.75]) - expected).abs() < 1e-6);
+        assert_eq!(divergence([0.2, 0.8], [0.2, 0.8]), 0.0);
     }
 }

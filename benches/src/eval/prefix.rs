@@ -1,11 +1,14 @@
 //! The exact cache of a context with what simulated methods want to know of it.
 
 use anyhow::Result;
-use keepwell_kernels::{Scoring, Signal};
+use keepwell_kernels::{Scoring, Signal, Tier};
 use keepwell_server::trial::{Lab, Recipe, Trial};
 use rayon::prelude::*;
 
-use super::{methods::Compressed, spy::Spy};
+use super::{
+    methods::{Compressed, CompressedHead, Needs},
+    spy::Spy,
+};
 
 /// Tokens that every simulated method leaves exact, at both ends of the context.
 pub const SINKS: usize = 4;
@@ -46,48 +49,79 @@ pub struct Prefix {
     pub num_kv_heads: usize,
 }
 
-impl Prefix {
-    /// Computes the context exactly. Returns what was learnt, and the context to go on from.
-    pub fn read<'a>(
-        lab: &Lab<'a>,
-        spy: &Spy,
-        context: &[u32],
-        capacity: usize,
-    ) -> Result<(Self, Trial<'a>)> {
+/// How a context is computed exactly and looked at.
+pub struct Read<'a, 'b> {
+    pub lab: &'b Lab<'a>,
+    pub spy: &'b Spy,
+    /// What is looked at; other fields stay empty.
+    pub needs: Needs,
+    /// Tokens the context may grow to.
+    pub capacity: usize,
+}
+
+impl<'a> Read<'a, '_> {
+    /// Returns what was learnt, and the context to go on from.
+    ///
+    /// # Errors
+    /// More tokens than the capacity, or a failing kernel.
+    pub fn prefix(&self, context: &[u32]) -> Result<(Prefix, Trial<'a>)> {
         let (early, late) = context.split_at(context.len().saturating_sub(RECENT));
-        let scoring = |rows, signal, decay| Some(Scoring { rows, signal, decay });
-        let mut trial = lab.start(Recipe::exact(), capacity)?;
-        spy.start();
-        if !early.is_empty() {
-            trial.observe(early, scoring(usize::MAX, Signal::AttentionMass, 1.0))?;
+        let mut trial = self.lab.start(Recipe::exact(), self.capacity)?;
+        if self.needs.mass {
+            self.spy.start();
         }
-        let early_mass = signals(&trial)?;
-        let mut fork = trial.fork()?;
-        fork.observe(late, scoring(RECENT, Signal::Deletion, 0.0))?;
-        let deletion = signals(&fork)?;
-        drop(fork);
-        trial.observe(late, scoring(RECENT, Signal::AttentionMass, 0.0))?;
-        let (recent_mass, largest_query) = (signals(&trial)?, spy.stop());
-        let num_heads = trial.num_heads();
+        if !early.is_empty() {
+            let all = scoring(usize::MAX, Signal::AttentionMass, 1.0);
+            trial.observe(early, self.needs.mass.then_some(all))?;
+        }
+        let early_mass = signals_if(self.needs.mass, &trial)?;
+        let deletion = match self.needs.deletion {
+            true => deletion(&trial, late)?,
+            false => signals_if(false, &trial)?,
+        };
+        let needs_recent = self.needs.recent_mass || self.needs.mass;
+        let recent = scoring(RECENT, Signal::AttentionMass, 0.0);
+        trial.observe(late, needs_recent.then_some(recent))?;
+        let recent_mass = signals_if(needs_recent, &trial)?;
+        let mut largest_query = self.spy.stop();
+        largest_query.resize(trial.num_heads(), Vec::new());
         let parts = deletion.into_iter().zip(recent_mass).zip(early_mass).zip(largest_query);
         let heads =
-            (0..num_heads).zip(parts).map(|(head, (((deletion, recent), early), largest))| {
+            parts.enumerate().map(|(head, (((deletion, recent_mass), early), largest_query))| {
                 let segment = trial.segment(head);
-                let early = early.into_iter().chain(std::iter::repeat(0.0));
                 Head {
                     head_dim: segment.head_dim,
-                    mass: recent.iter().zip(early).map(|(a, b)| a + b).collect(),
+                    mass: if self.needs.mass { sum(&recent_mass, &early) } else { Vec::new() },
                     keys: segment.keys,
                     values: segment.values,
-                    recent_mass: recent,
+                    recent_mass,
                     deletion,
-                    largest_query: largest,
+                    largest_query,
                 }
             });
         let heads = heads.collect();
-        Ok((Self { heads, num_kv_heads: lab.config().num_kv_heads }, trial))
+        Ok((Prefix { heads, num_kv_heads: self.lab.config().num_kv_heads }, trial))
     }
+}
 
+fn scoring(rows: usize, signal: Signal, decay: f32) -> Scoring {
+    Scoring { rows, signal, decay }
+}
+
+/// The squared changes of outputs that the queries of `late`, which come next, would see.
+fn deletion(trial: &Trial, late: &[u32]) -> Result<Vec<Vec<f32>>> {
+    let mut fork = trial.fork()?;
+    fork.observe(late, Some(scoring(RECENT, Signal::Deletion, 0.0)))?;
+    signals_if(true, &fork)
+}
+
+/// Mass from the last queries and from those before, which are fewer tokens.
+fn sum(recent: &[f32], early: &[f32]) -> Vec<f32> {
+    let early = early.iter().chain(std::iter::repeat(&0.0));
+    recent.iter().zip(early).map(|(a, b)| a + b).collect()
+}
+
+impl Prefix {
     pub fn num_tokens(&self) -> usize {
         self.heads.first().map_or(0, Head::len)
     }
@@ -124,8 +158,12 @@ impl Prefix {
     }
 }
 
-/// Accumulated signals of all heads. An exact context stands in the order of its positions.
-fn signals(trial: &Trial) -> Result<Vec<Vec<f32>>> {
+/// Accumulated signals of all heads if they are wanted, in the order of positions, in which an exact
+/// context stands; else nothing for each.
+fn signals_if(is_wanted: bool, trial: &Trial) -> Result<Vec<Vec<f32>>> {
+    if !is_wanted {
+        return Ok(vec![Vec::new(); trial.num_heads()]);
+    }
     let head = |head| Ok(trial.states(head)?.iter().map(|state| state.attribution).collect());
     (0..trial.num_heads()).map(head).collect()
 }
@@ -135,22 +173,16 @@ pub fn apply<'a>(exact: &Trial<'a>, compressed: &Compressed) -> Result<Trial<'a>
     let mut trial = exact.fork()?;
     for (index, head) in compressed.heads.iter().enumerate() {
         if let Some((keys, values)) = &head.vectors {
-            trial.edit(index, |segment| {
-                segment.keys.copy_from_slice(keys);
-                segment.values.copy_from_slice(values);
-            });
+            trial.replace(index, keys, values);
         }
     }
     if compressed.heads.iter().any(|head| head.kept.is_some()) {
-        let assignments: Vec<Vec<_>> = (0..trial.num_heads())
-            .map(|head| {
-                let states = trial.states(head)?;
-                let kept = compressed.heads[head].kept.as_deref();
-                let keeps = |token: usize| kept.is_none_or(|kept| kept[token]);
-                Ok(states.iter().map(|s| keeps(s.position as usize).then_some(s.tier)).collect())
-            })
-            .collect::<Result<_>>()?;
-        trial.assign(&assignments)?;
+        // Of an exact context every token is there, in F16, in the order of positions.
+        let assignment = |head: &CompressedHead| match &head.kept {
+            Some(kept) => kept.iter().map(|kept| kept.then_some(Tier::F16)).collect(),
+            None => vec![Some(Tier::F16); exact.len()],
+        };
+        trial.assign(&compressed.heads.iter().map(assignment).collect::<Vec<_>>())?;
     }
     Ok(trial)
 }
@@ -164,8 +196,6 @@ mod tests {
     use keepwell_server::compress::Protection;
 
     use super::*;
-    use crate::eval::methods::CompressedHead;
-
     const TOKENS: usize = 200;
 
     fn world() -> (Box<dyn Model>, Arc<Spy>) {
@@ -175,11 +205,16 @@ mod tests {
         (load_model(&PathBuf::from(folder), WeightFormat::AsFile, backend).unwrap(), spy)
     }
 
+    fn context() -> Vec<u32> {
+        (0..TOKENS as u32).map(|i| i * 37 % 509 + 1).collect()
+    }
+
     fn with_prefix(check: impl FnOnce(&Prefix, &Trial, &Lab)) {
         let (model, spy) = world();
         let lab = Lab::new(&*model, &*spy, 64, Protection::default());
-        let context: Vec<u32> = (0..TOKENS as u32).map(|i| i * 37 % 509 + 1).collect();
-        let (prefix, exact) = Prefix::read(&lab, &spy, &context, 256).unwrap();
+        let needs = Needs { mass: true, recent_mass: true, deletion: true };
+        let read = Read { lab: &lab, spy: &spy, needs, capacity: 256 };
+        let (prefix, exact) = read.prefix(&context()).unwrap();
         check(&prefix, &exact, &lab);
     }
 
@@ -196,6 +231,26 @@ mod tests {
                 assert!((sums[1] - RECENT as f32).abs() < 0.05 * RECENT as f32, "{sums:?}");
                 assert!(head.deletion.iter().all(|d| *d >= 0.0) && head.deletion.len() == TOKENS);
                 assert!(head.largest_query.iter().all(|q| *q > 0.0));
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_read_is_the_same_whatever_else_is_read() {
+        with_prefix(|prefix, _, lab| {
+            let (_, spy) = world();
+            let read = |needs| {
+                let read = Read { lab, spy: &spy, needs, capacity: 256 };
+                read.prefix(&context()).unwrap().0
+            };
+            let none = Needs::default();
+            let recent = read(Needs { recent_mass: true, ..none });
+            let deletion = read(Needs { deletion: true, ..none });
+            for (head, all) in prefix.heads.iter().enumerate() {
+                assert_eq!(recent.heads[head].recent_mass, all.recent_mass);
+                assert_eq!(deletion.heads[head].deletion, all.deletion);
+                assert_eq!(deletion.heads[head].keys, all.keys);
+                assert!(recent.heads[head].mass.is_empty());
             }
         });
     }

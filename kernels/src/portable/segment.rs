@@ -41,19 +41,6 @@ impl Segment {
         segment
     }
 
-    /// Codes K and V anew, each token in its place and tier: the counterpart of
-    /// [`Segment::decode`] for whoever changed them. Positions and attributions stay.
-    pub fn encode(&self, arena: &mut Arena, pages: &[PageRef]) {
-        let layout = *arena.layout();
-        let slots =
-            pages.iter().flat_map(|page| (0..usize::from(page.len)).map(move |i| (page, i)));
-        for (token, (page, index)) in slots.enumerate() {
-            let mut bytes = arena.read(page.page).expect("a device that answers").into_owned();
-            encode_token(&layout, &mut bytes, page.tier, index, self.key(token), self.value(token));
-            arena.write(page.page, &bytes).expect("a device that answers");
-        }
-    }
-
     pub fn len(&self) -> usize {
         self.positions.len()
     }
@@ -68,6 +55,21 @@ impl Segment {
 
     pub fn value(&self, token: usize) -> &[f32] {
         &self.values[token * self.head_dim..(token + 1) * self.head_dim]
+    }
+}
+
+/// Codes `keys` and `values` (N, D), rotated, into `pages`, each token in its place and tier: the
+/// counterpart of [`Segment::decode`] for whoever changed them. Positions and attributions stay.
+pub fn encode(arena: &mut Arena, pages: &[PageRef], keys: &[f32], values: &[f32]) {
+    let layout = *arena.layout();
+    let dim = layout.head_dim;
+    let mut vectors = keys.chunks_exact(dim).zip(values.chunks_exact(dim));
+    for page in pages {
+        let mut bytes = arena.read(page.page).expect("a device that answers").into_owned();
+        for (index, (key, value)) in (0..usize::from(page.len)).zip(&mut vectors) {
+            encode_token(&layout, &mut bytes, page.tier, index, key, value);
+        }
+        arena.write(page.page, &bytes).expect("a device that answers");
     }
 }
 

@@ -1,6 +1,6 @@
 use super::{
-    Compressed, Method, POSITION_BYTES, Prefix, Target, bisect, code_bytes, in_original_channels,
-    requantize,
+    Compressed, Method, Needs, POSITION_BYTES, Prefix, Target, bisect, code_bytes,
+    in_original_channels, requantize,
 };
 use crate::eval::quantize::min_max;
 
@@ -18,6 +18,10 @@ pub struct DiffKv;
 impl Method for DiffKv {
     fn name(&self) -> &'static str {
         "diffkv"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { recent_mass: true, ..Needs::default() }
     }
 
     fn compress(&self, prefix: &Prefix, target: &Target) -> Compressed {

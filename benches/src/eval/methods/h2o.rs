@@ -1,4 +1,4 @@
-use super::{Compressed, Method, Prefix, Target, evict, exact_tokens_per_head};
+use super::{Compressed, Method, Needs, Prefix, Target, evict, exact_tokens_per_head};
 
 /// Half of the budget for the tokens with most attention accumulated over all queries, half for the
 /// last ones (H2O, arXiv 2306.14048).
@@ -7,6 +7,10 @@ pub struct H2o;
 impl Method for H2o {
     fn name(&self) -> &'static str {
         "h2o"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { mass: true, ..Needs::default() }
     }
 
     fn compress(&self, prefix: &Prefix, target: &Target) -> Compressed {

@@ -1,5 +1,6 @@
 use super::{
-    Compressed, Method, Prefix, Target, code_bytes, in_original_channels, keep_best, requantize,
+    Compressed, Method, Needs, Prefix, Target, code_bytes, in_original_channels, keep_best,
+    requantize,
 };
 use crate::eval::{prefix::Head, quantize::min_max_groups};
 
@@ -21,6 +22,10 @@ impl Method for MiKv {
 
     fn is_fixed(&self) -> bool {
         true
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { mass: true, ..Needs::default() }
     }
 
     fn compress(&self, prefix: &Prefix, _: &Target) -> Compressed {

@@ -55,7 +55,32 @@ pub trait Method: Sync {
         false
     }
 
+    /// What it reads of a [`Head`] besides K and V.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
     fn compress(&self, prefix: &Prefix, target: &Target) -> Compressed;
+}
+
+/// Fields of a [`Head`] that come from queries, each of which takes time to read.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Needs {
+    /// `mass` and `largest_query`: of all queries.
+    pub mass: bool,
+    pub recent_mass: bool,
+    pub deletion: bool,
+}
+
+impl Needs {
+    /// What either needs.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            mass: self.mass | other.mass,
+            recent_mass: self.recent_mass | other.recent_mass,
+            deletion: self.deletion | other.deletion,
+        }
+    }
 }
 
 /// What a method is to reach.

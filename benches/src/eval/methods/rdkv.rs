@@ -1,4 +1,6 @@
-use super::{Compressed, Method, POSITION_BYTES, Prefix, Target, bisect, code_bytes, requantize};
+use super::{
+    Compressed, Method, Needs, POSITION_BYTES, Prefix, Target, bisect, code_bytes, requantize,
+};
 use crate::eval::quantize::normal;
 
 /// Bits a token may get, and the relative squared error they leave.
@@ -14,6 +16,10 @@ pub struct RdKv;
 impl Method for RdKv {
     fn name(&self) -> &'static str {
         "rdkv"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { deletion: true, ..Needs::default() }
     }
 
     fn compress(&self, prefix: &Prefix, target: &Target) -> Compressed {

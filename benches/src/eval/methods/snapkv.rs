@@ -1,4 +1,4 @@
-use super::{Compressed, Method, Prefix, Target, evicted, exact_tokens_per_head};
+use super::{Compressed, Method, Needs, Prefix, Target, evicted, exact_tokens_per_head};
 
 /// Neighbours to each side over which attention is averaged.
 const POOL_RADIUS: usize = 2;
@@ -12,6 +12,10 @@ pub struct SnapKv;
 impl Method for SnapKv {
     fn name(&self) -> &'static str {
         "snapkv_adakv"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { recent_mass: true, ..Needs::default() }
     }
 
     fn compress(&self, prefix: &Prefix, target: &Target) -> Compressed {

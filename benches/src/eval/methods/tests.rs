@@ -104,6 +104,29 @@ fn no_method_touches_the_protected_tokens_or_changes_a_shape() {
 }
 
 #[test]
+fn no_method_reads_more_than_it_says() {
+    let whole = prefix();
+    for method in METHODS {
+        let mut told = whole.clone();
+        for head in &mut told.heads {
+            let Needs { mass, recent_mass, deletion } = method.needs();
+            for (is_told, field) in [
+                (mass, &mut head.mass),
+                (mass, &mut head.largest_query),
+                (recent_mass, &mut head.recent_mass),
+                (deletion, &mut head.deletion),
+            ] {
+                field.truncate(if is_told { usize::MAX } else { 0 });
+            }
+        }
+        let [a, b] = [&whole, &told].map(|prefix| run(method.name(), prefix, 0.2).0);
+        for (a, b) in a.heads.iter().zip(&b.heads) {
+            assert!(a.vectors == b.vectors && a.kept == b.kept, "{}", method.name());
+        }
+    }
+}
+
+#[test]
 fn methods_with_a_budget_fill_it_and_never_exceed_it() {
     let prefix = prefix();
     for method in METHODS.iter().filter(|m| !m.is_fixed()) {
