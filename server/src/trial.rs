@@ -15,7 +15,7 @@
 mod lab;
 mod logits;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use keepwell_kernels::{
@@ -29,7 +29,7 @@ use crate::{
     compress::Prices,
     engine::{
         KvUsage,
-        event::{Memory, compress_event, execute, read_tokens, usage},
+        event::{Memory, Report, compress_event, execute, read_tokens, usage},
         gather::gather,
     },
     sched::{Entry, Sequence},
@@ -46,6 +46,24 @@ pub struct TokenState {
     pub attribution: f32,
 }
 
+/// What compress events took, by stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EventTime {
+    /// Reading the scores; scoring itself is part of the forward pass.
+    pub score: Duration,
+    pub price: Duration,
+    pub compact: Duration,
+}
+
+impl EventTime {
+    fn add(&mut self, report: &Report) {
+        let [(_, score), (_, price), (_, compact)] = report.stages();
+        self.score += score;
+        self.price += price;
+        self.compact += compact;
+    }
+}
+
 /// A context in page memory of its own, given back when it is dropped.
 pub struct Trial<'a> {
     lab: Lab<'a>,
@@ -55,8 +73,7 @@ pub struct Trial<'a> {
     capacity: usize,
     /// Logits (1, vocab) after the last token.
     next: Option<Logits>,
-    /// Spent in compress events.
-    event_time: Duration,
+    event_time: EventTime,
 }
 
 impl<'a> Trial<'a> {
@@ -238,9 +255,8 @@ impl<'a> Trial<'a> {
         usage(&self.seq, &self.lab.demand)
     }
 
-    /// What compress events took so far: reading scores, pricing, moving. Scoring itself is part of
-    /// the forward pass.
-    pub fn event_time(&self) -> Duration {
+    /// What compress events took so far.
+    pub fn event_time(&self) -> EventTime {
         self.event_time
     }
 
@@ -292,9 +308,11 @@ impl<'a> Trial<'a> {
             let memory = Memory { arena: &mut self.arena, ledger: &mut self.ledger };
             let uncalibrated = Prices::default();
             let prices = self.lab.calibration.map_or(&uncalibrated, |known| &known.prices);
-            let started = Instant::now();
-            compress_event(self.lab.backend, memory, &mut self.seq, &self.lab.demand, prices)?;
-            self.event_time += started.elapsed();
+            let (lab, seq) = (&self.lab, &mut self.seq);
+            let report = compress_event(lab.backend, memory, seq, &lab.demand, prices)?;
+            if let Some(report) = report {
+                self.event_time.add(&report);
+            }
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What compression itself takes: scoring, pricing and compacting, as a share of the time it is part
 //! of.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use keepwell_server::trial::{Lab, Recipe, Trial};
@@ -16,15 +16,45 @@ const RECIPE_BUDGET: f32 = 0.2;
 /// The quickest of so many runs counts: what else the machine does only adds.
 const RUNS: usize = 3;
 
-/// Seconds, and `(scoring + events) / seconds`.
+/// Seconds, and the share of them that compression takes: the sum of the parts over all.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Share {
     pub tokens: usize,
     pub seconds: f64,
+    /// In the forward pass.
     pub scoring_seconds: f64,
-    /// Reading scores, pricing and compacting.
-    pub event_seconds: f64,
+    /// Reading the scores, the first part of a compress event.
+    pub read_seconds: f64,
+    pub price_seconds: f64,
+    pub compact_seconds: f64,
     pub share: f64,
+}
+
+impl Share {
+    fn new(tokens: usize, seconds: f64, parts: [f64; 4]) -> Self {
+        let [scoring_seconds, read_seconds, price_seconds, compact_seconds] = parts;
+        let share = parts.iter().sum::<f64>() / seconds;
+        Self {
+            tokens,
+            seconds,
+            scoring_seconds,
+            read_seconds,
+            price_seconds,
+            compact_seconds,
+            share,
+        }
+    }
+
+    /// The parts as shares of all, with their names.
+    pub fn parts(&self) -> [(&'static str, f64); 4] {
+        [
+            ("scoring", self.scoring_seconds),
+            ("reading scores", self.read_seconds),
+            ("pricing", self.price_seconds),
+            ("compacting", self.compact_seconds),
+        ]
+        .map(|(name, seconds)| (name, seconds / self.seconds))
+    }
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -62,11 +92,12 @@ impl Overhead {
     pub fn print(&self) {
         println!("\nScoring, pricing and compacting at budget {}", self.budget);
         for (what, share) in [("prefill", self.prefill), ("decode", self.decode)] {
-            let Share { tokens, seconds, scoring_seconds, event_seconds, share } = share;
+            let part = |(name, part): (&str, f64)| format!("{name} {:.2} %", 100.0 * part);
+            let Share { tokens, seconds, .. } = share;
             println!(
-                "{what:8} {tokens:5} tokens  {seconds:7.3} s, of it scoring {scoring_seconds:.3} s, \
-                 events {event_seconds:.3} s: {:.1} %",
-                100.0 * share
+                "{what:8} {tokens:5} tokens  {seconds:7.3} s, of it {:.2} %: {}",
+                100.0 * share.share,
+                share.parts().map(part).join(", ")
             );
         }
     }
@@ -78,14 +109,39 @@ fn timed(
     tokens: usize,
     run: impl FnOnce(&mut Trial) -> Result<()>,
 ) -> Result<Share> {
-    let events_before = trial.event_time();
+    let before = trial.event_time();
     spy.take_scoring_time();
     let started = Instant::now();
     run(trial)?;
     let seconds = started.elapsed().as_secs_f64();
     let scoring = spy.take_scoring_time();
-    let events: Duration = trial.event_time() - events_before;
-    let (scoring_seconds, event_seconds) = (scoring.as_secs_f64(), events.as_secs_f64());
-    let share = (scoring_seconds + event_seconds) / seconds;
-    Ok(Share { tokens, seconds, scoring_seconds, event_seconds, share })
+    let event = trial.event_time();
+    let parts = [
+        scoring,
+        event.score - before.score,
+        event.price - before.price,
+        event.compact - before.compact,
+    ];
+    Ok(Share::new(tokens, seconds, parts.map(|part| part.as_secs_f64())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Overhead {
+        /// Half of it for scoring.
+        pub fn of_share(share: f64) -> Self {
+            let parts = [0.5, 0.25, 0.125, 0.125].map(|part| 2.0 * share * part);
+            let share = Share::new(100, 2.0, parts);
+            Self { budget: RECIPE_BUDGET, prefill: share, decode: share }
+        }
+    }
+
+    #[test]
+    fn the_parts_add_up_to_the_share() {
+        let share = Overhead::of_share(0.04).prefill;
+        assert!((share.share - 0.04).abs() < 1e-12);
+        assert!((share.parts().iter().map(|(_, part)| part).sum::<f64>() - 0.04).abs() < 1e-12);
+    }
 }

@@ -1,10 +1,8 @@
-use std::time::Duration;
-
 use anyhow::Result;
 use keepwell_kernels::{Backend, PageLayout, Tier};
 use keepwell_models::{Model, ModelConfig};
 
-use super::Trial;
+use super::{EventTime, Trial};
 use crate::{
     cache::Ledger,
     calibrate::Calibration,
@@ -84,7 +82,7 @@ impl<'a> Lab<'a> {
         let num_pages = self.demand.num_heads * pages;
         let arena = self.backend.arena(self.demand.layout, num_pages)?;
         let ledger = Ledger::new(self.demand.layout, num_pages);
-        let event_time = Duration::ZERO;
+        let event_time = EventTime::default();
         Ok(Trial { lab: *self, arena, ledger, seq, capacity, next: None, event_time })
     }
 }
