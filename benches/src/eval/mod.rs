@@ -1,6 +1,7 @@
 //! Quality at equal bytes: the server's policies against published methods, on the same samples.
 
 mod arms;
+mod bars;
 mod clock;
 mod compare;
 mod measure;
@@ -31,8 +32,10 @@ use keepwell_server::{
 };
 
 use self::{
+    bars::{Run, verdicts},
     measure::Bench,
     overhead::Overhead,
+    page::{Findings, page},
     rows::Results,
     snapshot::Snapshot,
     source::Source,
@@ -64,7 +67,7 @@ pub struct Arguments {
         default_value = "auto"
     )]
     calibration: CalibrationText,
-    /// Where `eval.json`, `comparisons.json`, `overhead.json` and `index.html` go.
+    /// Where `eval.json`, `comparisons.json`, `bars.json`, `overhead.json` and `index.html` go.
     #[arg(long)]
     out: PathBuf,
     #[arg(long, default_value_t = 0)]
@@ -220,16 +223,21 @@ fn report(
     folder: &std::path::Path,
 ) -> Result<()> {
     let comparisons = compare::comparisons(results);
+    let verdicts = verdicts(&Run { results, comparisons: &comparisons, overhead });
     table::print(results, &comparisons);
     overhead.print();
+    bars::print(&verdicts);
     let write = |name: &str, text: String| {
         let path = folder.join(name);
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     };
     write("eval.json", serde_json::to_string_pretty(&results.rows())?)?;
     write("comparisons.json", serde_json::to_string_pretty(&comparisons)?)?;
+    write("bars.json", serde_json::to_string_pretty(&verdicts)?)?;
     write("overhead.json", serde_json::to_string_pretty(overhead)?)?;
-    write("index.html", page::page(results, &comparisons, snapshots)?)?;
+    let findings =
+        Findings { results, comparisons: &comparisons, verdicts: &verdicts, overhead, snapshots };
+    write("index.html", page(&findings)?)?;
     println!("\n{}", folder.join("index.html").display());
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! `index.html`: one file, readable on light and on dark ground, that asks nothing of a network.
 
+mod bars;
+
 use std::fmt::Write;
 
 use anyhow::Result;
@@ -7,12 +9,16 @@ use keepwell_kernels::TIERS;
 use plotters::style::RGBColor;
 
 use super::{
+    bars::Verdict,
     compare::Comparison,
+    overhead::Overhead,
     plots::{Scale, Series, bit_map, bits_colour, colour, quality},
     rows::{Results, Row},
     snapshot::{Snapshot, Token},
     tasks::Mode,
 };
+
+use self::bars::{bars_section, overhead_section};
 
 const STYLE: &str = include_str!("page.css");
 /// Levels of a token's score in the text view.
@@ -33,15 +39,22 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
+/// What the page shows.
+#[derive(Clone, Copy)]
+pub struct Findings<'a> {
+    pub results: &'a Results,
+    pub comparisons: &'a [Comparison],
+    pub verdicts: &'a [Verdict],
+    pub overhead: &'a Overhead,
+    pub snapshots: &'a [Snapshot],
+}
+
 /// The whole page.
 ///
 /// # Errors
 /// A drawing that fails.
-pub fn page(
-    results: &Results,
-    comparisons: &[Comparison],
-    snapshots: &[Snapshot],
-) -> Result<String> {
+pub fn page(findings: &Findings) -> Result<String> {
+    let Findings { results, comparisons, verdicts, overhead, snapshots } = *findings;
     let mut html = String::new();
     let model = escape(&results.model);
     write!(
@@ -62,6 +75,8 @@ pub fn page(
         task_section(&mut html, results, task, mode)?;
     }
     comparison_section(&mut html, comparisons)?;
+    bars_section(&mut html, verdicts)?;
+    overhead_section(&mut html, overhead)?;
     snapshot_sections(&mut html, snapshots)?;
     html.push_str("</body></html>\n");
     Ok(html)
@@ -274,7 +289,11 @@ fn tooltip(token: &Token) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::{compare::comparisons, rows::tests::results};
+    use crate::eval::{
+        bars::{Run, verdicts},
+        compare::comparisons,
+        rows::tests::results,
+    };
 
     #[test]
     fn text_cannot_leave_its_place() {
@@ -291,8 +310,24 @@ mod tests {
             tokens: vec![token],
             bits: vec![vec![4.0, 8.0]],
         };
-        let html = page(&results, &comparisons(&results), &[snapshot]).unwrap();
-        for part in ["<h2>kl, agnostic", "<h2>needle, aware", "best baseline", "Bits by token"] {
+        let (comparisons, overhead) = (comparisons(&results), Overhead::of_share(0.05));
+        let run = Run { results: &results, comparisons: &comparisons, overhead: &overhead };
+        let findings = Findings {
+            results: &results,
+            comparisons: &comparisons,
+            verdicts: &verdicts(&run),
+            overhead: &overhead,
+            snapshots: &[snapshot],
+        };
+        let html = page(&findings).unwrap();
+        for part in [
+            "<h2>kl, agnostic",
+            "<h2>needle, aware",
+            "best baseline",
+            "not measured",
+            "compacting",
+            "Bits by token",
+        ] {
             assert!(html.contains(part), "{part}");
         }
         assert!(html.matches("<svg").count() >= 3);
