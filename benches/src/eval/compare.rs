@@ -1,8 +1,10 @@
-//! Policies against the baselines that take at least as many bytes, sample by sample.
+//! Policies against the baselines that take at least as many bytes, and against the full cache,
+//! sample by sample.
 
 use serde::Serialize;
 
 use super::{
+    methods::METHODS,
     rows::{Results, quality},
     stats::{difference_interval, mean, ratio_interval},
     tasks::Mode,
@@ -13,7 +15,7 @@ const TOLERANCE: f64 = 0.99;
 /// Beyond so many times the policy's bytes the comparison would say nothing.
 const MOST: f64 = 1.5;
 
-/// A policy and one of the baselines that it must beat.
+/// A policy and one of the baselines that it must beat, or the full cache.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
     pub policy: &'static str,
@@ -41,9 +43,13 @@ impl Comparison {
     pub fn is_ratio(&self) -> bool {
         self.task == "kl"
     }
+
+    pub fn is_to_full(&self) -> bool {
+        self.baseline == METHODS[0].name()
+    }
 }
 
-/// Every policy against every rival, the best first.
+/// Every policy against every rival, the best first, and its scores against the full cache's.
 pub fn comparisons(results: &Results) -> Vec<Comparison> {
     let policies = || (0..results.arms.len()).filter(|arm| results.arms[*arm].is_policy());
     let of_task = |task| policies().flat_map(move |arm| compare(results, task, arm));
@@ -71,7 +77,7 @@ fn compare(results: &Results, (task, mode): (&'static str, Mode), arm: usize) ->
     let mut theirs: Vec<_> =
         rivals(results, ours.bytes_ratio, bytes_of).into_iter().map(side).collect();
     theirs.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
-    let comparison = |(rank, theirs): (usize, &Side)| {
+    let comparison = |is_best: bool, theirs: &Side| {
         let (value, baseline_value) = (mean(&ours.qualities), mean(&theirs.qualities));
         let pair = (&ours.qualities[..], &theirs.qualities[..], results.seed);
         let (effect, interval) = match is_ratio {
@@ -87,7 +93,7 @@ fn compare(results: &Results, (task, mode): (&'static str, Mode), arm: usize) ->
             n: ours.qualities.len(),
             value,
             baseline: results.arms[theirs.arm].name(),
-            is_best: rank == 0,
+            is_best,
             baseline_bytes_ratio: theirs.bytes_ratio,
             baseline_value,
             effect,
@@ -95,7 +101,12 @@ fn compare(results: &Results, (task, mode): (&'static str, Mode), arm: usize) ->
             high: interval.high,
         }
     };
-    theirs.iter().enumerate().map(comparison).collect()
+    let ranked = theirs.iter().enumerate();
+    let mut all: Vec<_> = ranked.map(|(rank, theirs)| comparison(rank == 0, theirs)).collect();
+    // No rival, but what scores are measured by; of divergence it has none.
+    let full = (0..results.arms.len()).filter(|arm| results.arms[*arm].is_full() && !is_ratio);
+    all.extend(full.map(|arm| comparison(false, &side(arm))));
+    all
 }
 
 /// Of each family the smallest arm that takes at least `bytes`.
@@ -135,6 +146,14 @@ mod tests {
         let needle = comparisons.iter().find(|c| c.task == "needle").unwrap();
         assert!((needle.effect - 0.375).abs() < 1e-9);
         assert!(needle.low <= needle.effect && needle.effect <= needle.high);
+    }
+
+    #[test]
+    fn scores_stand_beside_those_of_the_full_cache() {
+        let comparisons = comparisons(&results());
+        let full: Vec<_> = comparisons.iter().filter(|c| c.is_to_full()).collect();
+        assert_eq!((full.len(), full[0].task, full[0].is_best), (1, "needle", false));
+        assert!((full[0].effect + 0.125).abs() < 1e-9 && full[0].low < full[0].effect);
     }
 
     #[test]

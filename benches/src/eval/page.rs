@@ -74,7 +74,7 @@ pub fn page(findings: &Findings) -> Result<String> {
     for (task, mode) in results.tasks() {
         task_section(&mut html, results, task, mode)?;
     }
-    comparison_section(&mut html, comparisons)?;
+    comparison_sections(&mut html, comparisons)?;
     bars_section(&mut html, verdicts)?;
     overhead_section(&mut html, overhead)?;
     snapshot_sections(&mut html, snapshots)?;
@@ -178,19 +178,38 @@ fn table(html: &mut String, rows: &[Row], is_kl: bool) -> Result<()> {
     Ok(())
 }
 
-fn comparison_section(html: &mut String, comparisons: &[Comparison]) -> Result<()> {
-    if comparisons.is_empty() {
-        return Ok(());
-    }
-    html.push_str(
+fn comparison_sections(html: &mut String, comparisons: &[Comparison]) -> Result<()> {
+    comparison_table(
+        html,
         "<h2>Against the best baseline at equal or more bytes</h2><p>Each family of methods enters \
          with its smallest format that takes at least the policy's bytes (1 % less counts as equal, \
          1.5 times as many is the most). kl: ratio of the means, below 1 is better; others: \
-         difference of the scores, above 0 is better. Intervals are paired. All rivals are in comparisons.json.</p>\
-         <table><tr><th>task<th>mode<th>policy<th>budget<th>bytes<th>value<th>best baseline<th>bytes\
+         difference of the scores, above 0 is better. Intervals are paired. All rivals are in \
+         comparisons.json.</p>",
+        comparisons.iter().filter(|c| c.is_best),
+    )?;
+    comparison_table(
+        html,
+        "<h2>Against the full cache</h2><p>Difference of the scores. Intervals are paired.</p>",
+        comparisons.iter().filter(|c| c.is_to_full()),
+    )
+}
+
+fn comparison_table<'a>(
+    html: &mut String,
+    title: &str,
+    comparisons: impl Iterator<Item = &'a Comparison>,
+) -> Result<()> {
+    let mut comparisons = comparisons.peekable();
+    if comparisons.peek().is_none() {
+        return Ok(());
+    }
+    html.push_str(title);
+    html.push_str(
+        "<table><tr><th>task<th>mode<th>policy<th>budget<th>bytes<th>value<th>against<th>bytes\
          <th>value<th>effect<th>95 %</tr>",
     );
-    for c in comparisons.iter().filter(|c| c.is_best) {
+    for c in comparisons {
         write!(
             html,
             "<tr><td>{}<td>{}<td>{}<td>{}<td>{:.4}<td>{:.5}<td>{}<td>{:.4}<td>{:.5}<td>{:.3}\
@@ -324,6 +343,7 @@ mod tests {
             "<h2>kl, agnostic",
             "<h2>needle, aware",
             "best baseline",
+            "Against the full cache",
             "not measured",
             "compacting",
             "Bits by token",

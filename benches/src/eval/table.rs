@@ -40,13 +40,17 @@ fn print_comparisons(comparisons: &[Comparison]) {
         return;
     }
     println!("\nAgainst the best baseline at equal or more bytes, paired");
-    for c in comparisons.iter().filter(|c| c.is_best) {
-        let Comparison { policy, budget, baseline, effect, low, high, .. } = c;
-        let kind = if c.is_ratio() { "ratio of KL" } else { "difference " };
-        println!(
-            "{:9} {:8}  {policy:14} {budget:<6} {:8.5}  {baseline:13} at {:.3} {:8.5}  {kind} \
-             {effect:6.3} ({low:.3} - {high:.3})",
-            c.task, c.mode, c.value, c.baseline_bytes_ratio, c.baseline_value
-        );
-    }
+    comparisons.iter().filter(|c| c.is_best).for_each(print_comparison);
+    println!("\nAgainst the full cache, paired");
+    comparisons.iter().filter(|c| c.is_to_full()).for_each(print_comparison);
+}
+
+fn print_comparison(c: &Comparison) {
+    let Comparison { policy, budget, baseline, effect, low, high, .. } = c;
+    let kind = if c.is_ratio() { "ratio of KL" } else { "difference " };
+    println!(
+        "{:9} {:8}  {policy:14} {budget:<6} {:8.5}  {baseline:13} at {:.3} {:8.5}  {kind} \
+         {effect:6.3} ({low:.3} - {high:.3})",
+        c.task, c.mode, c.value, c.baseline_bytes_ratio, c.baseline_value
+    );
 }
