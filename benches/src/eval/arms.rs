@@ -57,7 +57,8 @@ impl Arm {
 }
 
 /// The exact cache first, then what `names` asks for: `all`, `policies`, `baselines`, or names.
-/// Compression has a budget below 1; budget 1 is the exact cache.
+/// Methods have budgets below 1, for 1 is the exact cache; the first policy keeps it, to show what
+/// the calibration's basis costs. Other policies would do the same there.
 ///
 /// # Errors
 /// A name nobody has, or a budget outside (0, 1].
@@ -76,10 +77,13 @@ pub fn arms(names: &[String], budgets: &[f64]) -> Result<Vec<Arm>> {
     let wanted =
         |name: &str, group: &str| names.iter().any(|n| n == name || n == group || n == "all");
     let squeezed = || budgets.iter().copied().filter(|b| *b < 1.0);
+    let uncompressed = budgets.iter().copied().find(|b| *b == 1.0);
     let mut arms = vec![Arm { contender: Contender::Method(METHODS[0]), budget: Some(1.0) }];
-    for policy in POLICIES.iter().filter(|p| wanted(p.name(), "policies")) {
+    let policies = POLICIES.iter().filter(|p| wanted(p.name(), "policies"));
+    for (index, policy) in policies.enumerate() {
         let policy = PolicyId::from_name(policy.name()).expect("it stands in the table");
-        arms.extend(squeezed().map(|budget| {
+        let first = uncompressed.filter(|_| index == 0);
+        arms.extend(first.into_iter().chain(squeezed()).map(|budget| {
             let recipe = Recipe { budget: budget as f32, policy };
             Arm { contender: Contender::Policy(recipe), budget: Some(budget) }
         }));
@@ -110,13 +114,17 @@ mod tests {
 
     #[test]
     fn the_exact_cache_comes_first_and_fixed_formats_once() {
-        let arms = names(&["uniform_k4v4", "attribution", "h2o"], &[1.0, 0.28, 0.2]);
+        let asked = ["uniform_k4v4", "attribution", "recency", "h2o"];
+        let arms = names(&asked, &[1.0, 0.28, 0.2]);
         assert_eq!(
             arms,
             [
                 ("full", Some(1.0)),
+                ("attribution", Some(1.0)),
                 ("attribution", Some(0.28)),
                 ("attribution", Some(0.2)),
+                ("recency", Some(0.28)),
+                ("recency", Some(0.2)),
                 ("uniform_k4v4", None),
                 ("h2o", Some(0.28)),
                 ("h2o", Some(0.2)),

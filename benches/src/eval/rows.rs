@@ -145,7 +145,7 @@ pub mod tests {
     pub fn results() -> Results {
         let names = ["attribution", "uniform_k4v4", "uniform_k8v8"].map(String::from);
         let mut results = Results {
-            arms: arms(&names, &[1.0, 0.28]).unwrap(),
+            arms: arms(&names, &[0.28]).unwrap(),
             cells: vec![],
             model: "m".into(),
             seed: 1,
