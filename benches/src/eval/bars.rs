@@ -12,7 +12,7 @@ use super::{
     tasks::Mode,
 };
 
-const POLICY: &str = "attribution";
+pub const POLICY: &str = "attribution";
 /// With fewer samples an interval says little.
 const LEAST_SAMPLES: usize = 32;
 /// Of a shorter prefix too much is protected.

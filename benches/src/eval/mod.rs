@@ -151,7 +151,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     let calibration = obtain(text.as_deref(), &loaded, &*backend);
     let source = Source::new(loaded.tokenizer, loaded.template, &arguments.text)?;
     let mut samples = samples(&arguments.tasks, &source, &arguments.plan())?;
-    samples.retain(|(_, sample)| arguments.modes.contains(&sample.mode));
+    samples.retain(|(_, sample)| arguments.modes.contains(&sample.place.mode));
     let lab = Lab::new(&*loaded.model, &*backend, arguments.chunk, Protection::default());
     let bench = Bench {
         served: lab.calibrated(&calibration),
@@ -210,7 +210,7 @@ fn measure(
             }
             Ok(())
         })?;
-        results.push(task, sample.mode, sample.length, outcomes);
+        results.push(task, sample.place, outcomes);
     }
     bar.finish_and_clear();
     Ok((results, snapshots))

@@ -1,6 +1,7 @@
 //! `index.html`: one file, readable on light and on dark ground, that asks nothing of a network.
 
 mod bars;
+mod depths;
 
 use std::fmt::Write;
 
@@ -12,13 +13,16 @@ use super::{
     bars::Verdict,
     compare::Comparison,
     overhead::Overhead,
-    plots::{Scale, Series, bit_map, bits_colour, colour, quality},
+    plots::{Grid, Scale, Series, bits_colour, colour, quality},
     rows::{Results, Row},
     snapshot::{Snapshot, Token},
     tasks::Mode,
 };
 
-use self::bars::{bars_section, overhead_section};
+use self::{
+    bars::{bars_section, overhead_section},
+    depths::depth_sections,
+};
 
 const STYLE: &str = include_str!("page.css");
 /// Levels of a token's score in the text view.
@@ -74,6 +78,7 @@ pub fn page(findings: &Findings) -> Result<String> {
     for (task, mode) in results.tasks() {
         task_section(&mut html, results, task, mode)?;
     }
+    depth_sections(&mut html, results)?;
     comparison_sections(&mut html, comparisons)?;
     bars_section(&mut html, verdicts)?;
     overhead_section(&mut html, overhead)?;
@@ -245,7 +250,7 @@ fn snapshot_sections(html: &mut String, snapshots: &[Snapshot]) -> Result<()> {
         write!(
             html,
             "<figure>{}<figcaption>{policy} at {budget}</figcaption></figure>",
-            bit_map(bits)?
+            head_grid(bits).draw(bits_colour)?
         )?;
     }
     html.push_str(
@@ -257,6 +262,17 @@ fn snapshot_sections(html: &mut String, snapshots: &[Snapshot]) -> Result<()> {
         text_view(html, snapshot)?;
     }
     Ok(())
+}
+
+/// Of `bits[layer][kv_head]`: a column per layer, a row per head.
+fn head_grid(bits: &[Vec<f64>]) -> Grid {
+    let numbers = |len: usize| (0..len).map(|index| index.to_string()).collect();
+    Grid {
+        axes: ["layer", "head"],
+        columns: numbers(bits.len()),
+        rows: numbers(bits.first().map_or(0, Vec::len)),
+        cells: bits.to_vec(),
+    }
 }
 
 fn bits_legend(html: &mut String) -> Result<()> {
@@ -346,6 +362,7 @@ mod tests {
             "Against the full cache",
             "not measured",
             "compacting",
+            "by depth",
             "Bits by token",
         ] {
             assert!(html.contains(part), "{part}");

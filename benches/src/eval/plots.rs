@@ -111,41 +111,75 @@ pub fn bits_colour(bits: f64) -> RGBColor {
     RGBColor(r, g, b)
 }
 
-/// `bits[layer][kv_head]`: a column per layer, a row per head.
-///
-/// # Errors
-/// None that depends on the data.
-pub fn bit_map(bits: &[Vec<f64>]) -> Result<String> {
-    let (columns, rows) = (bits.len(), bits.first().map_or(0, Vec::len));
-    if columns == 0 || rows == 0 {
-        return Ok(String::new());
+/// Shares from 0 to 1 from red to green.
+pub fn share_colour(share: f64) -> RGBColor {
+    let (r, g, b) = HSLColor(0.36 * share.clamp(0.0, 1.0), 0.7, 0.42).rgb();
+    RGBColor(r, g, b)
+}
+
+/// A map of coloured cells.
+#[derive(Clone, Debug, Default)]
+pub struct Grid {
+    /// What columns and rows are.
+    pub axes: [&'static str; 2],
+    pub columns: Vec<String>,
+    /// From the bottom up.
+    pub rows: Vec<String>,
+    /// `[column][row]`.
+    pub cells: Vec<Vec<f64>>,
+}
+
+impl Grid {
+    /// Empty without cells.
+    ///
+    /// # Errors
+    /// None that depends on the data.
+    pub fn draw(&self, colour: fn(f64) -> RGBColor) -> Result<String> {
+        let (columns, rows) = (self.columns.len(), self.rows.len());
+        if columns == 0 || rows == 0 {
+            return Ok(String::new());
+        }
+        let mut svg = String::new();
+        {
+            let size = (120 + 18 * columns as u32, 48 + 18 * rows as u32);
+            let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+            let mut chart = ChartBuilder::on(&root)
+                .margin(4)
+                .x_label_area_size(34)
+                .y_label_area_size(52)
+                .build_cartesian_2d(
+                    (0..columns as i32).into_segmented(),
+                    (0..rows as i32).into_segmented(),
+                )?;
+            chart
+                .configure_mesh()
+                .disable_mesh()
+                .x_desc(self.axes[0])
+                .y_desc(self.axes[1])
+                .x_labels(columns)
+                .y_labels(rows)
+                .x_label_formatter(&|x| label(&self.columns, x))
+                .y_label_formatter(&|y| label(&self.rows, y))
+                .draw()?;
+            let cells = self.cells.iter().zip(0..).flat_map(|(rows, x)| {
+                rows.iter().zip(0..).map(move |(value, y)| {
+                    let corner = |x, y| (SegmentValue::Exact(x), SegmentValue::Exact(y));
+                    let corners = [corner(x, y), corner(x + 1, y + 1)];
+                    Rectangle::new(corners, colour(*value).filled())
+                })
+            });
+            chart.draw_series(cells)?;
+            root.present()?;
+        }
+        Ok(svg)
     }
-    let mut svg = String::new();
-    {
-        let size = (80 + 18 * columns as u32, 48 + 18 * rows as u32);
-        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        let mut chart = ChartBuilder::on(&root)
-            .margin(4)
-            .x_label_area_size(34)
-            .y_label_area_size(48)
-            .build_cartesian_2d(0..columns as i32, 0..rows as i32)?;
-        chart
-            .configure_mesh()
-            .disable_mesh()
-            .x_desc("layer")
-            .y_desc("head")
-            .y_labels(rows)
-            .draw()?;
-        let cells = bits.iter().enumerate().flat_map(|(layer, heads)| {
-            heads.iter().enumerate().map(move |(head, bits)| {
-                let (x, y) = (layer as i32, head as i32);
-                Rectangle::new([(x, y), (x + 1, y + 1)], bits_colour(*bits).filled())
-            })
-        });
-        chart.draw_series(cells)?;
-        root.present()?;
+}
+
+fn label(labels: &[String], at: &SegmentValue<i32>) -> String {
+    match at {
+        SegmentValue::CenterOf(index) => labels.get(*index as usize).cloned().unwrap_or_default(),
+        _ => String::new(),
     }
-    Ok(svg)
 }
 
 #[cfg(test)]
@@ -169,12 +203,21 @@ mod tests {
     #[test]
     fn nothing_to_draw_is_an_empty_drawing() {
         assert_eq!(quality(&[], Scale::Score, "score").unwrap(), "");
-        assert_eq!(bit_map(&[]).unwrap(), "");
+        assert_eq!(Grid::default().draw(share_colour).unwrap(), "");
     }
 
     #[test]
-    fn a_bit_map_has_a_cell_for_each_head() {
-        let svg = bit_map(&vec![vec![4.0, 8.0, 0.0]; 5]).unwrap();
-        assert_eq!(svg.matches("<rect").count(), 15);
+    fn a_grid_has_its_labels_and_a_cell_for_each_value() {
+        let grid = Grid {
+            axes: ["length", "depth"],
+            columns: vec!["1000".into(), "2000".into()],
+            rows: ["75 %", "50 %", "25 %"].map(String::from).to_vec(),
+            cells: vec![vec![0.0, 1.0, 0.5]; 2],
+        };
+        let svg = grid.draw(share_colour).unwrap();
+        assert_eq!(svg.matches("<rect").count(), 6);
+        for label in ["length", "depth", "1000", "2000", "75 %", "50 %", "25 %"] {
+            assert!(svg.contains(label), "{label}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use super::{
     arms::Arm,
     measure::Outcome,
     stats::{mean, mean_interval, percentile},
-    tasks::Mode,
+    tasks::{Mode, Place},
 };
 
 /// One line of `eval.json`. Others parse it: fields are never renamed or dropped.
@@ -43,6 +43,8 @@ pub struct Cell {
     pub task: &'static str,
     pub mode: Mode,
     pub length: usize,
+    /// Of each sample; see [`Place::depth`].
+    pub depths: Vec<Option<f64>>,
     /// `[sample][arm]`.
     pub outcomes: Vec<Vec<Outcome>>,
 }
@@ -60,12 +62,18 @@ pub fn quality(outcome: &Outcome) -> f64 {
 }
 
 impl Results {
-    pub fn push(&mut self, task: &'static str, mode: Mode, length: usize, outcomes: Vec<Outcome>) {
-        let same = |cell: &&mut Cell| (cell.task, cell.mode, cell.length) == (task, mode, length);
-        match self.cells.iter_mut().find(same) {
-            Some(cell) => cell.outcomes.push(outcomes),
-            None => self.cells.push(Cell { task, mode, length, outcomes: vec![outcomes] }),
-        }
+    /// `outcomes`: of one sample, one an arm.
+    pub fn push(&mut self, task: &'static str, place: Place, outcomes: Vec<Outcome>) {
+        let Place { mode, length, depth } = place;
+        let is_it = |cell: &Cell| (cell.task, cell.mode, cell.length) == (task, mode, length);
+        let known = self.cells.iter().position(is_it);
+        let index = known.unwrap_or_else(|| {
+            let (depths, outcomes) = (Vec::new(), Vec::new());
+            self.cells.push(Cell { task, mode, length, depths, outcomes });
+            self.cells.len() - 1
+        });
+        self.cells[index].depths.push(depth);
+        self.cells[index].outcomes.push(outcomes);
     }
 
     /// (task, mode) pairs in the order they came.
@@ -159,7 +167,8 @@ pub mod tests {
                 nll_delta: 0.01,
             };
             let kls = vec![kl(1.0, 0.0), kl(0.279, 0.001), kl(0.53, 1e-5), kl(0.283, 0.004)];
-            results.push("kl", Mode::Agnostic, 100, kls);
+            let at = |mode, depth| Place { mode, length: 100, depth };
+            results.push("kl", at(Mode::Agnostic, None), kls);
             let answer = |bytes_ratio, right| Outcome {
                 bytes_ratio,
                 score: f64::from(u8::from(right)),
@@ -172,7 +181,8 @@ pub mod tests {
                 answer(0.53, true),
                 answer(0.283, sample > 3),
             ];
-            results.push("needle", Mode::Aware, 100, answers);
+            let depth = f64::from(sample) / 8.0;
+            results.push("needle", at(Mode::Aware, Some(depth)), answers);
         }
         results
     }

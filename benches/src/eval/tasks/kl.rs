@@ -1,6 +1,6 @@
 use anyhow::Result;
 
-use super::{Mode, Plan, Sample, Task, Then};
+use super::{Mode, Place, Plan, Sample, Task, Then};
 use crate::eval::source::Source;
 
 /// Running text: how far the next tokens' probabilities move when the prefix is compressed.
@@ -16,8 +16,7 @@ impl Task for Kl {
         let sample = |window: &Vec<u32>| {
             let (context, rest) = window.split_at(plan.prefix);
             Sample {
-                mode: Mode::Agnostic,
-                length: plan.prefix,
+                place: Place { mode: Mode::Agnostic, length: plan.prefix, depth: None },
                 context: context.to_vec(),
                 then: Then::Continue(rest.to_vec()),
             }

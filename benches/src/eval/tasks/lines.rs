@@ -66,7 +66,7 @@ impl Task for Lines {
                     digits: numbers[asked].clone(),
                     grade: Grade::Contains,
                 };
-                samples.extend(both_modes(source, num_lines, &before, &asked)?);
+                samples.extend(both_modes(source, (num_lines, None), &before, &asked)?);
             }
         }
         Ok(samples)

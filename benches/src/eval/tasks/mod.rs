@@ -49,12 +49,20 @@ pub struct Plan {
     pub seed: u64,
 }
 
+/// Where in a task's grid a sample belongs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Place {
+    pub mode: Mode,
+    /// Nominal tokens, or lines.
+    pub length: usize,
+    /// Share of the context before what is asked for, where the task says so.
+    pub depth: Option<f64>,
+}
+
 /// One context and what comes after it.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    pub mode: Mode,
-    /// Nominal tokens, or lines, of the cell of the grid it belongs to.
-    pub length: usize,
+    pub place: Place,
     /// What is compressed.
     pub context: Vec<u32>,
     pub then: Then,
@@ -130,11 +138,15 @@ impl Asked<'_> {
 }
 
 /// A user's message with its question at the end, in both modes.
-fn both_modes(source: &Source, length: usize, before: &str, asked: &Asked) -> Result<[Sample; 2]> {
+fn both_modes(
+    source: &Source,
+    (length, depth): (usize, Option<f64>),
+    before: &str,
+    asked: &Asked,
+) -> Result<[Sample; 2]> {
     let [head, tail] = source.ask(before, asked.question, asked.opening)?;
     let sample = |mode, context, prompt| Sample {
-        mode,
-        length,
+        place: Place { mode, length, depth },
         context,
         then: Then::Ask(vec![asked.question(prompt)]),
     };

@@ -2,7 +2,7 @@ use anyhow::Result;
 use rand::Rng;
 
 use super::{
-    Asked, BEFORE_QUESTION, Grade, Mode, Plan, Sample, Task, Then, generator, insert, number,
+    Asked, BEFORE_QUESTION, Grade, Mode, Place, Plan, Sample, Task, Then, generator, insert, number,
 };
 use crate::eval::source::Source;
 
@@ -47,7 +47,8 @@ impl Task for Multiturn {
             {
                 let then =
                     Then::Ask(vec![turns[0].question(prompt), turns[1].question(next.clone())]);
-                samples.push(Sample { mode, length, context, then });
+                let place = Place { mode, length, depth: None };
+                samples.push(Sample { place, context, then });
             }
         }
         Ok(samples)

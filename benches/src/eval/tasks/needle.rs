@@ -30,7 +30,7 @@ impl Task for Needle {
                     digits,
                     grade: Grade::Contains,
                 };
-                samples.extend(both_modes(source, length, &before, &asked)?);
+                samples.extend(both_modes(source, (length, Some(depth)), &before, &asked)?);
             }
         }
         Ok(samples)

@@ -33,7 +33,7 @@ impl Task for Passkey {
                 digits,
                 grade: Grade::Places,
             };
-            samples.extend(both_modes(source, length, &before, &asked)?);
+            samples.extend(both_modes(source, (length, None), &before, &asked)?);
         }
         Ok(samples)
     }

@@ -54,7 +54,7 @@ fn both_modes_ask_the_same_of_the_same_tokens() {
         let samples = task.samples(&source, &plan(1)).unwrap();
         assert_eq!(samples.len(), 8, "{}", task.name());
         for pair in samples.chunks(2) {
-            assert_eq!([pair[0].mode, pair[1].mode], [Mode::Agnostic, Mode::Aware]);
+            assert_eq!([pair[0].place.mode, pair[1].place.mode], [Mode::Agnostic, Mode::Aware]);
             assert_eq!(answers(&pair[0]), answers(&pair[1]));
             let (Then::Ask(agnostic), Then::Ask(aware)) = (&pair[0].then, &pair[1].then) else {
                 panic!("{} asks nothing", task.name());
