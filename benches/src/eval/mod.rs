@@ -33,6 +33,7 @@ use keepwell_server::{
 
 use self::{
     bars::{Run, verdicts},
+    clock::Progress,
     measure::Bench,
     overhead::Overhead,
     page::{Findings, page},
@@ -195,15 +196,14 @@ fn measure(
         bench.arms.len(),
         HumanDuration(std::time::Duration::from_secs_f64(seconds))
     );
-    let bar = clock::bar(total)?;
+    let mut progress = Progress::start(total)?;
     let num_kv_heads = bench.lab.config().num_kv_heads;
     let (seed, arms) = (bench.seed, bench.arms.to_vec());
     let mut results = Results { arms, cells: Vec::new(), model, seed };
     let mut snapshots = Vec::new();
     for (index, (task, sample)) in samples.iter().enumerate() {
         let outcomes = bench.run(sample, |arm, trial| {
-            bar.set_message(format!("{task} {}", arm.name()));
-            bar.inc(clock::work(arm, sample));
+            progress.advance(clock::work(arm, sample), &format!("{task} {}", arm.name()));
             if let (0, Some(trial), Some(budget)) = (index, trial, arm.budget) {
                 let at = (arm.name(), budget);
                 snapshots.push(Snapshot::take(trial, bench.tokenizer, at, num_kv_heads)?);
@@ -212,7 +212,6 @@ fn measure(
         })?;
         results.push(task, sample.place, outcomes);
     }
-    bar.finish_and_clear();
     Ok((results, snapshots))
 }
 

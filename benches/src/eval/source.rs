@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use keepwell_models::{ChatTemplate, TextTokenizer, template::Prompt};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
@@ -35,26 +35,48 @@ impl Source {
         Ok(Self { texts, template, tokenizer })
     }
 
-    /// `count` windows of `len` tokens: files in turn, spread evenly over each, moved by what the
-    /// seed draws.
+    /// `count` windows of `len` tokens, spread evenly over all files as if they were one, moved by
+    /// what the seed draws.
     ///
     /// # Errors
     /// A file that is shorter than a window.
     pub fn windows(&self, count: usize, len: usize, seed: u64) -> Result<Vec<Vec<u32>>> {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let per_text = count.div_ceil(self.texts.len());
-        let window = |index: usize| {
-            let text = &self.texts[index % self.texts.len()];
-            ensure!(
-                text.len() > len,
+        if let Some(text) = self.texts.iter().find(|text| text.len() <= len) {
+            bail!(
                 "a text has {} tokens; samples take {len}: name longer files or ask for less",
                 text.len()
             );
-            let stride = (text.len() - len) / per_text;
-            let start = index / self.texts.len() * stride + rng.random_range(0..stride.max(1));
+        }
+        let mut rng = StdRng::seed_from_u64(seed);
+        let stride = self.stride(count, len);
+        let window = |index: usize| {
+            let mut start = index * stride + rng.random_range(0..stride.max(1));
+            let holds = |text: &&Vec<u32>| {
+                let is_in = start < text.len() - len;
+                start -= if is_in { 0 } else { text.len() - len };
+                is_in
+            };
+            let text = self.texts.iter().find(holds).context("strides end before the last text")?;
             Ok(text[start..start + len].to_vec())
         };
         (0..count).map(window).collect()
+    }
+
+    /// Tokens from one of `count` windows to the next.
+    fn stride(&self, count: usize, len: usize) -> usize {
+        let starts: usize = self.texts.iter().map(|text| text.len().saturating_sub(len)).sum();
+        starts / count.max(1)
+    }
+
+    /// What to say of windows that share tokens, if they do: such samples are not independent.
+    pub fn overlap(&self, count: usize, len: usize) -> Option<String> {
+        let stride = self.stride(count, len);
+        (count > 1 && stride < len).then(|| {
+            format!(
+                "{count} windows of {len} tokens start {stride} apart and overlap: intervals will \
+                 be too narrow; name more text or ask for fewer windows"
+            )
+        })
     }
 
     /// A user's message in two pieces, the second of which starts with `question` and ends with the

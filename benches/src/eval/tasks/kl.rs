@@ -12,7 +12,11 @@ impl Task for Kl {
     }
 
     fn samples(&self, source: &Source, plan: &Plan) -> Result<Vec<Sample>> {
-        let windows = source.windows(plan.windows, plan.prefix + plan.forced + 1, plan.seed)?;
+        let len = plan.prefix + plan.forced + 1;
+        let windows = source.windows(plan.windows, len, plan.seed)?;
+        if let Some(warning) = source.overlap(plan.windows, len) {
+            eprintln!("kl: {warning}");
+        }
         let sample = |window: &Vec<u32>| {
             let (context, rest) = window.split_at(plan.prefix);
             Sample {

@@ -74,6 +74,21 @@ fn a_text_shorter_than_a_sample_is_refused_with_what_to_do() {
 }
 
 #[test]
+fn windows_lie_in_all_texts_by_their_length_and_overlap_is_told() {
+    let source = source();
+    let whole: Vec<u32> = (0..3000).collect();
+    let texts = vec![whole[..1000].to_vec(), whole[1000..].to_vec()];
+    let source = Source { texts, ..source };
+    let windows = source.windows(14, 100, 1).unwrap();
+    assert!(windows.iter().all(|window| window.is_sorted() && window.len() == 100));
+    assert!(windows.iter().all(|window| window[99] < 1000 || window[0] >= 1000));
+    let first = windows.iter().filter(|window| window[0] < 1000).count();
+    assert!((4..=5).contains(&first), "{first}");
+    assert_eq!(source.overlap(14, 100), None);
+    assert!(source.overlap(40, 100).unwrap().contains("overlap"));
+}
+
+#[test]
 fn answers_are_judged_by_their_digits() {
     let question =
         |grade| Question { prompt: vec![], digits: "1234567".into(), grade, max_tokens: 8 };
