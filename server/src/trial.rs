@@ -185,6 +185,23 @@ impl<'a> Trial<'a> {
         Ok(self.seq.tokens[start..].to_vec())
     }
 
+    /// Appends `tokens` one by one as if they were generated, with compress events as in the engine.
+    /// Returns the logits after each of them, as [`Trial::force`] does.
+    ///
+    /// # Errors
+    /// As [`Trial::prefill`].
+    pub fn follow(&mut self, tokens: &[u32]) -> Result<Logits> {
+        let vocab_size = self.lab.config().vocab_size;
+        let mut logits = Logits { vocab_size, data: Vec::with_capacity(tokens.len() * vocab_size) };
+        for token in tokens {
+            self.seq.tokens.push(*token);
+            let entry = self.next_entry(self.seq.num_pending())?;
+            logits.data.extend(self.forward(&entry, 1)?.data);
+            self.end_step(&entry)?;
+        }
+        Ok(logits)
+    }
+
     /// The same context once more, in memory of its own.
     ///
     /// # Errors

@@ -138,6 +138,18 @@ fn tokens_go_to_the_tiers_they_are_assigned() {
 }
 
 #[test]
+fn followed_tokens_are_compressed_as_generated_ones_are() {
+    let world = world();
+    let start = || world.prefilled(Recipe { budget: 0.28, ..Recipe::exact() }, 200);
+    let (mut generated, mut followed) = (start(), start());
+    let tokens = generated.generate(80, &[]).unwrap();
+    let logits = followed.follow(&tokens[..79]).unwrap();
+    followed.check();
+    assert_eq!(generated.usage(), followed.usage());
+    assert!((0..79).all(|row| logits.argmax(row) == tokens[row + 1]));
+}
+
+#[test]
 fn observed_tokens_are_scored_but_never_compressed() {
     let world = world();
     let mut trial = world.lab().start(Recipe { budget: 0.2, ..Recipe::exact() }, 512).unwrap();

@@ -31,11 +31,12 @@ pub fn work(arm: &Arm, sample: &Sample) -> u64 {
         Contender::Method(_) => SIMULATION * context,
     };
     let after = match &sample.then {
-        Then::Continue(tokens) => 2 * tokens.len(),
+        Then::Continue(tokens) | Then::Follow(tokens) => 2 * tokens.len(),
         Then::Ask(questions) => questions.iter().map(|q| q.prompt.len()).sum(),
     };
     let decoded = match &sample.then {
-        Then::Continue(_) => 0,
+        Then::Follow(tokens) if arm.is_policy() => tokens.len(),
+        Then::Continue(_) | Then::Follow(_) => 0,
         // An answer ends before its longest: a sentence around the digits.
         Then::Ask(questions) => questions.iter().map(|q| q.digits.len() + 8).sum(),
     };

@@ -15,6 +15,9 @@ const TOLERANCE: f64 = 0.99;
 /// Beyond so many times the policy's bytes the comparison would say nothing.
 const MOST: f64 = 1.5;
 
+/// Tasks whose values are divergences, which are compared by their ratio.
+const DIVERGENCES: [&str; 2] = ["kl", "long"];
+
 /// A policy and one of the baselines that it must beat, or the full cache.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
@@ -31,7 +34,7 @@ pub struct Comparison {
     pub is_best: bool,
     pub baseline_bytes_ratio: f64,
     pub baseline_value: f64,
-    /// For `kl` the ratio of the means, below 1 when the policy is better; else the difference of the
+    /// Of divergences the ratio of the means, below 1 when the policy is better; else the difference of the
     /// scores, above 0 when it is better.
     pub effect: f64,
     /// Paired 95 % bootstrap interval of the effect.
@@ -41,7 +44,7 @@ pub struct Comparison {
 
 impl Comparison {
     pub fn is_ratio(&self) -> bool {
-        self.task == "kl"
+        DIVERGENCES.contains(&self.task)
     }
 
     pub fn is_to_full(&self) -> bool {
@@ -70,7 +73,7 @@ fn compare(results: &Results, (task, mode): (&'static str, Mode), arm: usize) ->
         let qualities = outcomes.into_iter().map(quality).collect();
         Side { arm, bytes_ratio: mean(&bytes), qualities }
     };
-    let is_ratio = task == "kl";
+    let is_ratio = DIVERGENCES.contains(&task);
     let loss = |side: &Side| if is_ratio { mean(&side.qualities) } else { -mean(&side.qualities) };
     let ours = side(arm);
     let bytes_of = |arm| side(arm).bytes_ratio;

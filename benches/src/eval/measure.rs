@@ -38,6 +38,18 @@ pub struct Bench<'a> {
     pub seed: u64,
 }
 
+/// A context, computed exactly.
+struct Exact<'a> {
+    prefix: Option<Prefix>,
+    trial: Trial<'a>,
+}
+
+/// A context after an arm was at it.
+struct Compressed<'a> {
+    trial: Trial<'a>,
+    bytes_ratio: f64,
+}
+
 impl Bench<'_> {
     /// Outcomes in the order of the arms. `done` hears of each, with the trial as it was right after
     /// compression where the arm is a policy.
@@ -49,52 +61,86 @@ impl Bench<'_> {
         sample: &Sample,
         mut done: impl FnMut(&Arm, Option<&Trial>) -> Result<()>,
     ) -> Result<Vec<Outcome>> {
-        let capacity = sample.context.len() + sample.then.num_tokens();
-        let (prefix, exact) = self.exact(sample, capacity)?;
+        let exact = self.exact(sample)?;
         let reference = match &sample.then {
-            Then::Continue(tokens) => Some(Reference::new(&exact, tokens)?),
+            Then::Continue(tokens) | Then::Follow(tokens) => {
+                Some(Reference::new(&exact.trial, tokens)?)
+            }
             Then::Ask(_) => None,
         };
         let mut outcomes = Vec::with_capacity(self.arms.len());
         for arm in self.arms {
-            let (trial, bytes_ratio) = match arm.contender {
-                Contender::Policy(recipe) => {
-                    let mut trial = self.served.start(recipe, capacity)?;
-                    trial.prefill(&sample.context)?;
-                    let usage = trial.usage();
-                    (trial, usage.bytes as f64 / usage.f16_bytes as f64)
-                }
-                Contender::Method(_) if arm.is_full() => (exact.fork()?, 1.0),
-                Contender::Method(method) => {
-                    let prefix = prefix.as_ref().context("read, since there is a method")?;
-                    let share = arm.budget.unwrap_or(1.0);
-                    let target = Target { bytes: share * prefix.f16_bytes(), seed: self.seed };
-                    let compressed = method.compress(prefix, &target);
-                    (apply(&exact, &compressed)?, compressed.bytes / prefix.f16_bytes())
-                }
-            };
-            done(arm, arm.is_policy().then_some(&trial))?;
-            let outcome = match (&sample.then, &reference) {
-                (Then::Ask(questions), _) => self.ask(trial, questions)?,
-                (Then::Continue(tokens), Some(reference)) => reference.compare(trial, tokens)?,
-                (Then::Continue(_), None) => Outcome::default(),
-            };
-            outcomes.push(Outcome { bytes_ratio, ..outcome });
+            let compressed = self.compress(arm, sample, &exact)?;
+            done(arm, arm.is_policy().then_some(&compressed.trial))?;
+            outcomes.push(self.outcome(arm, sample, reference.as_ref(), compressed)?);
         }
         Ok(outcomes)
     }
 
     /// The exact context, and what methods ask of it if there are any.
-    fn exact(&self, sample: &Sample, capacity: usize) -> Result<(Option<Prefix>, Trial<'_>)> {
+    fn exact(&self, sample: &Sample) -> Result<Exact<'_>> {
+        let capacity = sample.capacity();
         if self.arms.iter().any(|arm| arm.family().is_some()) {
             let needs = self.arms.iter().map(Arm::needs).fold(Needs::default(), Needs::or);
             let read = Read { lab: &self.lab, spy: self.spy, needs, capacity };
-            let (prefix, exact) = read.prefix(&sample.context)?;
-            return Ok((Some(prefix), exact));
+            let (prefix, trial) = read.prefix(&sample.context)?;
+            return Ok(Exact { prefix: Some(prefix), trial });
         }
-        let mut exact = self.lab.start(Recipe::exact(), capacity)?;
-        exact.prefill(&sample.context)?;
-        Ok((None, exact))
+        let mut trial = self.lab.start(Recipe::exact(), capacity)?;
+        trial.prefill(&sample.context)?;
+        Ok(Exact { prefix: None, trial })
+    }
+
+    fn compress<'a>(
+        &'a self,
+        arm: &Arm,
+        sample: &Sample,
+        exact: &Exact<'a>,
+    ) -> Result<Compressed<'a>> {
+        let (trial, bytes_ratio) = match arm.contender {
+            Contender::Policy(recipe) => {
+                let mut trial = self.served.start(recipe, sample.capacity())?;
+                trial.prefill(&sample.context)?;
+                let bytes_ratio = bytes_ratio(&trial);
+                (trial, bytes_ratio)
+            }
+            Contender::Method(_) if arm.is_full() => (exact.trial.fork()?, 1.0),
+            Contender::Method(method) => {
+                let prefix = exact.prefix.as_ref().context("read, since there is a method")?;
+                let share = arm.budget.unwrap_or(1.0);
+                let target = Target { bytes: share * prefix.f16_bytes(), seed: self.seed };
+                let compressed = method.compress(prefix, &target);
+                (apply(&exact.trial, &compressed)?, compressed.bytes / prefix.f16_bytes())
+            }
+        };
+        Ok(Compressed { trial, bytes_ratio })
+    }
+
+    /// `reference` is there for continuations.
+    fn outcome(
+        &self,
+        arm: &Arm,
+        sample: &Sample,
+        reference: Option<&Reference>,
+        compressed: Compressed,
+    ) -> Result<Outcome> {
+        let Compressed { trial, bytes_ratio } = compressed;
+        match (&sample.then, reference) {
+            (Then::Ask(questions), _) => Ok(Outcome { bytes_ratio, ..self.ask(trial, questions)? }),
+            (Then::Continue(tokens), Some(reference)) => {
+                Ok(Outcome { bytes_ratio, ..reference.compare(trial, tokens)? })
+            }
+            (Then::Follow(tokens), Some(reference)) if arm.is_policy() => {
+                reference.follow(trial, tokens)
+            }
+            (Then::Follow(tokens), Some(reference)) => {
+                // A method has no say about what comes after the context.
+                let exact = (tokens.len() - 1) as f64 / sample.context.len() as f64;
+                let bytes_ratio = (bytes_ratio + exact) / (1.0 + exact);
+                Ok(Outcome { bytes_ratio, ..reference.compare(trial, tokens)? })
+            }
+            (Then::Continue(_) | Then::Follow(_), None) => Ok(Outcome::default()),
+        }
     }
 
     fn ask(&self, mut trial: Trial, questions: &[Question]) -> Result<Outcome> {
@@ -110,11 +156,23 @@ impl Bench<'_> {
     }
 }
 
+/// The ledger's bytes over those of F16.
+fn bytes_ratio(trial: &Trial) -> f64 {
+    let usage = trial.usage();
+    usage.bytes as f64 / usage.f16_bytes as f64
+}
+
+impl Sample {
+    fn capacity(&self) -> usize {
+        self.context.len() + self.then.num_tokens()
+    }
+}
+
 impl Then {
     /// Tokens that may follow the context.
     pub fn num_tokens(&self) -> usize {
         match self {
-            Self::Continue(tokens) => tokens.len(),
+            Self::Continue(tokens) | Self::Follow(tokens) => tokens.len(),
             Self::Ask(questions) => {
                 questions.iter().map(|q| q.prompt.len() + q.max_tokens + 1).sum()
             }
@@ -138,10 +196,21 @@ impl Reference {
         Ok(Self { log_probabilities, probabilities })
     }
 
+    /// All but the last of `tokens` at once.
     fn compare(&self, mut trial: Trial, tokens: &[u32]) -> Result<Outcome> {
         let logits = trial.force(&tokens[..tokens.len() - 1])?;
         drop(trial);
-        let rows = log_probabilities(&logits);
+        Ok(self.outcome(&logits, tokens))
+    }
+
+    /// All but the last of `tokens` one by one, with compress events. The bytes are those at the end.
+    fn follow(&self, mut trial: Trial, tokens: &[u32]) -> Result<Outcome> {
+        let logits = trial.follow(&tokens[..tokens.len() - 1])?;
+        Ok(Outcome { bytes_ratio: bytes_ratio(&trial), ..self.outcome(&logits, tokens) })
+    }
+
+    fn outcome(&self, logits: &Logits, tokens: &[u32]) -> Outcome {
+        let rows = log_probabilities(logits);
         let pairs = || self.log_probabilities.par_iter().zip(&rows);
         let weighted = pairs().zip(&self.probabilities);
         let kls: Vec<f64> = weighted.map(|((p, q), weights)| divergence(weights, p, q)).collect();
@@ -151,12 +220,12 @@ impl Reference {
         };
         let deltas = self.log_probabilities.iter().zip(&rows).zip(&tokens[1..]).map(delta);
         let num_rows = rows.len() as f64;
-        Ok(Outcome {
+        Outcome {
             nll_delta: deltas.sum::<f64>() / num_rows,
             score: num_equal as f64 / num_rows,
             kls,
             ..Outcome::default()
-        })
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod kl;
 mod lines;
+mod long;
 mod multiturn;
 mod needle;
 mod passkey;
@@ -14,8 +15,14 @@ use serde::{Deserialize, Serialize};
 
 use super::source::Source;
 
-pub static TASKS: &[&dyn Task] =
-    &[&kl::Kl, &needle::Needle, &lines::Lines, &passkey::Passkey, &multiturn::Multiturn];
+pub static TASKS: &[&dyn Task] = &[
+    &kl::Kl,
+    &needle::Needle,
+    &lines::Lines,
+    &passkey::Passkey,
+    &multiturn::Multiturn,
+    &long::Long,
+];
 
 /// Whether the question is known when the context is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -72,6 +79,8 @@ pub struct Sample {
 pub enum Then {
     /// A continuation: each token but the last is forced, each but the first predicted.
     Continue(Vec<u32>),
+    /// The same, one token after the other with compress events, as if they were generated.
+    Follow(Vec<u32>),
     /// Questions asked one after the other.
     Ask(Vec<Question>),
 }

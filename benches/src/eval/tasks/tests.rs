@@ -23,7 +23,7 @@ fn plan(seed: u64) -> Plan {
 
 fn answers(sample: &Sample) -> String {
     match &sample.then {
-        Then::Continue(_) => String::new(),
+        Then::Continue(_) | Then::Follow(_) => String::new(),
         Then::Ask(questions) => questions.iter().map(|q| q.digits.clone()).collect(),
     }
 }
@@ -50,7 +50,8 @@ fn samples_depend_on_the_seed_alone_and_hold_their_answers() {
 #[test]
 fn both_modes_ask_the_same_of_the_same_tokens() {
     let source = source();
-    for task in &TASKS[1..] {
+    let asks = |task: &&&dyn Task| !["kl", "long"].contains(&task.name());
+    for task in TASKS.iter().filter(asks) {
         let samples = task.samples(&source, &plan(1)).unwrap();
         assert_eq!(samples.len(), 8, "{}", task.name());
         for pair in samples.chunks(2) {
