@@ -240,3 +240,6 @@ fn report(
     println!("\n{}", folder.join("index.html").display());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
