@@ -105,9 +105,10 @@ fn all_candidates(
         .collect()
 }
 
-/// What protected tokens are kept in, the finest that takes no more than an eighth of the pages.
+/// What protected tokens are kept in, the finest that takes no more than an eighth of the pages and
+/// that no head refuses.
 const PROTECTED: [Tier; 4] = [Tier::K8V8, Tier::K5V5, Tier::K4V4, COARSEST_PROTECTED];
-/// And this when all of them take more.
+/// And this when there is none.
 pub const COARSEST_PROTECTED: Tier = Tier::K3V3;
 
 /// The tiers of protected tokens in one event.
@@ -129,8 +130,8 @@ impl<'a> Protected<'a> {
         let fits = |tokens: usize, tier: Tier| {
             tokens.div_ceil(layout.capacity(tier)) * table.num_heads() <= goal.max_pages / 8
         };
-        let others = PROTECTED.into_iter().find(|tier| fits(num_protected, *tier));
-        let others = others.unwrap_or(COARSEST_PROTECTED);
+        let serves = |tier: &Tier| fits(num_protected, *tier) && !goal.prices.refuses(*tier);
+        let others = PROTECTED.into_iter().find(serves).unwrap_or(COARSEST_PROTECTED);
         let sinks = if fits(goal.protection.sinks, Tier::F16) { Tier::F16 } else { others };
         Self { goal, layout, seq_len, sinks, others }
     }

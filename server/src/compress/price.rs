@@ -40,6 +40,20 @@ pub struct HeadPrices {
     pub unforeseen: f32,
 }
 
+impl HeadPrices {
+    /// Whether a token with such keys is as good as evicted.
+    fn refuses(&self, tier: Tier) -> bool {
+        self.key[tier] >= self.evicted
+    }
+
+    fn reluctant(&self) -> Self {
+        const RELUCTANCE: f32 = 100.0;
+        let factor = |tier| if self.refuses(tier) { RELUCTANCE } else { 1.0 };
+        let key = PerTier::new(|tier| factor(tier) * self.key[tier]);
+        Self { key, evicted: RELUCTANCE * self.evicted, ..self.clone() }
+    }
+}
+
 /// What each head's tiers cost.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prices {
@@ -56,12 +70,14 @@ impl Prices {
         &self.heads
     }
 
-    /// The same, with eviction only where nothing else makes room.
+    /// The same, with eviction, and what is as bad, only where nothing else makes room.
     pub fn reluctant(&self) -> Self {
-        const RELUCTANCE: f32 = 100.0;
-        let head =
-            |head: &HeadPrices| HeadPrices { evicted: RELUCTANCE * head.evicted, ..head.clone() };
-        Self::new(self.heads.iter().map(head).collect())
+        Self::new(self.heads.iter().map(HeadPrices::reluctant).collect())
+    }
+
+    /// Whether the tier's keys are as bad as none in any head.
+    pub fn refuses(&self, tier: Tier) -> bool {
+        self.heads.iter().any(|head| head.refuses(tier))
     }
 
     pub fn head(&self, head: usize) -> &HeadPrices {

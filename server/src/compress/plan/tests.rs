@@ -154,3 +154,31 @@ fn undecided_positions_are_those_that_nothing_protects() {
         }
     }
 }
+
+/// What the last token, which is protected, is kept in after an event.
+fn protected_tier(max_pages: usize, refused: &[Tier]) -> Assignment {
+    let layout = PageLayout::new(64);
+    let (mut table, mut ledger) = (PageTable::new(NUM_HEADS), Ledger::new(layout, 1000));
+    table.append(1000, &mut ledger);
+    let positions: Vec<u32> = (0..1000).collect();
+    let tokens = vec![HeadTokens { positions, signals: vec![1.0; 1000] }; NUM_HEADS];
+    let normal = Prices::default().head(0).clone();
+    let mut refusing = normal.clone();
+    refused.iter().for_each(|tier| refusing.key[*tier] = refusing.evicted);
+    let prices = Prices::new(vec![normal, refusing]);
+    let goal = Goal {
+        policy: PolicyId::default().policy(),
+        prices: &prices,
+        protection: Protection::default(),
+        prompt_len: 1000,
+        max_pages,
+    };
+    decide(&table, &tokens, &goal, &layout).assignments[0][999]
+}
+
+#[test]
+fn protected_tokens_are_in_no_format_that_a_head_refuses_unless_nothing_else_is_left() {
+    assert_eq!(protected_tier(64, &[]), Some(Tier::K5V5));
+    assert_eq!(protected_tier(64, &[Tier::K5V5]), Some(Tier::K4V4));
+    assert_eq!(protected_tier(64, &PROTECTED), Some(COARSEST_PROTECTED));
+}
