@@ -8,13 +8,14 @@
 
 mod filled;
 mod head;
+mod tier_set;
 
 use keepwell_kernels::{PageLayout, PerTier, Tier, codec::Format};
 use rayon::prelude::*;
 
 use crate::cache::Assignment;
 pub use filled::{Counted, filled_pages};
-use head::Head;
+use head::{Head, Merged};
 
 /// Tiers that the undecided tokens of one head use at most: each has a page that is partly empty.
 pub const MAX_TIERS: usize = 4;
@@ -166,7 +167,8 @@ fn held(head: &[Candidate]) -> PerTier<usize> {
 }
 
 fn pages(counts: &PerTier<usize>, layout: &PageLayout) -> usize {
-    counts.iter().map(|(tier, count)| count.div_ceil(layout.capacity(tier))).sum()
+    let used = counts.iter().filter(|(_, count)| **count > 0);
+    used.map(|(tier, count)| count.div_ceil(layout.capacity(tier))).sum()
 }
 
 /// A price that does not fit and one close above it that does, if any does.
@@ -179,21 +181,31 @@ fn bisect(heads: &[Head], max_pages: usize, layout: &PageLayout) -> (f32, f32) {
 /// price at which all tiers together fit: a tier that is given up saves the page that was partly
 /// empty besides. At that price too many would be given up, and tokens in them evicted for nothing.
 fn merge_tiers(heads: &mut [Head], max_pages: usize, layout: &PageLayout) {
-    let merge = |heads: &mut [Head], price| -> Vec<usize> {
-        let merged = |head: &mut Head| {
-            head.merge_tiers(price, layout);
-            pages(&head.counts(price), layout)
-        };
-        heads.par_iter_mut().map(merged).collect()
+    let merge = |price| -> Vec<Merged> {
+        heads.par_iter().map(|head| head.merged(price, layout)).collect()
     };
     let highest = bisect(heads, max_pages, layout).1.log2();
+    let mut tried = [None, None];
     let (finer, fits) = search((highest - MERGE_OCTAVES, highest), MERGE_TRIALS, |price| {
-        merge(heads, price).iter().sum::<usize>() <= max_pages
+        let merged = merge(price);
+        let fits = num_pages(&merged).sum::<usize>() <= max_pages;
+        tried[usize::from(fits)] = Some(merged);
+        fits
     });
-    let finer_pages = merge(heads, finer);
-    let upgraded = upgrade(&merge(heads, fits), &finer_pages, max_pages);
-    let heads = heads.par_iter_mut().zip(upgraded).filter(|(_, upgraded)| *upgraded);
-    heads.for_each(|(head, _)| head.merge_tiers(finer, layout));
+    // All trials may have gone one way.
+    let [too_fine, fitting] = tried;
+    let finer = too_fine.unwrap_or_else(|| merge(finer));
+    let fits = fitting.unwrap_or_else(|| merge(fits));
+    let pages = |merged| num_pages(merged).collect::<Vec<_>>();
+    let upgraded = upgrade(&pages(&fits), &pages(&finer), max_pages);
+    let left = upgraded.into_iter().zip(finer.iter().zip(&fits));
+    let left =
+        left.map(|(upgraded, (finer, fits))| if upgraded { finer.tiers } else { fits.tiers });
+    heads.iter_mut().zip(left).for_each(|(head, tiers)| head.allow(tiers));
+}
+
+fn num_pages(merged: &[Merged]) -> impl Iterator<Item = usize> {
+    merged.iter().map(|head| head.pages)
 }
 
 /// Which heads may have their finer choice, taken one after the other.
@@ -216,9 +228,21 @@ fn search(
     trials: usize,
     mut fits: impl FnMut(f32) -> bool,
 ) -> (f32, f32) {
+    // The ends of the range are not tried, and equal nothing.
+    let mut tried = [f32::NAN; 2];
     for _ in 0..trials {
         let middle = 0.5 * (low + high);
-        if fits(middle.exp2()) { high = middle } else { low = middle }
+        // No number is between the two any more.
+        if tried.contains(&middle) {
+            break;
+        }
+        let fits = fits(middle.exp2());
+        if fits {
+            high = middle
+        } else {
+            low = middle
+        }
+        tried[usize::from(fits)] = middle;
     }
     (low.exp2(), high.exp2())
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use keepwell_kernels::{PageLayout, PerTier, TIERS, Tier};
 
-use super::{Candidate, HeadPrices, MAX_TIERS, pages};
+use super::{Candidate, HeadPrices, MAX_TIERS, pages, tier_set::TierSet};
 use crate::cache::Assignment;
 
 /// Factor from a price to one slightly lower.
@@ -46,6 +46,10 @@ impl Hull {
         Self(hull)
     }
 
+    fn has(&self, tier: Tier) -> bool {
+        self.0.iter().any(|choice| choice.tier == Some(tier))
+    }
+
     pub(super) fn choose(&self, score: f32, price: f32) -> Assignment {
         let index = self.0.partition_point(|choice| choice.from * price <= score);
         self.0.get(index.saturating_sub(1)).and_then(|choice| choice.tier)
@@ -66,7 +70,8 @@ struct Group {
 
 impl Group {
     fn new(tier: Tier, mut scores: Vec<f32>, choices: Vec<Choice>) -> Self {
-        scores.sort_unstable_by(f32::total_cmp);
+        // Of numbers that are not negative the bits are in the same order.
+        scores.sort_unstable_by_key(|score| score.to_bits());
         let add = |sum: &mut f64, score: &f32| {
             let before = *sum;
             *sum += f64::from(*score);
@@ -78,22 +83,49 @@ impl Group {
         Self { tier, scores, sums, choices, hull }
     }
 
-    /// Leaves some tiers and eviction to choose from.
-    fn allow(&mut self, allowed: impl Fn(Tier) -> bool) {
-        let choices = self.choices.iter().copied();
-        self.hull = Hull::new(choices.filter(|choice| choice.tier.is_none_or(&allowed)));
+    /// Leaves these tiers and eviction to choose from.
+    fn allow(&mut self, tiers: TierSet) {
+        self.hull = Hull::new(self.choices_among(tiers));
+    }
+
+    fn choices_among(&self, tiers: TierSet) -> impl Iterator<Item = Choice> {
+        let is_left = move |choice: &&Choice| choice.tier.is_none_or(|tier| tiers.contains(tier));
+        self.choices.iter().filter(is_left).copied()
     }
 
     /// Ranges of `scores` with what they become at a price.
-    fn split(&self, price: f32) -> impl Iterator<Item = (&Choice, Range<usize>)> {
-        let start =
-            move |choice: &Choice| self.scores.partition_point(|s| *s < choice.from * price);
+    fn split<'a>(
+        &'a self,
+        hull: &'a Hull,
+        price: f32,
+    ) -> impl Iterator<Item = (&'a Choice, Range<usize>)> {
         let mut end = self.scores.len();
-        self.hull.0.iter().rev().map(move |choice| {
-            let range = start(choice).min(end)..end;
+        hull.0.iter().rev().map(move |choice| {
+            let range = self.first_from(choice.from * price, end)..end;
             end = range.start;
             (choice, range)
         })
+    }
+
+    /// The first of the scores before `end` that is no less; `end` without one.
+    fn first_from(&self, least: f32, end: usize) -> usize {
+        let scores = &self.scores[..end];
+        // Most tiers of a hull have no tokens.
+        match scores.last().is_some_and(|last| *last >= least) {
+            true => scores.partition_point(|score| *score < least),
+            false => end,
+        }
+    }
+
+    /// Counts the tokens by what they become at a price. Returns what is lost by that.
+    fn settle(&self, hull: &Hull, price: f32, counts: &mut PerTier<usize>) -> f64 {
+        let lost = |(choice, range): (&Choice, Range<usize>)| {
+            if let Some(tier) = choice.tier {
+                counts[tier] += range.len();
+            }
+            f64::from(choice.distortion) * (self.sums[range.end] - self.sums[range.start])
+        };
+        self.split(hull, price).map(lost).sum()
     }
 }
 
@@ -133,75 +165,147 @@ impl Head {
         group.and_then(|group| group.hull.choose(sane(candidate.score), price))
     }
 
-    /// Distortion and pages at a price, in the price's currency.
-    fn cost(&self, price: f32, layout: &PageLayout) -> f32 {
-        let lost = |group: &Group| -> f64 {
-            let sum = |range: Range<usize>| group.sums[range.end] - group.sums[range.start];
-            group
-                .split(price)
-                .map(|(choice, range)| f64::from(choice.distortion) * sum(range))
-                .sum()
-        };
-        let distortion: f64 = self.groups.iter().map(lost).sum();
-        let bytes = pages(&self.counts(price), layout) * layout.page_bytes;
-        distortion as f32 + price * bytes as f32
-    }
-
-    /// Gives up tiers as long as the pages that saves are worth more than what it loses, and until no
-    /// more than [`MAX_TIERS`] are left.
+    /// The tiers that are left where some are given up as long as the pages that saves are worth more
+    /// than what it loses, and until no more than [`MAX_TIERS`] are left.
     ///
     /// Those of a slightly lower price stay in the choice: where equal scores go to one side of the
     /// price together, what that leaves is spent on them.
-    pub(super) fn merge_tiers(&mut self, price: f32, layout: &PageLayout) {
-        self.allow(|_| true);
-        let mut used = self.used(price);
-        let more: Vec<_> =
-            self.used(SLIGHTLY * price).into_iter().filter(|t| !used.contains(t)).collect();
-        used.extend(more);
-        let mut cost = self.restrict(&used, price, layout);
-        while used.len() > 1 {
-            let without = |skipped: usize| -> Vec<Tier> {
-                used.iter().enumerate().filter(|(i, _)| *i != skipped).map(|(_, t)| *t).collect()
-            };
-            let trials = (0..used.len()).map(|skipped| {
-                let tiers = without(skipped);
-                (self.restrict(&tiers, price, layout), tiers)
-            });
-            let trials: Vec<_> = trials.collect();
-            let Some((least, tiers)) = trials.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
-                break;
-            };
-            if least >= cost && used.len() <= MAX_TIERS {
+    pub(super) fn merged(&self, price: f32, layout: &PageLayout) -> Merged {
+        let used = self.used(price);
+        let more = self.used(SLIGHTLY * price).iter().filter(|tier| !used.contains(*tier));
+        // Of those that cost the same the first in this order goes.
+        let order: Vec<_> = used.iter().chain(more).collect();
+        let mut merge = Merge::new(self, order.iter().copied().collect(), price, layout);
+        while merge.tiers.len() > 1 {
+            let left = order.iter().filter(|tier| merge.tiers.contains(**tier));
+            let trials = left.map(|tier| (*tier, merge.without(*tier)));
+            let least = trials.min_by(|a, b| a.1.total.total_cmp(&b.1.total));
+            let Some((tier, cost)) = least else { break };
+            if cost.total >= merge.cost.total && merge.tiers.len() <= MAX_TIERS {
                 break;
             }
-            (cost, used) = (least, tiers);
+            merge.give_up(tier, cost);
         }
-        self.restrict(&used, price, layout);
+        Merged { tiers: merge.tiers, pages: merge.cost.pages }
     }
 
     fn count_undecided(&self, price: f32, counts: &mut PerTier<usize>) {
-        for (choice, range) in self.groups.iter().flat_map(|group| group.split(price)) {
-            if let Some(tier) = choice.tier {
-                counts[tier] += range.len();
-            }
+        for group in &self.groups {
+            group.settle(&group.hull, price, counts);
         }
     }
 
     /// The tiers that undecided tokens use at a price.
-    fn used(&self, price: f32) -> Vec<Tier> {
+    fn used(&self, price: f32) -> TierSet {
         let mut counts = PerTier::default();
         self.count_undecided(price, &mut counts);
         counts.iter().filter(|(_, count)| **count > 0).map(|(tier, _)| tier).collect()
     }
 
-    /// Leaves these tiers and eviction to choose from; returns what that costs.
-    fn restrict(&mut self, tiers: &[Tier], price: f32, layout: &PageLayout) -> f32 {
-        self.allow(|tier| tiers.contains(&tier));
-        self.cost(price, layout)
+    /// Leaves these tiers and eviction to choose from.
+    pub(super) fn allow(&mut self, tiers: TierSet) {
+        self.groups.iter_mut().for_each(|group| group.allow(tiers));
+    }
+}
+
+/// What a head that gave up tiers has left, and the pages that its tokens then fill.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Merged {
+    pub(super) tiers: TierSet,
+    pub(super) pages: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// Distortion and pages, in the price's currency.
+    total: f32,
+    pages: usize,
+}
+
+/// A head at a price, on its way to fewer tiers.
+struct Merge<'a> {
+    head: &'a Head,
+    price: f32,
+    layout: &'a PageLayout,
+    tiers: TierSet,
+    cost: Cost,
+    parts: Vec<Part<'a>>,
+}
+
+/// One of its groups.
+struct Part<'a> {
+    group: &'a Group,
+    /// Those left.
+    choices: Vec<Choice>,
+    hull: Hull,
+    counts: PerTier<usize>,
+    lost: f64,
+}
+
+impl<'a> Merge<'a> {
+    fn new(head: &'a Head, tiers: TierSet, price: f32, layout: &'a PageLayout) -> Self {
+        let parts: Vec<_> =
+            head.groups.iter().map(|group| Part::new(group, tiers, price)).collect();
+        let none = Cost { total: 0.0, pages: 0 };
+        let mut merge = Self { head, price, layout, tiers, cost: none, parts };
+        merge.cost = merge.sum(|part, counts| part.add(counts));
+        merge
     }
 
-    fn allow(&mut self, allowed: impl Fn(Tier) -> bool) {
-        self.groups.iter_mut().for_each(|group| group.allow(&allowed));
+    /// What it costs to give up one tier more.
+    fn without(&self, tier: Tier) -> Cost {
+        self.sum(|part, counts| part.add_without(tier, self.price, counts))
+    }
+
+    fn give_up(&mut self, tier: Tier, cost: Cost) {
+        self.tiers = self.tiers.without(tier);
+        self.cost = cost;
+        self.parts.iter_mut().for_each(|part| part.give_up(tier, self.price));
+    }
+
+    /// Of what the parts add to the counts and say that they lose.
+    fn sum(&self, add: impl Fn(&Part, &mut PerTier<usize>) -> f64) -> Cost {
+        let mut counts = self.head.fixed;
+        let lost: f64 = self.parts.iter().map(|part| add(part, &mut counts)).sum();
+        let pages = pages(&counts, self.layout);
+        let bytes = pages * self.layout.page_bytes;
+        Cost { total: lost as f32 + self.price * bytes as f32, pages }
+    }
+}
+
+impl<'a> Part<'a> {
+    fn new(group: &'a Group, tiers: TierSet, price: f32) -> Self {
+        let choices: Vec<_> = group.choices_among(tiers).collect();
+        let hull = Hull::new(choices.iter().copied());
+        let mut counts = PerTier::default();
+        let lost = group.settle(&hull, price, &mut counts);
+        Self { group, choices, hull, counts, lost }
+    }
+
+    fn add(&self, counts: &mut PerTier<usize>) -> f64 {
+        counts.values_mut().zip(self.counts.values()).for_each(|(sum, count)| *sum += count);
+        self.lost
+    }
+
+    fn add_without(&self, tier: Tier, price: f32, counts: &mut PerTier<usize>) -> f64 {
+        match self.hull.has(tier) {
+            true => self.group.settle(&self.hull_without(tier), price, counts),
+            false => self.add(counts),
+        }
+    }
+
+    fn give_up(&mut self, tier: Tier, price: f32) {
+        let had = self.hull.has(tier);
+        self.choices.retain(|choice| choice.tier != Some(tier));
+        if had {
+            self.hull = Hull::new(self.choices.iter().copied());
+            self.counts = PerTier::default();
+            self.lost = self.group.settle(&self.hull, price, &mut self.counts);
+        }
+    }
+
+    fn hull_without(&self, tier: Tier) -> Hull {
+        Hull::new(self.choices.iter().filter(|choice| choice.tier != Some(tier)).copied())
     }
 }
 
