@@ -92,10 +92,8 @@ pub fn compress_to(
     })
 }
 
-/// While a prompt comes in, what reads it next may still ask for anything: demoted tokens can tell
-/// it, evicted ones cannot.
 pub(super) fn prices_for<'a>(seq: &Sequence, prices: &'a Prices) -> Cow<'a, Prices> {
-    match seq.num_pending() > 1 {
+    match seq.demotes_first() {
         true => Cow::Owned(prices.reluctant()),
         false => Cow::Borrowed(prices),
     }

@@ -43,6 +43,8 @@ pub struct Sequence {
     pub table: PageTable,
     /// Tokens computed since the last compress event.
     pub since_event: usize,
+    /// Tokens computed since its prefill ended.
+    pub num_decoded: usize,
     pub num_preemptions: usize,
     /// What was set aside for it when it was admitted.
     pub reserve: Reserve,
@@ -80,6 +82,7 @@ impl Sequence {
             user: UserId::ANONYMOUS,
             table: PageTable::new(num_heads),
             since_event: 0,
+            num_decoded: 0,
             num_preemptions: 0,
             reserve: Reserve::default(),
             chunk_len: usize::MAX,
@@ -109,6 +112,13 @@ impl Sequence {
 
     pub fn is_decoding(&self) -> bool {
         self.num_pending() == 1 && !self.table.is_empty()
+    }
+
+    /// Whether events evict only where demoting makes no room: what is computed later may come back to
+    /// any token, and demoted ones can tell it, evicted ones cannot. Only the event at the end of the
+    /// prompt is free to choose. It has seen the question; most of what the prompt is ever asked.
+    pub fn demotes_first(&self) -> bool {
+        self.num_pending() > 1 || self.num_decoded > 0
     }
 
     pub fn num_generated(&self) -> usize {
@@ -196,6 +206,7 @@ impl Sequence {
     /// Takes note of a step that computes `num_tokens`.
     pub(super) fn advance(&mut self, num_tokens: usize) {
         let has_event = self.has_event(num_tokens);
+        self.num_decoded = if self.is_decoding() { self.num_decoded + num_tokens } else { 0 };
         if has_event && !self.is_decoding() && num_tokens < self.num_last() {
             self.sharing.is_at_best(Purity::Private);
         }

@@ -1,11 +1,11 @@
 use std::collections::HashMap;
 
-use keepwell_kernels::Slot;
+use keepwell_kernels::{PerTier, Slot};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::{
-    compress::{POLICIES, PolicyId},
+    compress::{HeadPrices, POLICIES, PolicyId, normal_error},
     sched::{Demand, EVENT_INTERVAL, SeqId, Sequence},
 };
 
@@ -40,18 +40,28 @@ impl World {
         }
     }
 
-    fn start(&mut self) {
+    /// Another sequence, and from now on the prices of another model.
+    fn start_any(&mut self) {
+        self.prices = random_prices(&mut self.rng);
         let prompt_len = (2f64.powf(self.rng.random_range(0.0..11.5))) as usize;
+        let budget = BUDGETS[self.rng.random_range(0..BUDGETS.len())];
+        self.start(prompt_len, budget);
+    }
+
+    fn start(&mut self, prompt_len: usize, budget: f32) {
         let policy = POLICIES[self.rng.random_range(0..POLICIES.len())].name();
-        let budgets = [BUDGETS[self.rng.random_range(0..BUDGETS.len())]; 2];
         self.running.push(Sequence {
             policy: PolicyId::from_name(policy).unwrap(),
-            ..Sequence::new(SeqId(0), vec![0; prompt_len], budgets, NUM_HEADS)
+            ..Sequence::new(SeqId(0), vec![0; prompt_len], [budget; 2], NUM_HEADS)
         });
     }
 
-    fn stop(&mut self) {
+    fn stop_any(&mut self) {
         let index = self.rng.random_range(0..self.running.len());
+        self.stop(index);
+    }
+
+    fn stop(&mut self, index: usize) {
         self.running.swap_remove(index).table.release(&mut self.ledger);
     }
 
@@ -63,14 +73,21 @@ impl World {
             0 => self.rng.random_range(1..=EVENT_INTERVAL - seq.since_event % EVENT_INTERVAL),
             pending => pending.min(self.rng.random_range(1..=self.demand.max_chunk)),
         };
+        self.compute(index, chunk);
+    }
+
+    /// So many tokens of a sequence, which ends where there are no pages for them.
+    fn compute(&mut self, index: usize, chunk: usize) {
+        let seq = &self.running[index];
         let needed = seq.table.pages_to_append(chunk, &self.demand.layout);
         if needed > self.ledger.num_free() {
-            return self.stop();
+            return self.stop(index);
         }
         let seq = &mut self.running[index];
         let is_prompt = seq.num_pending() > 0;
         if !is_prompt {
             seq.tokens.extend(vec![0; chunk]);
+            seq.num_decoded += chunk;
         }
         let start = seq.table.len() as u32;
         for head in seq.table.append(chunk, &mut self.ledger) {
@@ -89,6 +106,7 @@ impl World {
         let seq = &mut self.running[index];
         seq.since_event = 0;
         let limit = demand.limit(seq.budget, seq.budgeted_len());
+        let prices = if seq.demotes_first() { &prices.reluctant() } else { &*prices };
         if seq.table.num_pages() > limit {
             self.num_events += 1;
             let tokens: Vec<_> = (0..NUM_HEADS)
@@ -123,14 +141,31 @@ impl World {
     }
 }
 
+/// As a calibration may find them: some formats are refused, and some heads hardly need their tokens.
+fn random_prices(rng: &mut StdRng) -> Prices {
+    let head = |_| {
+        let (keys, values) =
+            (rng.random_range(-12f32..3.0).exp2(), rng.random_range(-12f32..3.0).exp2());
+        let evicted = (keys + values) * rng.random_range(-6f32..6.0).exp2();
+        let most_noise = rng.random_range(0.01f32..1.0);
+        let key = PerTier::new(|tier| {
+            let noise = normal_error(tier.info().key);
+            if noise >= most_noise { evicted.max(keys * noise) } else { keys * noise }
+        });
+        let value = PerTier::new(|tier| values * normal_error(tier.info().value));
+        HeadPrices { key, value, evicted, unforeseen: rng.random_range(0f32..1.0) }
+    };
+    Prices::new((0..NUM_HEADS).map(head).collect())
+}
+
 #[test]
 fn no_event_of_ten_thousand_steps_leaves_a_sequence_above_its_budget() {
     let mut world = World::new(1);
     for step in 0..NUM_STEPS {
         match world.rng.random_range(0..100) {
-            _ if world.running.is_empty() => world.start(),
-            0..8 if world.running.len() < 12 => world.start(),
-            8..12 => world.stop(),
+            _ if world.running.is_empty() => world.start_any(),
+            0..8 if world.running.len() < 12 => world.start_any(),
+            8..12 => world.stop_any(),
             _ => world.advance(),
         }
         if step % 16 == 0 {
@@ -153,6 +188,34 @@ fn undecided_positions_are_those_that_nothing_protects() {
             assert_eq!(is_undecided, !protection.covers(position, prompt_len, seq_len));
         }
     }
+}
+
+/// A sequence that keeps all it can of a prompt of 300 tokens, and what it evicted of that.
+fn generating(budget: f32) -> (World, usize) {
+    let mut world = World::new(2);
+    // Without reluctance eviction is hardly worse than few bits.
+    let cheap = HeadPrices { evicted: 1.0, ..Prices::default().head(0).clone() };
+    world.prices = Prices::new(vec![cheap]);
+    world.start(300, budget);
+    world.running[0].policy = PolicyId::default();
+    world.compute(0, 150);
+    world.compute(0, 150);
+    let num_evicted = world.running[0].table.num_evicted();
+    (world, num_evicted)
+}
+
+#[test]
+fn a_long_generation_demotes_rather_than_evicts_as_long_as_that_makes_room() {
+    let (mut world, before) = generating(0.22);
+    (0..30).for_each(|_| world.compute(0, EVENT_INTERVAL));
+    assert_eq!(world.running[0].table.num_evicted(), before);
+}
+
+#[test]
+fn a_generation_for_which_no_tier_is_small_enough_evicts() {
+    let (mut world, before) = generating(0.06);
+    (0..30).for_each(|_| world.compute(0, EVENT_INTERVAL));
+    assert!(world.running[0].table.num_evicted() > before);
 }
 
 /// What the last token, which is protected, is kept in after an event.
