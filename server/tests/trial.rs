@@ -6,6 +6,7 @@ use common::*;
 use keepwell_kernels::{Backend, Scoring, Signal, Tier};
 use keepwell_models::{Model, WeightFormat, load_model};
 use keepwell_server::{
+    calibrate::measure,
     compress::{POLICIES, PolicyId, Protection},
     engine::KvCacheParams,
     trial::{Lab, Recipe, Trial},
@@ -29,10 +30,14 @@ impl World {
     }
 
     fn prefilled(&self, recipe: Recipe, len: usize) -> Trial<'_> {
-        let mut trial = self.lab().start(recipe, 1024).unwrap();
-        trial.prefill(&prompt(len)).unwrap();
-        trial
+        prefilled(self.lab(), recipe, len)
     }
+}
+
+fn prefilled(lab: Lab<'_>, recipe: Recipe, len: usize) -> Trial<'_> {
+    let mut trial = lab.start(recipe, 1024).unwrap();
+    trial.prefill(&prompt(len)).unwrap();
+    trial
 }
 
 fn prompt(len: usize) -> Vec<u32> {
@@ -70,17 +75,29 @@ fn forcing_what_would_be_generated_gives_the_logits_that_choose_it() {
     assert_eq!(chosen, generated[1..]);
 }
 
-#[test]
-fn a_budget_of_one_changes_no_bit_whatever_the_policy() {
-    let world = world();
-    let exact = world.prefilled(Recipe::exact(), 700).generate_logits();
+/// Whatever the policy: what is never demoted goes by no price.
+fn changes_no_bit_at_budget_one(lab: Lab<'_>) {
+    let exact = prefilled(lab, Recipe::exact(), 700).generate_logits();
     for policy in POLICIES {
         let policy = PolicyId::from_name(policy.name()).unwrap();
-        let whole = world.prefilled(Recipe { budget: 1.0, policy }, 700).generate_logits();
+        let whole = prefilled(lab, Recipe { budget: 1.0, policy }, 700).generate_logits();
         assert_eq!(whole, exact, "{policy}");
-        let squeezed = world.prefilled(Recipe { budget: 0.5, policy }, 700).generate_logits();
+        let squeezed = prefilled(lab, Recipe { budget: 0.5, policy }, 700).generate_logits();
         assert_ne!(squeezed, exact, "{policy}");
     }
+}
+
+#[test]
+fn a_budget_of_one_changes_no_bit_whatever_the_policy() {
+    changes_no_bit_at_budget_one(world().lab());
+}
+
+#[test]
+fn a_budget_of_one_changes_no_bit_of_a_calibrated_model() {
+    let world = world();
+    let calibration = measure(&*world.model, &*world.backend, &prompt(600), &|_| {}).unwrap();
+    assert!(calibration.basis.is_some());
+    changes_no_bit_at_budget_one(world.lab().calibrated(&calibration));
 }
 
 trait GenerateLogits {
