@@ -218,6 +218,7 @@ fn request(
         priority: 0,
         user: UserId::ANONYMOUS,
         constraint: None,
+        marked: Default::default(),
         pooling: None,
         cache_salt: None,
     }

@@ -222,6 +222,7 @@ fn request(prompt: usize, generated: usize, index: usize, budget: f32) -> Genera
         priority: 0,
         user: UserId::ANONYMOUS,
         constraint: None,
+        marked: Default::default(),
         pooling: None,
         cache_salt: None,
     }

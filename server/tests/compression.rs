@@ -10,7 +10,7 @@ use std::{
 use common::*;
 use keepwell_kernels::{TIERS, Tier};
 use keepwell_server::{
-    compress::{POLICIES, PolicyId},
+    compress::{POLICIES, PolicyId, Spans},
     engine::{
         EngineError, EngineHandle, EngineInfo, Event, GenerateRequest, KvCacheParams, Outcome,
         SampledToken, Snapshot,
@@ -119,6 +119,24 @@ fn a_wish_that_fits_its_own_budget_when_shortened_is_not_squeezed() {
     request.may_shorten = true;
     let usage = collect(engine.generate(request).unwrap()).unwrap().1.kv_cache;
     assert_eq!(usage.budget, 1.0);
+}
+
+#[test]
+fn marked_tokens_are_kept_and_more_than_the_budget_can_keep_are_refused() {
+    let (engine, _) = tiny("tiny-llama3", options(64 * MIB, 128));
+    let marking = |span| GenerateRequest {
+        marked: Spans::new(vec![span]),
+        ..greedy(&prompt(900), 20, squeezed(0.1))
+    };
+    let evicted =
+        |span| collect(engine.generate(marking(span)).unwrap()).unwrap().1.kv_cache.evicted;
+    assert!(evicted(100..200) > 0);
+    let failed = collect(engine.generate(marking(0..usize::MAX)).unwrap());
+    let Err(EngineError::MarksTooMuch { num_marked: 900, most }) = failed else {
+        panic!("{failed:?}")
+    };
+    assert!((100..900).contains(&most), "{most}");
+    assert!(evicted(0..most) > 0);
 }
 
 fn elastic(min_budget: f32) -> KvCacheParams {

@@ -15,13 +15,29 @@ use std::{
 };
 
 use keepwell_kernels::{PageId, Tier};
+use sha2::{Digest, Sha256};
 
 use super::HeadPages;
+use crate::compress::Spans;
 
 /// Who shares with whom: only sequences of equal salts do. A digest of whatever tells them apart,
 /// of a length that clients have no say in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Salt(pub [u8; 32]);
+
+impl Salt {
+    /// That of sequences which have the same one, and the same spans of their prompts marked.
+    pub fn marked(self, marked: &Spans) -> Self {
+        if marked.is_empty() {
+            return self;
+        }
+        let mut hash = Sha256::new_with_prefix(self.0);
+        for end in marked.iter().flat_map(|span| [span.start, span.end]) {
+            hash.update((end as u64).to_le_bytes());
+        }
+        Self(hash.finalize().into())
+    }
+}
 
 /// Names a node for as long as somebody holds it, or nothing was reclaimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

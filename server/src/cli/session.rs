@@ -104,6 +104,7 @@ impl Session {
             priority: 0,
             user: UserId::ANONYMOUS,
             constraint: None,
+            marked: Default::default(),
             pooling: None,
             cache_salt: Some(Salt::default()),
         })

@@ -8,10 +8,12 @@ mod policies;
 mod policy;
 mod price;
 mod score;
+mod spans;
 mod squeeze;
 
 pub use plan::{COARSEST_PROTECTED, Decision, Goal, HeadTokens, Moves, Protection, decide, repack};
 pub use policy::{POLICIES, Policy, PolicyId, Queries, TokenSignals};
 pub use price::{Candidate, HeadPrices, MAX_TIERS, Prices, assign, assign_at_price, normal_error};
 pub use score::refine;
+pub use spans::Spans;
 pub use squeeze::{Curve, HeadHistograms, Shares, share_out};

@@ -5,7 +5,7 @@ use std::ops::Range;
 use keepwell_kernels::{Move, PageLayout, Tier};
 use rayon::prelude::*;
 
-use super::{Candidate, MAX_TIERS, Policy, Prices, TokenSignals, assign_at_price, refine};
+use super::{Candidate, MAX_TIERS, Policy, Prices, Spans, TokenSignals, assign_at_price, refine};
 use crate::cache::{Assignment, Ledger, PageTable, REACH, Repack};
 
 /// Moves that one kernel call stages at most, unless a single head needs more.
@@ -37,19 +37,6 @@ impl Default for Protection {
 }
 
 impl Protection {
-    /// The positions of a sequence that are not protected.
-    pub fn undecided(&self, prompt_len: usize, seq_len: usize) -> Vec<Range<u32>> {
-        let mut ranges: Vec<Range<u32>> = Vec::new();
-        for position in (0..seq_len).filter(|p| !self.covers(*p, prompt_len, seq_len)) {
-            let position = position as u32;
-            match ranges.last_mut().filter(|range| range.end == position) {
-                Some(range) => range.end += 1,
-                None => ranges.push(position..position + 1),
-            }
-        }
-        ranges
-    }
-
     fn covers(&self, position: usize, prompt_len: usize, seq_len: usize) -> bool {
         let prompt_end = prompt_len.saturating_sub(self.prompt_end)..prompt_len;
         position < self.sinks || position + self.recent >= seq_len || prompt_end.contains(&position)
@@ -61,9 +48,29 @@ pub struct Goal<'a> {
     pub policy: &'a dyn Policy,
     pub prices: &'a Prices,
     pub protection: Protection,
+    /// Protected besides.
+    pub marked: &'a Spans,
     pub prompt_len: usize,
     /// Pages the sequence may hold afterwards.
     pub max_pages: usize,
+}
+
+impl Goal<'_> {
+    /// The positions of a sequence that are neither protected nor marked.
+    pub fn undecided(&self, seq_len: usize) -> Vec<Range<u32>> {
+        let is_undecided = |position: &usize| {
+            !self.protection.covers(*position, self.prompt_len, seq_len)
+                && !self.marked.covers(*position)
+        };
+        let mut ranges: Vec<Range<u32>> = Vec::new();
+        for position in (0..seq_len).filter(is_undecided).map(|position| position as u32) {
+            match ranges.last_mut().filter(|range| range.end == position) {
+                Some(range) => range.end += 1,
+                None => ranges.push(position..position + 1),
+            }
+        }
+        ranges
+    }
 }
 
 /// What an event decided.
@@ -105,7 +112,7 @@ fn all_candidates(
         .collect()
 }
 
-/// What protected tokens are kept in, the finest that takes no more than an eighth of the pages and
+/// What protected tokens are kept in, and marked ones apart from the others: the finest that takes no more than an eighth of the pages and
 /// that no head refuses.
 const PROTECTED: [Tier; 4] = [Tier::K8V8, Tier::K5V5, Tier::K4V4, COARSEST_PROTECTED];
 /// And this when there is none.
@@ -120,6 +127,7 @@ struct Protected<'a> {
     /// small part of the budget. The page has room for the next tokens besides.
     sinks: Tier,
     others: Tier,
+    marked: Tier,
 }
 
 impl<'a> Protected<'a> {
@@ -130,20 +138,29 @@ impl<'a> Protected<'a> {
         let fits = |tokens: usize, tier: Tier| {
             tokens.div_ceil(layout.capacity(tier)) * table.num_heads() <= goal.max_pages / 8
         };
-        let serves = |tier: &Tier| fits(num_protected, *tier) && !goal.prices.refuses(*tier);
-        let others = PROTECTED.into_iter().find(serves).unwrap_or(COARSEST_PROTECTED);
+        let tier_for = |tokens: usize| {
+            let serves = |tier: &Tier| fits(tokens, *tier) && !goal.prices.refuses(*tier);
+            PROTECTED.into_iter().find(serves).unwrap_or(COARSEST_PROTECTED)
+        };
+        let others = tier_for(num_protected);
+        let marked = tier_for(goal.marked.num_tokens());
         let sinks = if fits(goal.protection.sinks, Tier::F16) { Tier::F16 } else { others };
-        Self { goal, layout, seq_len, sinks, others }
+        Self { goal, layout, seq_len, sinks, others, marked }
     }
 
     /// What a token is to be kept in, if it is protected. None gets finer.
     fn tier(&self, position: u32, current: Tier) -> Option<Tier> {
-        let Goal { protection, prompt_len, .. } = self.goal;
+        let Goal { protection, prompt_len, marked, .. } = self.goal;
         let position = position as usize;
-        if !protection.covers(position, *prompt_len, self.seq_len) {
+        let wanted = if position < protection.sinks {
+            self.sinks
+        } else if protection.covers(position, *prompt_len, self.seq_len) {
+            self.others
+        } else if marked.covers(position) {
+            self.marked
+        } else {
             return None;
-        }
-        let wanted = if position < protection.sinks { self.sinks } else { self.others };
+        };
         let coarser = self.layout.token_bytes(wanted) < self.layout.token_bytes(current);
         Some(if coarser { wanted } else { current })
     }

@@ -100,7 +100,7 @@ pub(super) fn prices_for<'a>(seq: &Sequence, prices: &'a Prices) -> Cow<'a, Pric
 }
 
 pub(super) fn goal<'a>(
-    seq: &Sequence,
+    seq: &'a Sequence,
     demand: &Demand,
     prices: &'a Prices,
     max_pages: usize,
@@ -109,6 +109,7 @@ pub(super) fn goal<'a>(
         policy: seq.policy.policy(),
         prices,
         protection: demand.protection,
+        marked: &seq.marked,
         prompt_len: seq.prompt_len,
         max_pages,
     }

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{heartbeat::Heartbeat, pooling::Pooling, snapshot::Snapshot, view::KvView};
 use crate::cache::Salt;
-use crate::compress::PolicyId;
+use crate::compress::{PolicyId, Spans};
 use crate::grammar::Constraint;
 use crate::sched::UserId;
 
@@ -23,6 +23,8 @@ pub struct GenerateRequest {
     pub stop_token_ids: Vec<u32>,
     pub sampling: SamplingParams,
     pub kv_cache: KvCacheParams,
+    /// Of the prompt: never evicted.
+    pub marked: Spans,
     /// Lower ones leave the queue first.
     pub priority: i32,
     /// Among equally urgent ones, the least served user's leave the queue first.
@@ -172,6 +174,12 @@ pub enum EngineError {
          shorten the prompt or max_tokens, or lower kv_cache.budget"
     )]
     DoesNotFit { needed_bytes: usize, total_bytes: usize },
+    /// Within its budget, or its floor, the request cannot keep all that it marked.
+    #[error(
+        "kv_cache.protect marks {num_marked} tokens, the request can keep {most}: mark less, or \
+         raise kv_cache.budget and kv_cache.min_budget"
+    )]
+    MarksTooMuch { num_marked: usize, most: usize },
     #[error("{num_waiting} requests with {num_tokens} tokens are waiting already, try again later")]
     QueueFull { num_waiting: usize, num_tokens: usize },
     #[error("the server is shutting down")]

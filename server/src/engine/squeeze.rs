@@ -67,10 +67,10 @@ fn curve(
     demand: &Demand,
     prices: &Prices,
 ) -> Result<Curve> {
-    let undecided = demand.protection.undecided(seq.prompt_len, seq.table.len());
-    let histograms = histograms(backend, memory.arena, &seq.table, &undecided)?;
     let prices = prices_for(seq, prices);
     let goal = goal(seq, demand, &prices, floor(seq, demand));
+    let undecided = goal.undecided(seq.table.len());
+    let histograms = histograms(backend, memory.arena, &seq.table, &undecided)?;
     Ok(Curve::new(&seq.table, &histograms, &goal, memory.ledger.layout()))
 }
 

@@ -16,6 +16,7 @@ use super::sse;
 use super::stop::StopStrings;
 use super::tools::{CallPiece, Tools};
 use super::usage::{ChunkUsage, Usage};
+use crate::compress::Spans;
 use crate::dashboard::views::Views;
 use crate::engine::{EngineError, FinishReason, GenerateRequest, Generation, SamplingParams};
 use crate::metrics::latency::Stopwatch;
@@ -32,6 +33,7 @@ pub struct Job {
 pub struct JobPrompt {
     pub ids: Vec<u32>,
     pub limit: TokenLimit,
+    pub marked: Spans,
     /// Present when the answer repeats the prompt.
     pub echo: Option<Echo>,
 }
@@ -188,6 +190,7 @@ fn request(prompt: &JobPrompt, params: &Params, nth: usize) -> GenerateRequest {
         stop_token_ids: params.stop_token_ids.clone(),
         sampling: with_nth_seed(&params.sampling, nth),
         kv_cache: params.kv_cache,
+        marked: prompt.marked.clone(),
         priority: params.priority,
         user: params.user,
         constraint: params.constraint.clone(),

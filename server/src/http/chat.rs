@@ -21,6 +21,7 @@ use super::fields::Fields;
 use super::logprobs::ChatLogprobs;
 use super::messages;
 use super::params::Params;
+use super::protect;
 use super::text::{Chat, Text};
 use super::tools::{CallPiece, Tools, teach};
 use super::usage::{ChunkUsage, Usage};
@@ -71,7 +72,8 @@ pub fn job(app: &App, fields: &Fields) -> Result<Job, ApiError> {
     let prompt = prompt_with(fields, tools.as_ref(), app)?;
     let limit = max_tokens.within(app, prompt.len(), "messages")?;
     params.check_min_tokens(limit)?;
-    let prompts = vec![JobPrompt { ids: prompt, limit, echo: None }];
+    let marked = params.protect.with_system(|| system_end(&prompt, fields, tools.as_ref(), app))?;
+    let prompts = vec![JobPrompt { ids: prompt, limit, marked, echo: None }];
     Ok(Job { prompts, continues: false, params, tools })
 }
 
@@ -94,6 +96,21 @@ fn prompt_with(fields: &Fields, tools: Option<&Tools>, app: &App) -> Result<Vec<
     let messages = messages::read(fields)?;
     let add_generation_prompt = fields.bool("add_generation_prompt")?.unwrap_or(true);
     tokenize(&with_tools(messages, tools, add_generation_prompt, app), app)
+}
+
+/// Where the prompt comes to differ from one that has only the system's messages.
+fn system_end(
+    prompt: &[u32],
+    fields: &Fields,
+    tools: Option<&Tools>,
+    app: &App,
+) -> Result<usize, ApiError> {
+    let is_system = |message: &Value| message["role"] == "system" || message["role"] == "developer";
+    let messages = messages::read(fields)?.into_iter().take_while(is_system).collect();
+    let chat = with_tools(messages, tools, false, app);
+    let text = app.text.render_chat(&chat).map_err(|error| protect::refused(&error))?;
+    let alone = app.text.encode(&text, false).map_err(|error| protect::refused(&error))?;
+    Ok(prompt.iter().zip(&alone).take_while(|(a, b)| a == b).count())
 }
 
 fn with_tools(

@@ -71,6 +71,7 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, CompletionShape
         echoes,
         n: params.n,
     };
+    let marked = params.protect.without_messages()?;
     let job_prompt = |(index, prompt): (usize, Prompt)| JobPrompt {
         echo: shape
             .echoes
@@ -79,6 +80,7 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, CompletionShape
             .map(|text| Echo::new(text, &prompt.ids, &*app.text)),
         ids: prompt.ids,
         limit: prompt.limit,
+        marked: marked.clone(),
     };
     let prompts = prompts.into_iter().enumerate().map(job_prompt).collect();
     Ok((Job { prompts, continues: true, params, tools: None }, shape))

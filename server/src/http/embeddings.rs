@@ -18,7 +18,9 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::params::{self, kv_cache, priority};
 use super::prompts;
+use super::protect::Protect;
 use super::user::{self, Caller};
+use crate::compress::Spans;
 use crate::engine::{
     EngineError, Event, GenerateRequest, Generation, KvCacheParams, Pooling, SamplingParams,
 };
@@ -40,6 +42,7 @@ struct Job {
     /// Leading entries to keep.
     dimensions: Option<usize>,
     kv_cache: KvCacheParams,
+    marked: Spans,
     priority: i32,
     user: UserId,
 }
@@ -107,10 +110,11 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<Job, ApiError> {
     let pooling = [Pooling::Mean, Pooling::Last][word(&fields, "pooling", &["mean", "last"])?];
     let dimensions = fields.integer("dimensions", 1..=app.model.hidden_size as i64)?;
     let kv_cache = kv_cache(&fields, &app.kv_cache)?;
+    let marked = Protect::read(&fields)?.without_messages()?;
     let priority = priority(&fields)?;
     let prompts = prompts::read_only(&fields, app, "input")?;
     let prompts = prompts.into_iter().map(|prompt| prompt.ids).collect();
-    Ok(Job { prompts, pooling, as_base64, dimensions, kv_cache, priority, user })
+    Ok(Job { prompts, pooling, as_base64, dimensions, kv_cache, marked, priority, user })
 }
 
 /// Which of the words the field has; the first when it is absent.
@@ -135,6 +139,7 @@ async fn vectors(app: &App, job: &Job) -> Result<Vec<Vec<f32>>, ApiError> {
         priority: job.priority,
         user: job.user,
         constraint: None,
+        marked: job.marked.clone(),
         pooling: Some(job.pooling),
         cache_salt: None,
     };

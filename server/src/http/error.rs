@@ -102,6 +102,7 @@ impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         let (status, code) = match &error {
             EngineError::DoesNotFit { .. } => (StatusCode::BAD_REQUEST, "kv_memory_exceeded"),
+            EngineError::MarksTooMuch { .. } => (StatusCode::BAD_REQUEST, "protects_too_much"),
             EngineError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             EngineError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             EngineError::Grammar(_) => (StatusCode::BAD_REQUEST, "grammar_too_complex"),

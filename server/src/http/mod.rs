@@ -31,6 +31,7 @@ mod openapi;
 mod orca;
 mod params;
 mod prompts;
+mod protect;
 mod responses;
 mod sse;
 mod stop;

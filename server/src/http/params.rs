@@ -7,6 +7,7 @@ use super::App;
 use super::context::TokenLimit;
 use super::error::ApiError;
 use super::fields::{self, Fields, above_zero, wrong_type};
+use super::protect::Protect;
 use super::structured;
 use super::user::{self, Caller};
 use crate::cache::Salt;
@@ -57,6 +58,7 @@ pub struct Params {
     pub n: usize,
     pub stream: Option<StreamOptions>,
     pub kv_cache: KvCacheParams,
+    pub protect: Protect,
     pub priority: i32,
     /// Who asks, unless an API key tells better.
     pub user: UserId,
@@ -85,6 +87,7 @@ impl Params {
             n: fields.integer("n", 1..=app.limits.max_choices as i64)?.unwrap_or(1),
             stream: stream_options(fields)?,
             kv_cache: kv_cache(fields, &app.kv_cache)?,
+            protect: Protect::read(fields)?,
             priority: priority(fields)?,
             user: user::named(fields)?,
             constraint: structured::read(fields, app)?,
@@ -311,9 +314,10 @@ pub fn kv_cache(fields: &Fields, defaults: &KvDefaults) -> Result<KvCacheParams,
         let min_budget = defaults.min_budget.unwrap_or(defaults.budget).min(defaults.budget);
         return Ok(KvCacheParams { budget: defaults.budget, min_budget, policy: defaults.policy });
     };
-    if let Some(key) = fields.keys().find(|k| !["budget", "min_budget", "policy"].contains(k)) {
+    let known = ["budget", "min_budget", "policy", "protect"];
+    if let Some(key) = fields.keys().find(|key| !known.contains(key)) {
         let path = fields.path(key);
-        let message = format!("unknown field `{path}`: expected budget, min_budget or policy");
+        let message = format!("unknown field `{path}`: expected one of {}", known.join(", "));
         return Err(ApiError::invalid(path, message).code("unknown_parameter"));
     }
     let budget = fields.number("budget", above_zero(1.0))?.unwrap_or(defaults.budget);

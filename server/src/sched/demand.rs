@@ -3,6 +3,7 @@
 use keepwell_kernels::{PageLayout, Tier};
 
 use super::sequence::EVENT_INTERVAL;
+use crate::cache::REACH;
 use crate::compress::{COARSEST_PROTECTED, MAX_TIERS, Protection};
 
 /// Those that are priced, that of protected tokens, and F16.
@@ -45,6 +46,18 @@ impl Demand {
     fn protected_pages(&self, len: usize) -> usize {
         let Protection { sinks, recent, prompt_end } = self.protection;
         len.min(sinks + recent + prompt_end).div_ceil(self.layout.capacity(COARSEST_PROTECTED))
+    }
+
+    /// Tokens that may be marked at most, in a prompt of which at least `len` tokens count: with them,
+    /// all that is never evicted fits the budget in the coarsest tier.
+    pub fn most_marked(&self, budget: f32, len: usize) -> usize {
+        // What is no longer than a window is never squeezed.
+        let len = len.max(EVENT_INTERVAL);
+        let pages = self.limit(budget, len) / self.num_heads;
+        // They are kept finer where that takes no more than an eighth; sinks may have a page of their
+        // own, and pages may end early.
+        let others = self.protected_pages(len).max(pages / 8) + 1 + MAX_TIERS * (len / REACH);
+        pages.saturating_sub(others) * self.layout.capacity(COARSEST_PROTECTED)
     }
 
     /// The most pages the sequence holds on its way to `len` tokens, were it alone: what it may keep
@@ -114,6 +127,16 @@ mod tests {
         for len in [1, 37, 64] {
             assert!(demand().limit(0.1, len) >= demand().peak(1.0, len));
         }
+    }
+
+    #[test]
+    fn a_larger_budget_has_room_for_more_marked_tokens() {
+        let most = |budget| demand().most_marked(budget, 3000);
+        assert!(most(0.06) < most(0.125) && most(0.125) < most(0.28));
+        assert!(most(0.28) >= 1000 && most(1.0) >= 3000, "{} {}", most(0.28), most(1.0));
+        let left = 8 - 4 - 1;
+        let per_page = demand().layout.capacity(COARSEST_PROTECTED);
+        assert_eq!(demand().most_marked(0.01, 300), left * per_page, "of a window's pages");
     }
 
     #[test]

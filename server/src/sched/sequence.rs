@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cache::{Ledger, PageTable},
-    compress::PolicyId,
+    compress::{PolicyId, Spans},
 };
 
 /// Decoded tokens between two compress events of a sequence.
@@ -37,6 +37,8 @@ pub struct Sequence {
     /// The least that `budget` has been.
     pub lowest_budget: f32,
     pub policy: PolicyId,
+    /// Of the prompt: never evicted. They fit its floor ([`super::Demand::most_marked`]).
+    pub marked: Spans,
     /// Lower ones leave the queue first.
     pub priority: i32,
     pub user: UserId,
@@ -78,6 +80,7 @@ impl Sequence {
             min_budget: min_budget.min(budget),
             lowest_budget: budget,
             policy: PolicyId::default(),
+            marked: Spans::default(),
             priority: 0,
             user: UserId::ANONYMOUS,
             table: PageTable::new(num_heads),

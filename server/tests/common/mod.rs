@@ -100,6 +100,7 @@ pub fn greedy(prompt: &[u32], max_tokens: usize, kv_cache: KvCacheParams) -> Gen
         priority: 0,
         user: UserId::ANONYMOUS,
         constraint: None,
+        marked: Default::default(),
         pooling: None,
         cache_salt: None,
     }

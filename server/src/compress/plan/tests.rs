@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::{
-    compress::{HeadPrices, POLICIES, PolicyId, normal_error},
+    compress::{HeadPrices, POLICIES, PolicyId, Spans, normal_error},
     sched::{Demand, EVENT_INTERVAL, SeqId, Sequence},
 };
 
@@ -50,10 +50,11 @@ impl World {
 
     fn start(&mut self, prompt_len: usize, budget: f32) {
         let policy = POLICIES[self.rng.random_range(0..POLICIES.len())].name();
-        self.running.push(Sequence {
-            policy: PolicyId::from_name(policy).unwrap(),
-            ..Sequence::new(SeqId(0), vec![0; prompt_len], [budget; 2], NUM_HEADS)
-        });
+        let policy = PolicyId::from_name(policy).unwrap();
+        let seq = Sequence::new(SeqId(0), vec![0; prompt_len], [budget; 2], NUM_HEADS);
+        let most = self.demand.most_marked(budget, seq.prefilled_len());
+        let marked = self.marked(prompt_len, most);
+        self.running.push(Sequence { policy, marked, ..seq });
     }
 
     fn stop_any(&mut self) {
@@ -63,6 +64,23 @@ impl World {
 
     fn stop(&mut self, index: usize) {
         self.running.swap_remove(index).table.release(&mut self.ledger);
+    }
+
+    /// Spans of a prompt, of so many tokens at most: every third time none, and as often all that may be.
+    fn marked(&mut self, prompt_len: usize, most: usize) -> Spans {
+        let mut left = match self.rng.random_range(0..3) {
+            0 => 0,
+            1 => self.rng.random_range(0..=most.min(prompt_len)),
+            _ => most.min(prompt_len),
+        };
+        let mut spans = Vec::new();
+        while left > 0 {
+            let len = self.rng.random_range(1..=left);
+            let start = self.rng.random_range(0..=prompt_len - len);
+            spans.push(start..start + len);
+            left -= len;
+        }
+        Spans::new(spans)
     }
 
     /// A chunk of a prompt, or a stretch of decoded tokens up to the next event.
@@ -111,11 +129,7 @@ impl World {
             self.num_events += 1;
             let tokens: Vec<_> = (0..NUM_HEADS)
                 .map(|head| {
-                    let pages = &seq.table.head(head).pages;
-                    let slots = pages
-                        .iter()
-                        .flat_map(|p| (0..p.len).map(|index| Slot { page: p.page, index }));
-                    let positions: Vec<u32> = slots.map(|slot| stored[&slot]).collect();
+                    let positions: Vec<u32> = slots(seq, head).map(|slot| stored[&slot]).collect();
                     let signal = |_: &u32| rng.random_range(-20f32..20.0).exp2();
                     let signals = positions.iter().map(signal).collect();
                     HeadTokens { positions, signals }
@@ -125,6 +139,7 @@ impl World {
                 policy: seq.policy.policy(),
                 prices,
                 protection: demand.protection,
+                marked: &seq.marked,
                 prompt_len: seq.prompt_len,
                 max_pages: limit,
             };
@@ -138,7 +153,17 @@ impl World {
         assert!(held <= limit, "{held} of {limit} pages for {len} tokens at {}", seq.budget);
         assert!(seq.table.peak_pages() <= demand.peak(seq.budget, seq.tokens.len()));
         seq.table.check(&demand.layout);
+        let is_marked = |slot: &Slot| seq.marked.covers(stored[slot] as usize);
+        let num_marked = seq.marked.within(len).num_tokens();
+        for head in 0..NUM_HEADS {
+            assert_eq!(slots(seq, head).filter(is_marked).count(), num_marked, "one was evicted");
+        }
     }
+}
+
+fn slots(seq: &Sequence, head: usize) -> impl Iterator<Item = Slot> {
+    let pages = seq.table.head(head).pages.iter();
+    pages.flat_map(|page| (0..page.len).map(|index| Slot { page: page.page, index }))
 }
 
 /// As a calibration may find them: some formats are refused, and some heads hardly need their tokens.
@@ -176,18 +201,24 @@ fn no_event_of_ten_thousand_steps_leaves_a_sequence_above_its_budget() {
 }
 
 #[test]
-fn undecided_positions_are_those_that_nothing_protects() {
-    let protection = Protection { sinks: 4, recent: 10, prompt_end: 6 };
-    assert_eq!(protection.undecided(50, 100), [4..44, 50..90]);
-    assert_eq!(protection.undecided(95, 100), std::slice::from_ref(&(4..89)));
-    assert!(protection.undecided(8, 14).is_empty());
-    for (prompt_len, seq_len) in [(0, 0), (3, 9), (20, 20), (64, 70), (31, 200)] {
-        let ranges = protection.undecided(prompt_len, seq_len);
-        for position in 0..seq_len {
-            let is_undecided = ranges.iter().any(|range| range.contains(&(position as u32)));
-            assert_eq!(is_undecided, !protection.covers(position, prompt_len, seq_len));
-        }
-    }
+fn undecided_positions_are_those_that_nothing_protects_or_marks() {
+    let (prices, marked) = (Prices::default(), Spans::new(vec![20..30, 88..95]));
+    let undecided = |prompt_len, seq_len, marked: &Spans| {
+        let goal = Goal {
+            policy: PolicyId::default().policy(),
+            prices: &prices,
+            protection: Protection { sinks: 4, recent: 10, prompt_end: 6 },
+            marked,
+            prompt_len,
+            max_pages: 1,
+        };
+        goal.undecided(seq_len)
+    };
+    let nothing = Spans::default();
+    assert_eq!(undecided(50, 100, &nothing), [4..44, 50..90]);
+    assert_eq!(undecided(50, 100, &marked), [4..20, 30..44, 50..88]);
+    assert_eq!(undecided(95, 100, &nothing), std::slice::from_ref(&(4..89)));
+    assert!(undecided(8, 14, &nothing).is_empty() && undecided(0, 0, &marked).is_empty());
 }
 
 /// A sequence that keeps all it can of a prompt of 300 tokens, and what it evicted of that.
@@ -197,7 +228,10 @@ fn generating(budget: f32) -> (World, usize) {
     let cheap = HeadPrices { evicted: 1.0, ..Prices::default().head(0).clone() };
     world.prices = Prices::new(vec![cheap]);
     world.start(300, budget);
-    world.running[0].policy = PolicyId::default();
+    world.running[0] = Sequence {
+        policy: PolicyId::default(),
+        ..Sequence::new(SeqId(0), vec![0; 300], [budget; 2], NUM_HEADS)
+    };
     world.compute(0, 150);
     world.compute(0, 150);
     let num_evicted = world.running[0].table.num_evicted();
@@ -233,6 +267,7 @@ fn protected_tier(max_pages: usize, refused: &[Tier]) -> Assignment {
         policy: PolicyId::default().policy(),
         prices: &prices,
         protection: Protection::default(),
+        marked: &Spans::default(),
         prompt_len: 1000,
         max_pages,
     };

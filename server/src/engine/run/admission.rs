@@ -16,15 +16,19 @@ impl Engine {
         }
         let max_tokens = self.most_tokens(request)?;
         let KvCacheParams { budget, min_budget, policy } = request.kv_cache;
+        let marked = request.marked.within(request.prompt.len());
         self.next_id += 1;
         let num_heads = self.scheduler.demand().num_heads;
         let salt = request.cache_salt;
         let salt = salt.filter(|_| self.prefix_cache && request.pooling.is_none());
+        // What events leave depends on the marks: those with others share nothing.
+        let salt = salt.map(|salt| if min_budget < 1.0 { salt.marked(&marked) } else { salt });
         let reads = request.sampling.prompt_logprobs.is_none();
-        Ok(Sequence {
+        let seq = Sequence {
             max_len: request.prompt.len() + max_tokens,
             may_shorten: request.may_shorten,
             policy,
+            marked,
             priority: request.priority,
             user: request.user,
             chunk_len: self.scheduler.demand().max_chunk,
@@ -35,7 +39,18 @@ impl Engine {
                 [budget, min_budget],
                 num_heads,
             )
-        })
+        };
+        self.check_marked(&seq)?;
+        Ok(seq)
+    }
+
+    fn check_marked(&self, seq: &Sequence) -> Result<(), EngineError> {
+        let num_marked = seq.marked.num_tokens();
+        let most = self.scheduler.demand().most_marked(seq.min_budget, seq.prefilled_len());
+        match num_marked <= most || !seq.is_scored() {
+            true => Ok(()),
+            false => Err(EngineError::MarksTooMuch { num_marked, most }),
+        }
     }
 
     /// The number of tokens that memory can hold in the end, were the request alone. One that does not

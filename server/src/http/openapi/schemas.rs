@@ -61,6 +61,23 @@ struct KvCache {
     #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
     min_budget: Option<f32>,
     policy: Option<PolicyName>,
+    /// What of the prompt is never evicted.
+    #[schema(max_items = 256)]
+    protect: Option<Vec<Protected>>,
+}
+
+/// Token positions from a start up to an end, or all up to the end of a chat's system message.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Protected {
+    Span([u32; 2]),
+    Message(ProtectedMessage),
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ProtectedMessage {
+    System,
 }
 
 #[derive(Serialize, ToSchema)]

@@ -120,6 +120,28 @@ async fn values_out_of_range_are_named() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_protected_is_refused() {
+    let kv_cache = |protect: Value| json!({"kv_cache": {"protect": protect}});
+    let at = |path: &str, code: &'static str| (format!("kv_cache.protect{path}"), code);
+    for (protect, (param, code)) in [
+        (json!("system"), at("", "invalid_type")),
+        (json!([0, 5]), at("[0]", "invalid_type")),
+        (json!([[0, 5], "user"]), at("[1]", "invalid_type")),
+        (json!([[0, 5, 9]]), at("[0]", "invalid_type")),
+        (json!([[0, 5.5]]), at("[0][1]", "invalid_type")),
+        (json!([[-1, 5]]), at("[0][0]", "invalid_value")),
+        (json!([[0, u64::MAX]]), at("[0][1]", "invalid_value")),
+        (json!([[5, 5]]), at("[0]", "invalid_value")),
+        (json!([[9, 5]]), at("[0]", "invalid_value")),
+        (json!(vec![[0, 5]; 257]), at("", "invalid_value")),
+    ] {
+        refuses(CHAT, chat_body, &[(kv_cache(protect), &param, code)]).await;
+    }
+    let system = [(kv_cache(json!(["system"])), "kv_cache.protect", "invalid_value")];
+    refuses("/v1/completions", completion_body, &system).await;
+}
+
+#[tokio::test]
 async fn unknown_fields_of_the_kv_cache_are_refused() {
     let fields = json!({"kv_cache": {"bugdet": 0.5}});
     refuses(CHAT, chat_body, &[(fields, "kv_cache.bugdet", "unknown_parameter")]).await;

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::{App, MAX_MODEL_LEN, MAX_WAITING, Server, chat_body, completion_body, post, says};
+use crate::compress::Spans;
 use crate::engine::fake::{NUM_CACHED, Script};
 use crate::engine::{KvCacheParams, SamplingParams};
 use crate::http::ApiKeys;
@@ -165,6 +166,22 @@ async fn a_request_sets_its_own_budget_and_policy() {
     server.complete(json!({"kv_cache": kv_cache})).await;
     let KvCacheParams { budget, min_budget, policy } = server.request(0).kv_cache;
     assert_eq!((budget, min_budget, policy.policy().name()), (0.25, 0.125, "recency"));
+}
+
+#[tokio::test]
+async fn a_request_marks_spans_of_its_prompt_and_a_chat_its_system_message() {
+    let server = Server::new(says("x"));
+    server
+        .complete(json!({"kv_cache": {"protect": [[5, 9], [0, 2], [8, 4_000_000_000u32]]}}))
+        .await;
+    assert_eq!(server.request(0).marked, Spans::new(vec![0..2, 5..4_000_000_000]));
+    let messages =
+        json!([{"role": "system", "content": "be kind"}, {"role": "user", "content": "a"}]);
+    server.chat(json!({"messages": messages, "kv_cache": {"protect": ["system", [20, 22]]}})).await;
+    let len = "system:be kind|".len();
+    assert_eq!(server.request(1).marked, Spans::new(vec![0..len, 20..22]));
+    server.chat(json!({"messages": messages})).await;
+    assert!(server.request(2).marked.is_empty());
 }
 
 #[tokio::test]

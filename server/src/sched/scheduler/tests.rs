@@ -67,12 +67,13 @@ fn histograms(seq: &Sequence) -> Vec<HeadHistograms> {
     (0..NUM_HEADS).map(of_head).collect()
 }
 
-fn goal(seq: &Sequence, demand: &Demand, max_pages: usize) -> Goal<'static> {
+fn goal<'a>(seq: &'a Sequence, demand: &Demand, max_pages: usize) -> Goal<'a> {
     static PRICES: LazyLock<Prices> = LazyLock::new(Prices::default);
     Goal {
         prices: &PRICES,
         policy: seq.policy.policy(),
         protection: demand.protection,
+        marked: &seq.marked,
         prompt_len: seq.prompt_len,
         max_pages,
     }

@@ -199,6 +199,7 @@ impl World {
             policy: seq.policy.policy(),
             prices: &prices,
             protection: demand.protection,
+            marked: &seq.marked,
             prompt_len: seq.prompt_len,
             max_pages,
         };
