@@ -172,7 +172,8 @@ impl Ladder {
         // With the way of 8 bytes a token to the host.
         let read = || drop(backend.attributions(&arena, &plan.pages).expect("pages"));
         self.report(&format!("{title} read_tokens"), 12 * tokens, 0, self.time(read));
-        let count = || drop(backend.histograms(&arena, &[&plan.pages], &[0..u32::MAX]));
+        let all = 0..u32::MAX;
+        let count = || drop(backend.histograms(&arena, &[&plan.pages], std::slice::from_ref(&all)));
         self.report(&format!("{title} histogram"), 4 * tokens, 0, self.time(count));
         if case.tiers == [Tier::F16] {
             self.write(title, &world, &mut arena);
