@@ -108,6 +108,10 @@ fn system_end(
     let is_system = |message: &Value| message["role"] == "system" || message["role"] == "developer";
     let messages = messages::read(fields)?.into_iter().take_while(is_system).collect();
     let chat = with_tools(messages, tools, false, app);
+    // Templates do not expect a conversation of nothing.
+    if chat.messages.as_array().is_none_or(Vec::is_empty) {
+        return Ok(0);
+    }
     let text = app.text.render_chat(&chat).map_err(|error| protect::refused(&error))?;
     let alone = app.text.encode(&text, false).map_err(|error| protect::refused(&error))?;
     Ok(prompt.iter().zip(&alone).take_while(|(a, b)| a == b).count())

@@ -180,8 +180,10 @@ async fn a_request_marks_spans_of_its_prompt_and_a_chat_its_system_message() {
     server.chat(json!({"messages": messages, "kv_cache": {"protect": ["system", [20, 22]]}})).await;
     let len = "system:be kind|".len();
     assert_eq!(server.request(1).marked, Spans::new(vec![0..len, 20..22]));
+    let user = json!([{"role": "user", "content": "a"}]);
+    server.chat(json!({"messages": user, "kv_cache": {"protect": ["system"]}})).await;
     server.chat(json!({"messages": messages})).await;
-    assert!(server.request(2).marked.is_empty());
+    assert!(server.request(2).marked.is_empty() && server.request(3).marked.is_empty());
 }
 
 #[tokio::test]
