@@ -3,6 +3,7 @@
 //! Kernels accumulate a signal per cached token; a [`Policy`] turns it into a score; [`price`]
 //! turns scores and a number of pages into tiers; [`crate::cache::Repack`] turns tiers into moves.
 
+mod evicted;
 mod plan;
 mod policies;
 mod policy;
@@ -11,6 +12,7 @@ mod score;
 mod spans;
 mod squeeze;
 
+pub use evicted::Evicted;
 pub use plan::{COARSEST_PROTECTED, Decision, Goal, HeadTokens, Moves, Protection, decide, repack};
 pub use policy::{POLICIES, Policy, PolicyId, Queries, TokenSignals};
 pub use price::{Candidate, HeadPrices, MAX_TIERS, Prices, assign, assign_at_price, normal_error};

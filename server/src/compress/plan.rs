@@ -18,6 +18,15 @@ pub struct HeadTokens {
     pub signals: Vec<f32>,
 }
 
+impl HeadTokens {
+    /// The signals over their mean; 0 where nothing was accumulated.
+    pub fn relative(&self) -> impl Iterator<Item = f32> {
+        let sum: f32 = self.signals.iter().sum();
+        let mean = sum / self.signals.len().max(1) as f32;
+        self.signals.iter().map(move |signal| if mean > 0.0 { signal / mean } else { 0.0 })
+    }
+}
+
 /// Tokens that keep a tier whatever their score: never evicted, and fine where that is a small
 /// part of the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

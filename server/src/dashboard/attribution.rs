@@ -28,8 +28,11 @@ pub struct Token {
     pub text: String,
     /// Mean over heads, an evicted entry counting 0.
     pub bits: f32,
-    /// Attribution, mean over heads, as a multiple of the head's mean.
-    pub score: f32,
+    /// Attribution, as a multiple of the head's mean: mean over the heads that hold the token, `null`
+    /// where none does.
+    pub score: Option<f32>,
+    /// The same, when they evicted it, over those that did; `null` where nobody knows.
+    pub evicted_score: Option<f32>,
     /// Heads by what they keep the token in; `evicted` among them.
     pub tiers: Map<String, Value>,
 }
@@ -77,6 +80,8 @@ fn token(
 ) -> Token {
     let kept = || heads.iter().map(|head| head[at]);
     let num = heads.len().max(1) as f32;
+    let scores =
+        |is_held: bool| mean(kept().filter(|kept| kept.tier.is_some() == is_held).filter_map(|kept| kept.score));
     let bits = |tier: Option<_>| tier.map_or(0.0, |tier| view.bits[tier]);
     let count = |tier| kept().filter(|kept| kept.tier == tier).count();
     let tiers = TIERS.iter().map(|info| (info.name, count(Some(info.tier))));
@@ -84,9 +89,16 @@ fn token(
     Token {
         text,
         bits: kept().map(|kept| bits(kept.tier)).sum::<f32>() / num,
-        score: kept().map(|kept| kept.score).sum::<f32>() / num,
+        score: scores(true),
+        evicted_score: scores(false),
         tiers: tiers.map(|(name, count)| (name.to_owned(), count.into())).collect(),
     }
+}
+
+/// `None` of nothing.
+fn mean(values: impl Iterator<Item = f32>) -> Option<f32> {
+    let (sum, num) = values.fold((0.0, 0u32), |(sum, num), value| (sum + value, num + 1));
+    (num > 0).then(|| sum / num as f32)
 }
 
 /// A token may end inside a character: its bytes go to the token that completes it.
@@ -118,13 +130,22 @@ mod tests {
     #[test]
     fn a_token_has_its_mean_over_the_heads_of_all_layers_or_of_one() {
         let all = page(None).unwrap();
-        assert_eq!((all.tokens[1].bits, all.tokens[1].score), (10.0, 1.0));
-        assert_eq!(all.tokens[2].tiers["evicted"], 1);
-        assert_eq!(all.tokens[2].bits, 8.0);
+        assert_eq!((all.tokens[1].bits, all.tokens[1].score), (10.0, Some(1.0)));
         let first = page(Some(0)).unwrap();
         assert_eq!((first.tokens[0].bits, first.tokens[2].bits), (16.0, 0.0));
-        assert_eq!(first.tokens[0].score, 2.0);
+        assert_eq!(first.tokens[0].score, Some(2.0));
         assert!(page(Some(2)).is_none());
+    }
+
+    #[test]
+    fn a_token_that_some_heads_evicted_has_the_score_of_those_that_hold_it_and_that_of_the_others() {
+        let token = &page(None).unwrap().tokens[2];
+        assert_eq!((&token.tiers["evicted"], token.bits), (&1.into(), 8.0));
+        assert_eq!((token.score, token.evicted_score), (Some(1.0), Some(0.25)));
+        let token = &page(Some(0)).unwrap().tokens[2];
+        assert_eq!((token.score, token.evicted_score), (None, Some(0.25)));
+        let token = &page(Some(1)).unwrap().tokens[2];
+        assert_eq!((token.score, token.evicted_score), (Some(1.0), None));
     }
 
     #[test]

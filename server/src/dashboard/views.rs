@@ -64,7 +64,7 @@ pub mod tests {
 
     /// Two layers with one head each, three tokens: kept, squeezed and evicted in the first layer.
     pub fn view() -> KvView {
-        let kept = |tier, score| Kept { tier, score };
+        let kept = |tier, score| Kept { tier, score: Some(score) };
         KvView {
             tokens: vec![104, 195, 169],
             prompt_len: 2,
@@ -74,7 +74,7 @@ pub mod tests {
             f16_bytes: 20,
             bits: PerTier::new(|tier| if tier == Tier::F16 { 16.0 } else { 4.0 }),
             heads: vec![
-                vec![kept(Some(Tier::F16), 2.0), kept(Some(Tier::K4V4), 1.0), kept(None, 0.0)],
+                vec![kept(Some(Tier::F16), 2.0), kept(Some(Tier::K4V4), 1.0), kept(None, 0.25)],
                 vec![kept(Some(Tier::F16), 1.0); 3],
             ],
         }

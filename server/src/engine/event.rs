@@ -75,6 +75,9 @@ pub fn compress_to(
     let (pages_before, evicted_before) = (seq.table.num_pages(), seq.table.num_evicted());
     let layout = *memory.ledger.layout();
     let decision = decide(&seq.table, &tokens, &goal, &layout);
+    if let Some(evicted) = &mut seq.evicted {
+        evicted.note(&tokens, &decision.assignments);
+    }
     let decided = Instant::now();
     let done = execute(backend, memory, &mut seq.table, &tokens, &decision.assignments)?;
     // A head that found no pages depends on what else holds them.

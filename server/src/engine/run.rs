@@ -27,7 +27,7 @@ use super::{
 use crate::{
     cache::Ledger,
     calibrate::Calibration,
-    compress::Protection,
+    compress::{Evicted, Protection},
     metrics::{
         engine::{EngineMetrics, Stage},
         lifecycle::Lifecycle,
@@ -213,7 +213,8 @@ impl Engine {
         life: Lifecycle,
     ) {
         match self.sequence(&request) {
-            Ok(seq) => {
+            Ok(mut seq) => {
+                seq.evicted = view.is_some().then(Evicted::default);
                 self.streams.insert(seq.id, Stream::new(request, events, view, life));
                 self.scheduler.queue(seq);
             }

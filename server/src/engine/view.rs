@@ -26,11 +26,12 @@ pub struct KvView {
 pub struct Kept {
     /// `None`: evicted.
     pub tier: Option<Tier>,
-    /// Attribution over the mean of the head's tokens; 0 where nothing was accumulated.
-    pub score: f32,
+    /// Attribution over the mean of the head's tokens, 0 where nothing was accumulated: at the end,
+    /// or when the token was evicted. `None` of what was evicted before the sequence began with it.
+    pub score: Option<f32>,
 }
 
-const EVICTED: Kept = Kept { tier: None, score: 0.0 };
+const EVICTED: Kept = Kept { tier: None, score: None };
 
 impl KvView {
     /// # Errors
@@ -47,12 +48,14 @@ impl KvView {
         let head = |(head, read): (usize, &crate::compress::HeadTokens)| {
             let pages = &seq.table.head(head).pages;
             let tiers = pages.iter().flat_map(|page| (0..page.len).map(|_| page.tier));
-            let sum: f32 = read.signals.iter().sum();
-            let mean = sum / read.signals.len().max(1) as f32;
             let mut kept = vec![EVICTED; len];
-            for ((position, signal), tier) in read.positions.iter().zip(&read.signals).zip(tiers) {
-                let score = if mean > 0.0 { signal / mean } else { 0.0 };
-                kept[*position as usize] = Kept { tier: Some(tier), score };
+            let evicted = seq.evicted.iter().flat_map(|evicted| evicted.of_head(head));
+            for (position, score) in evicted {
+                kept[*position as usize].score = Some(*score);
+            }
+            // Last: a head that found no pages holds what was to be evicted.
+            for ((position, score), tier) in read.positions.iter().zip(read.relative()).zip(tiers) {
+                kept[*position as usize] = Kept { tier: Some(tier), score: Some(score) };
             }
             kept
         };

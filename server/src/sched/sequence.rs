@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cache::{Ledger, PageTable},
-    compress::{PolicyId, Spans},
+    compress::{Evicted, PolicyId, Spans},
 };
 
 /// Decoded tokens between two compress events of a sequence.
@@ -53,6 +53,8 @@ pub struct Sequence {
     /// Tokens between two compress events of a prefill at most: see [`Chunks`].
     pub chunk_len: usize,
     pub sharing: Sharing,
+    /// Noted only where somebody will look at it.
+    pub evicted: Option<Evicted>,
 }
 
 /// Memory that a running sequence can count on.
@@ -90,6 +92,7 @@ impl Sequence {
             reserve: Reserve::default(),
             chunk_len: usize::MAX,
             sharing: Sharing::default(),
+            evicted: None,
         }
     }
 
@@ -152,6 +155,7 @@ impl Sequence {
     /// Gives all pages back.
     pub fn release(&mut self, ledger: &mut Ledger) {
         self.table.release(ledger);
+        self.evicted.as_mut().into_iter().for_each(Evicted::clear);
         self.since_event = 0;
         self.sharing.start_anew();
     }

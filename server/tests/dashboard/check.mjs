@@ -261,7 +261,7 @@ async function showsWhatWasKept(page) {
   assert.ok(shown.includes("7351, as he did every day") || shown.includes("keeper of the lighthouse"), shown.slice(0, 200));
   const summary = await text(page, "#view-summary");
   await page.hover("#view-text span:nth-child(200)");
-  assert.match(await text(page, "#view-token"), /position 199\): [\d.]+ bits, attribution [\d.]+ times/);
+  assert.match(await text(page, "#view-token"), /position 199\): [\d.]+ bits; held in \d+ of 90 heads \(.*\), there attribution [\d.]+ times/);
   await shoot(page, "kept-light");
 
   await page.locator("#view-budget").fill("0.12");

@@ -44,4 +44,16 @@ fn the_view_of_a_request_agrees_with_its_usage_and_follows_the_budget() {
     let heads: u64 = entries(&tight).iter().map(|(_, count)| count).sum();
     assert_eq!(heads, 3 * num_tokens as u64);
     assert!(entries(&tight).iter().any(|(tier, _)| tier != "f16"));
+
+    // What was dropped says why: there it was worth less than where it is held.
+    let tightest = server.get(&format!("{path}?budget=0.1"));
+    let mut num_evicted = 0;
+    for token in tightest["tokens"].as_array().unwrap() {
+        let (held, evicted) = (token["score"].as_f64(), token["evicted_score"].as_f64());
+        assert_eq!(evicted.is_some(), token["tiers"]["evicted"].is_u64(), "{token}");
+        num_evicted +=
+            usize::from(evicted.is_some_and(|score| held.is_none_or(|held| score < held)));
+        assert!(held.is_none() || evicted.is_none() || evicted < held, "{token}");
+    }
+    assert!(num_evicted > 100, "{num_evicted}");
 }

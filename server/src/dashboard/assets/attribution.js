@@ -21,9 +21,11 @@ async function json(path) {
 /// `request` is chosen, `shown` was the last one asked for.
 const state = { enabled: false, request: "", shown: "", budget: null, page: null, asked: 0 };
 
-/// Where each token's score stands among all, from 0 to 1: scores differ by orders of magnitude.
+/// Where each token's score stands among all, from 0 to 1: scores differ by orders of magnitude. What
+/// no head holds has the score that it was evicted with.
 function ranks(tokens) {
-  const sorted = tokens.map((token) => token.score).sort((a, b) => a - b);
+  const scores = tokens.map((token) => token.score ?? token.evicted_score ?? 0);
+  const sorted = scores.toSorted((a, b) => a - b);
   const rank = (score) => {
     let [low, high] = [0, sorted.length];
     while (low < high) {
@@ -32,14 +34,24 @@ function ranks(tokens) {
     }
     return low / Math.max(1, sorted.length - 1);
   };
-  return tokens.map((token) => (token.score > 0 ? rank(token.score) : 0));
+  return scores.map((score) => (score > 0 ? rank(score) : 0));
 }
 
+const numHeads = (token) => Object.values(token.tiers).reduce((sum, count) => sum + count, 0);
+
 function describe(token, at, page) {
-  const heads = Object.entries(token.tiers).map(([tier, count]) => `${tier} ${count}`).join(", ");
+  const heads = numHeads(token);
+  const evicted = token.tiers.evicted ?? 0;
   const part = at < page.prompt_tokens ? "prompt" : "answer";
-  return `${JSON.stringify(token.text)} (${part}, position ${at}): ${token.bits.toFixed(2)} bits, `
-    + `attribution ${token.score.toFixed(2)} times the mean; heads: ${heads}`;
+  const times = (score) => (score === null ? "not known" : `${score.toFixed(2)} times the mean`);
+  const tiers = Object.entries(token.tiers).filter(([tier]) => tier !== "evicted");
+  const said = [`${JSON.stringify(token.text)} (${part}, position ${at}): ${token.bits.toFixed(2)} bits`];
+  if (tiers.length) {
+    const list = tiers.map(([tier, count]) => `${tier} ${count}`).join(", ");
+    said.push(`held in ${heads - evicted} of ${heads} heads (${list}), there attribution ${times(token.score)}`);
+  }
+  if (evicted) said.push(`evicted in ${evicted} of ${heads} heads, with attribution then ${times(token.evicted_score)}`);
+  return said.join("; ");
 }
 
 /// The heads' tiers lie behind a token on top of each other, most bits at the bottom; what is evicted
@@ -59,7 +71,7 @@ function span(token, at, rank) {
   const span = document.createElement("span");
   span.textContent = token.text;
   span.dataset.at = at;
-  const heads = Object.values(token.tiers).reduce((sum, count) => sum + count, 0);
+  const heads = numHeads(token);
   const isEvicted = token.tiers.evicted === heads;
   if (at >= state.page.prompt_tokens) span.classList.add("answer");
   if (isEvicted) span.classList.add("evicted");
