@@ -45,10 +45,10 @@ mod tests {
         let tokens = [head(&[2, 0, 1], &[6.0, 1.0, 2.0]), head(&[0, 1], &[0.0, 0.0])];
         let kept = Some(Tier::K4V4);
         evicted.note(&tokens, &[vec![kept, None, kept], vec![kept, kept]]);
-        evicted.note(&[head(&[2, 1], &[6.0, 2.0]), head(&[0, 1], &[0.0, 0.0])], &[
-            vec![kept, None],
-            vec![None, kept],
-        ]);
+        evicted.note(
+            &[head(&[2, 1], &[6.0, 2.0]), head(&[0, 1], &[0.0, 0.0])],
+            &[vec![kept, None], vec![None, kept]],
+        );
         assert_eq!(evicted.of_head(0), [(0, 1.0 / 3.0), (1, 0.5)]);
         assert_eq!(evicted.of_head(1), [(0, 0.0)]);
         evicted.clear();

@@ -80,8 +80,9 @@ fn token(
 ) -> Token {
     let kept = || heads.iter().map(|head| head[at]);
     let num = heads.len().max(1) as f32;
-    let scores =
-        |is_held: bool| mean(kept().filter(|kept| kept.tier.is_some() == is_held).filter_map(|kept| kept.score));
+    let scores = |is_held: bool| {
+        mean(kept().filter(|kept| kept.tier.is_some() == is_held).filter_map(|kept| kept.score))
+    };
     let bits = |tier: Option<_>| tier.map_or(0.0, |tier| view.bits[tier]);
     let count = |tier| kept().filter(|kept| kept.tier == tier).count();
     let tiers = TIERS.iter().map(|info| (info.name, count(Some(info.tier))));
@@ -138,7 +139,8 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_some_heads_evicted_has_the_score_of_those_that_hold_it_and_that_of_the_others() {
+    fn a_token_that_some_heads_evicted_has_the_score_of_those_that_hold_it_and_that_of_the_others()
+    {
         let token = &page(None).unwrap().tokens[2];
         assert_eq!((&token.tiers["evicted"], token.bits), (&1.into(), 8.0));
         assert_eq!((token.score, token.evicted_score), (Some(1.0), Some(0.25)));

@@ -5,16 +5,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::compress::PolicyId;
 use crate::engine::KvView;
+use crate::http::Caller;
 
 /// A view of 8,000 tokens takes some 6 MB.
 const MAX_REQUESTS: usize = 8;
 /// Of one request, at other budgets.
 const MAX_REPLAYS: usize = 24;
 
+/// A request whose cache is looked at in the end.
+pub struct Viewing {
+    pub id: String,
+    /// To others it does not exist.
+    pub caller: Caller,
+    pub policy: PolicyId,
+}
+
 /// One request and what it looks like at other budgets.
 pub struct Viewed {
-    pub id: String,
-    pub policy: PolicyId,
+    pub request: Viewing,
     pub view: Arc<KvView>,
     /// Newest first.
     replays: Mutex<VecDeque<(f32, Arc<KvView>)>>,
@@ -39,19 +47,22 @@ impl Viewed {
 pub struct Views(Mutex<VecDeque<Arc<Viewed>>>);
 
 impl Views {
-    pub fn add(&self, id: String, policy: PolicyId, view: KvView) {
-        let viewed = Viewed { id, policy, view: Arc::new(view), replays: Mutex::default() };
+    pub fn add(&self, request: Viewing, view: KvView) {
+        let viewed = Viewed { request, view: Arc::new(view), replays: Mutex::default() };
         let mut views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         views.push_front(Arc::new(viewed));
         views.truncate(MAX_REQUESTS);
     }
 
-    pub fn find(&self, id: &str) -> Option<Arc<Viewed>> {
-        self.all().into_iter().find(|viewed| viewed.id == id)
+    /// The caller's request of this id.
+    pub fn find(&self, id: &str, caller: Caller) -> Option<Arc<Viewed>> {
+        self.all(caller).into_iter().find(|viewed| viewed.request.id == id)
     }
 
-    pub fn all(&self) -> Vec<Arc<Viewed>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    /// The caller's.
+    pub fn all(&self, caller: Caller) -> Vec<Arc<Viewed>> {
+        let views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        views.iter().filter(|viewed| viewed.request.caller == caller).cloned().collect()
     }
 }
 
@@ -80,22 +91,27 @@ pub mod tests {
         }
     }
 
+    pub fn viewing(id: &str) -> Viewing {
+        Viewing { id: id.into(), caller: Caller::UNKNOWN, policy: PolicyId::default() }
+    }
+
     #[test]
     fn only_the_last_requests_are_kept() {
         let views = Views::default();
         for nth in 0..MAX_REQUESTS + 2 {
-            views.add(format!("r{nth}"), PolicyId::default(), view());
+            views.add(viewing(&format!("r{nth}")), view());
         }
-        assert_eq!(views.all().len(), MAX_REQUESTS);
-        assert!(views.find("r0").is_none() && views.find("r9").is_some());
-        assert_eq!(views.all()[0].id, "r9");
+        let found = |id: &str| views.find(id, Caller::UNKNOWN).is_some();
+        assert!(!found("r0") && found("r9"));
+        let all = views.all(Caller::UNKNOWN);
+        assert_eq!((all.len(), all[0].request.id.as_str()), (MAX_REQUESTS, "r9"));
     }
 
     #[test]
     fn a_replay_is_found_by_its_budget() {
         let views = Views::default();
-        views.add("r".into(), PolicyId::default(), view());
-        let viewed = views.find("r").unwrap();
+        views.add(viewing("r"), view());
+        let viewed = views.find("r", Caller::UNKNOWN).unwrap();
         assert!(viewed.replay(0.25).is_none());
         viewed.keep_replay(0.25, Arc::new(view()));
         assert!(viewed.replay(0.25).is_some() && viewed.replay(0.3).is_none());

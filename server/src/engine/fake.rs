@@ -6,8 +6,9 @@ use keepwell_kernels::{PerTier, Tier};
 use tokio::sync::{Notify, mpsc};
 
 use super::handle::Command;
+use super::view::Kept;
 use super::{
-    EngineError, EngineHandle, Event, FinishReason, GenerateRequest, KvUsage, Outcome,
+    EngineError, EngineHandle, Event, FinishReason, GenerateRequest, KvUsage, KvView, Outcome,
     SampledToken, TokenLogprobs,
 };
 
@@ -73,7 +74,8 @@ async fn run(
         vec![];
     while let Some(command) = commands.recv().await {
         match command {
-            Command::Generate { request, events, .. } => {
+            Command::Generate { request, events, view, .. } => {
+                view.into_iter().for_each(|view| _ = view.send(self::view(&request)));
                 let nth = requests.lock().unwrap().len().min(scripts.len() - 1);
                 requests.lock().unwrap().push((*request).clone());
                 let (end, ends) = mpsc::unbounded_channel();
@@ -140,6 +142,21 @@ async fn play(
         }
     }
     let _ = events.send(with_num_generated(end, tokens.len()));
+}
+
+/// A cache of one head that keeps the prompt exact.
+fn view(request: &GenerateRequest) -> KvView {
+    let kept = Kept { tier: Some(Tier::F16), score: Some(1.0) };
+    KvView {
+        tokens: request.prompt.clone(),
+        prompt_len: request.prompt.len(),
+        num_layers: 1,
+        budget: request.kv_cache.budget,
+        bytes: KV_BYTES,
+        f16_bytes: KV_BYTES,
+        bits: PerTier::new(|_| 16.0),
+        heads: vec![vec![kept; request.prompt.len()]],
+    }
 }
 
 fn finished(request: &GenerateRequest, reason: FinishReason) -> Event {

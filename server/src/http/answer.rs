@@ -16,8 +16,9 @@ use super::sse;
 use super::stop::StopStrings;
 use super::tools::{CallPiece, Tools};
 use super::usage::{ChunkUsage, Usage};
+use super::user::Caller;
 use crate::compress::Spans;
-use crate::dashboard::views::Views;
+use crate::dashboard::views::{Viewing, Views};
 use crate::engine::{EngineError, FinishReason, GenerateRequest, Generation, SamplingParams};
 use crate::metrics::latency::Stopwatch;
 
@@ -28,6 +29,14 @@ pub struct Job {
     pub continues: bool,
     pub params: Params,
     pub tools: Option<Tools>,
+    pub caller: Caller,
+}
+
+impl Job {
+    pub fn sent_by(&mut self, caller: Caller) {
+        self.caller = caller;
+        self.params.sent_by(caller);
+    }
 }
 
 pub struct JobPrompt {
@@ -135,14 +144,18 @@ pub fn check_num_choices(
 
 /// Hands every choice to the engine.
 fn submit(app: &App, job: Job, id: &str, stopwatch: Stopwatch) -> Result<Updates, ApiError> {
-    let Job { prompts, continues, params, tools } = job;
+    let Job { prompts, continues, params, tools, caller } = job;
     let mut choices = Vec::new();
     for prompt in prompts {
         for (nth, stopwatch) in stopwatch.choices(params.n).enumerate() {
             let request = request(&prompt, &params, nth);
             let is_first = choices.is_empty();
             let generation = match app.views.as_ref().filter(|_| is_first) {
-                Some(views) => viewed(app, views.clone(), id.to_owned(), request)?,
+                Some(views) => {
+                    let policy = request.kv_cache.policy;
+                    let viewing = Viewing { id: id.to_owned(), caller, policy };
+                    viewed(app, views.clone(), viewing, request)?
+                }
                 None => app.engine.generate(request)?,
             };
             let making = Making {
@@ -167,15 +180,14 @@ fn submit(app: &App, job: Job, id: &str, stopwatch: Stopwatch) -> Result<Updates
 fn viewed(
     app: &App,
     views: Arc<Views>,
-    id: String,
+    viewing: Viewing,
     request: GenerateRequest,
 ) -> Result<Generation, EngineError> {
-    let policy = request.kv_cache.policy;
     let (generation, view) = app.engine.generate_viewed(request)?;
     tokio::spawn(async move {
         // None comes of a request that was never computed.
         if let Ok(view) = view.await {
-            views.add(id, policy, view);
+            views.add(viewing, view);
         }
     });
     Ok(generation)

@@ -47,7 +47,7 @@ pub(super) async fn create(
     let stopwatch = Stopwatch::start();
     let preparing = app.clone();
     let (mut job, shape) = off_worker(move || prepare(&preparing, &body)).await?;
-    job.params.sent_by(caller);
+    job.sent_by(caller);
     answer(&app, job, shape, stopwatch).await
 }
 
@@ -74,7 +74,7 @@ pub fn job(app: &App, fields: &Fields) -> Result<Job, ApiError> {
     params.check_min_tokens(limit)?;
     let marked = params.protect.with_system(|| system_end(&prompt, fields, tools.as_ref(), app))?;
     let prompts = vec![JobPrompt { ids: prompt, limit, marked, echo: None }];
-    Ok(Job { prompts, continues: false, params, tools })
+    Ok(Job { prompts, continues: false, params, tools, caller: Caller::UNKNOWN })
 }
 
 fn num_logprobs(fields: &Fields, app: &App) -> Result<Option<usize>, ApiError> {

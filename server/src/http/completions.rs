@@ -45,7 +45,7 @@ pub(super) async fn create(
     let stopwatch = Stopwatch::start();
     let preparing = app.clone();
     let (mut job, shape) = off_worker(move || prepare(&preparing, &body)).await?;
-    job.params.sent_by(caller);
+    job.sent_by(caller);
     answer(&app, job, shape, stopwatch).await
 }
 
@@ -83,7 +83,8 @@ fn prepare(app: &App, body: &Map<String, Value>) -> Result<(Job, CompletionShape
         marked: marked.clone(),
     };
     let prompts = prompts.into_iter().enumerate().map(job_prompt).collect();
-    Ok((Job { prompts, continues: true, params, tools: None }, shape))
+    let caller = Caller::UNKNOWN;
+    Ok((Job { prompts, continues: true, params, tools: None, caller }, shape))
 }
 
 /// The text of each prompt.

@@ -1,5 +1,5 @@
 //! `GET /debug/kv`: what the cache kept of a request, token by token. Only with `--debug-kv`: the
-//! answers hold the text of prompts.
+//! answers hold the text of prompts. With API keys each sees its own.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::App;
 use super::body::off_worker;
 use super::error::ApiError;
+use super::user::Caller;
 use crate::dashboard::attribution::Page;
 use crate::dashboard::views::{Viewed, Views};
 use crate::engine::{EngineError, Event, GenerateRequest, KvCacheParams, KvView, SamplingParams};
@@ -30,22 +31,23 @@ struct Wanted {
     budget: Option<f32>,
 }
 
-async fn list(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let viewed = views(&app)?.all();
+async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Value>, ApiError> {
+    let viewed = views(&app)?.all(caller);
     let requests = viewed.iter().map(|viewed| {
         let view = &viewed.view;
-        json!({"id": viewed.id, "tokens": view.tokens.len(), "budget": view.budget})
+        json!({"id": viewed.request.id, "tokens": view.tokens.len(), "budget": view.budget})
     });
     Ok(Json(json!({"requests": requests.collect::<Vec<_>>()})))
 }
 
 async fn show(
     State(app): State<Arc<App>>,
+    caller: Caller,
     Path(id): Path<String>,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<Page>, ApiError> {
     let Query(wanted) = wanted.map_err(|error| ApiError::invalid("query", error.body_text()))?;
-    let viewed = views(&app)?.find(&id);
+    let viewed = views(&app)?.find(&id, caller);
     let viewed = viewed.ok_or_else(|| ApiError::not_found(format!("no request {id} is kept")))?;
     let view = match wanted.budget {
         None => viewed.view.clone(),
@@ -76,7 +78,7 @@ async fn replay(app: &App, viewed: &Viewed, budget: f32) -> Result<Arc<KvView>, 
     }
     let mut prompt = viewed.view.tokens.clone();
     prompt.truncate(app.model.max_model_len.saturating_sub(1));
-    let kv_cache = KvCacheParams { budget, min_budget: budget, policy: viewed.policy };
+    let kv_cache = KvCacheParams { budget, min_budget: budget, policy: viewed.request.policy };
     let (mut generation, view) = app.engine.replay(GenerateRequest {
         prompt,
         max_tokens: 1,

@@ -66,6 +66,7 @@ pub use self::params::KvDefaults;
 pub use self::responses::StoredResponses;
 pub use self::text::{Chat, Detokenizer, Text, grammars};
 pub use self::tools::{TOOL_FORMATS, ToolFormat, ToolStyle};
+pub use self::user::Caller;
 
 use self::error::ApiError;
 use crate::dashboard::views::Views;

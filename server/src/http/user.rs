@@ -21,12 +21,11 @@ pub fn hold_key(request: &mut Request, key: &[u8]) {
 }
 
 /// Who sent the request, if its key tells.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller(Option<UserId>);
 
 impl Caller {
     /// Of a server without keys.
-    #[cfg(test)]
     pub const UNKNOWN: Self = Self(None);
 
     /// What tells apart whom this salt does not, and holders of other keys.

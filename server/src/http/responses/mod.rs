@@ -54,7 +54,7 @@ pub(super) async fn create(
     let stopwatch = Stopwatch::start();
     let preparing = app.clone();
     let (mut job, making) = off_worker(move || prepare(&preparing, body, caller)).await?;
-    job.params.sent_by(caller);
+    job.sent_by(caller);
     let stream = job.params.stream.is_some();
     let (updates, usage) = run(&app, job, making.id(), stopwatch)?;
     if stream {

@@ -3,20 +3,22 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{Server, app, error_of, json_body, says, text_body};
-use crate::compress::PolicyId;
+use super::{Server, app, completion_body, error_of, json_body, post, says, text_body};
 use crate::dashboard::assets::ASSETS;
-use crate::dashboard::views::{Views, tests::view};
+use crate::dashboard::views::{
+    Views,
+    tests::{view, viewing},
+};
 use crate::engine::fake::FakeEngine;
-use crate::http::router;
+use crate::http::{ApiKeys, router};
 
 /// A server that keeps one request, `r`.
 fn debugging() -> Router {
     let views = Views::default();
-    views.add("r".into(), PolicyId::default(), view());
+    views.add(viewing("r"), view());
     let mut app = app(FakeEngine::new(vec![says("x")]).handle);
     app.views = Some(Arc::new(views));
     router(app)
@@ -79,5 +81,28 @@ async fn a_kept_request_is_listed_and_shown_and_questions_that_make_no_sense_are
         ("/debug/kv/r?budget=NaN", 400),
     ] {
         assert_eq!(error_of(get(&router, path).await).await.0, status, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_request_left_is_shown_to_the_key_that_sent_it_and_to_no_other() {
+    let views = Arc::new(Views::default());
+    let kept = views.clone();
+    let server = Server::changed(says("x"), |app| {
+        app.views = Some(kept);
+        app.api_keys = ApiKeys::new(["first", "second"]);
+    });
+    let with_key = |mut request: Request<Body>, key: &str| {
+        let bearer = format!("Bearer {key}").parse().unwrap();
+        request.headers_mut().insert("authorization", bearer);
+        server.send(request)
+    };
+    let asked = post("/v1/completions", completion_body(json!({})).to_string());
+    let id = json_body(with_key(asked, "first").await).await["id"].as_str().unwrap().to_owned();
+    for (key, num, status) in [("first", 1, 200), ("second", 0, 404)] {
+        let get = |path: &str| with_key(Request::get(path).body(Body::empty()).unwrap(), key);
+        let list = json_body(get("/debug/kv").await).await;
+        assert_eq!(list["requests"].as_array().unwrap().len(), num, "{key}");
+        assert_eq!(get(&format!("/debug/kv/{id}")).await.status(), status, "{key}");
     }
 }
