@@ -65,6 +65,19 @@ fn a_wrong_variable_of_the_server_does_not_keep_the_chat_from_starting() {
 }
 
 #[test]
+fn a_switch_is_on_whichever_way_its_variable_says_so() {
+    let run = |value: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keepwell"));
+        let flags = ["--port", "0", "--model", "./no/such/model"];
+        command.args(flags).env("KEEPWELL_DEBUG_KV", value).output().unwrap().status.code()
+    };
+    for value in ["1", "0", "true", "false", "yes", "off"] {
+        assert_eq!(run(value), Some(1), "it is the model that is missing: {value}");
+    }
+    assert_eq!(run("perhaps"), Some(2));
+}
+
+#[test]
 fn the_version_is_that_of_the_crate() {
     let output = keepwell(&["--version"]);
     let expected = concat!("keepwell ", env!("CARGO_PKG_VERSION"), "\n");

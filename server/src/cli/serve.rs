@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::{Args, value_parser};
+use clap::{Args, builder::BoolishValueParser, value_parser};
 use keepwell_models::fetch::served_name;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -52,7 +52,7 @@ pub struct ServeArgs {
 
     /// Keep what the last requests left in the cache, their text included, for the dashboard and
     /// anyone who asks /debug/kv
-    #[arg(long, env = "KEEPWELL_DEBUG_KV")]
+    #[arg(long, env = "KEEPWELL_DEBUG_KV", value_parser = BoolishValueParser::new())]
     pub debug_kv: bool,
 
     #[command(flatten)]
