@@ -21,9 +21,11 @@ pub const REQUEST_TIME: &[f64] = &[
 pub const ITERATION_TOKENS: &[f64] =
     &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 
-/// 1, 2 and 5 times powers of ten.
-pub const TOKENS: &[f64] =
-    &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5];
+/// 1, 2 and 5 times powers of ten, up to the longest contexts: vLLM's end with that of its model.
+pub const TOKENS: &[f64] = &[
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5,
+    5e5, 1e6,
+];
 
 pub const NUM_CHOICES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
 
