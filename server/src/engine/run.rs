@@ -160,7 +160,7 @@ impl Engine {
     ) -> ControlFlow<()> {
         heartbeat.beat();
         let command = if self.scheduler.is_idle() {
-            self.metrics.relieved();
+            self.metrics.idle();
             self.publish();
             heartbeat.rest();
             let command = commands.blocking_recv();

@@ -57,6 +57,7 @@ pub struct EngineMetrics {
     computed_tokens: Counter,
     generation_tokens: Counter,
     iteration_tokens: Histogram,
+    price: Gauge,
     pressure_price: Gauge,
 }
 
@@ -64,13 +65,10 @@ impl EngineMetrics {
     /// Of an engine with weights of `weight_bytes`.
     pub fn new(info: &EngineInfo, weight_bytes: usize, max_model_len: usize) -> Self {
         series::begin();
-        let pressure_price = PRESSURE_PRICE.gauge(vec![]);
-        pressure_price.set(0.0);
-        PRICE.gauge(vec![]).set(0.0);
         MEMORY.gauge(labels([("component", "weights")])).set(weight_bytes as f64);
         cache_config(info, max_model_len);
         never_changes();
-        Self {
+        let metrics = Self {
             published: None,
             lap: Instant::now(),
             spent: Default::default(),
@@ -79,9 +77,12 @@ impl EngineMetrics {
             prompt_tokens: PROMPT_TOKENS.counter(vec![]),
             computed_tokens: prompt_tokens_from("local_compute"),
             generation_tokens: GENERATION_TOKENS.counter(vec![]),
-            pressure_price,
+            price: PRICE.gauge(vec![]),
+            pressure_price: PRESSURE_PRICE.gauge(vec![]),
             iteration_tokens: ITERATION_TOKENS.histogram(vec![]),
-        }
+        };
+        metrics.idle();
+        metrics
     }
 
     /// Whether it is time for new gauges.
@@ -166,7 +167,7 @@ impl EngineMetrics {
             RETAINED_ATTRIBUTION.histogram(vec![]).record(retained);
         }
         if let Some(price) = report.price {
-            PRICE.gauge(vec![]).set(f64::from(price));
+            self.price.set(f64::from(price));
         }
     }
 
@@ -175,6 +176,12 @@ impl EngineMetrics {
         SQUEEZES.counter(vec![]).increment(1);
         self.pressure_price.set(f64::from(squeeze.price));
         squeeze.reports.iter().for_each(|report| self.compressed(report));
+    }
+
+    /// Nothing runs: no byte has a price.
+    pub fn idle(&self) {
+        self.price.set(0.0);
+        self.relieved();
     }
 
     /// There is no memory pressure.

@@ -114,7 +114,7 @@ families! {
     KV_REJECTIONS: C, "keepwell_kv_budget_rejections_total", "Requests refused because the whole arena could not hold them at their budget";
     STEP_TIME: H(buckets::STAGE_TIME), "keepwell_step_seconds" ["stage"], "Stages of a step: schedule (and all between two steps), gather, forward, sample, compress";
     COMPRESS_TIME: H(buckets::STAGE_TIME), "keepwell_compress_seconds" ["stage"], "Stages of a compress event: score, price, compact";
-    PRICE: G, "keepwell_price", "Price of a byte in the last compress event that was short of pages: attribution weighted distortion that a byte must save to be kept";
+    PRICE: G, "keepwell_price", "Price of a byte in the last compress event that was short of pages: attribution weighted distortion that a byte must save to be kept; 0 while nothing runs";
     PRESSURE_PRICE: G, "keepwell_pressure_price", "Price of a byte that memory pressure puts on the tokens of all running sequences; 0 without pressure";
     SQUEEZES: C, "keepwell_squeezes_total", "Times that memory pressure had the cheapest tokens of running sequences demoted";
     COMPRESSION_RATIO: H(buckets::RATIO), "keepwell_kv_compression_ratio", "F16 bytes of a sequence's tokens over the bytes it held when it ended";
