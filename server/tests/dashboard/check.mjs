@@ -269,6 +269,16 @@ async function showsWhatWasKept(page) {
     const now = document.querySelector("#view-summary").textContent;
     return now !== before && now.includes("budget 0.12");
   }, summary);
+  // What is overtaken is given up: the engine need not finish it.
+  const isOvertaken = (request) => request.url().endsWith("budget=0.2");
+  await page.route((url) => url.href.endsWith("budget=0.2"), () => {});
+  const asking = page.waitForRequest(isOvertaken);
+  const failed = page.waitForEvent("requestfailed", isOvertaken);
+  await page.locator("#view-budget").fill("0.2");
+  await asking;
+  await page.locator("#view-budget").fill("0.12");
+  assert.match((await failed).failure().errorText, /ABORTED/);
+  await page.waitForFunction(() => document.querySelector("#view-summary").textContent.includes("budget 0.12"));
   const squeezed = await colours(page);
   // The last token is computed only in the replay.
   assert.ok(squeezed.length >= asked.length && squeezed.length <= asked.length + 1);

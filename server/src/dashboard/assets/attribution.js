@@ -12,14 +12,14 @@ const ALPHA = 0.5;
 
 const id = (name) => document.getElementById(name);
 
-async function json(path) {
-  const answer = await ask(path);
+async function json(path, signal) {
+  const answer = await ask(path, { signal });
   if (!answer.ok) throw new Error(await refusal(answer));
   return answer.json();
 }
 
-/// `request` is chosen, `shown` was the last one asked for.
-const state = { enabled: false, request: "", shown: "", budget: null, page: null, asked: 0 };
+/// `request` is chosen, `shown` was the last one asked for, `asking` ends the question that is open.
+const state = { enabled: false, request: "", shown: "", budget: null, page: null, asking: null };
 
 /// Where each token's score stands among all, from 0 to 1: scores differ by orders of magnitude. What
 /// no head holds has the score that it was evicted with.
@@ -120,29 +120,30 @@ function clear() {
 
 async function load() {
   state.shown = state.request;
-  state.asked += 1;
+  // A later question overtakes this one: at another budget each is work for the engine, which stops
+  // when nobody waits.
+  state.asking?.abort();
   // The text of another request must not stand under this one's name.
   if (state.page?.id !== state.request) clear();
   if (!state.enabled || !state.request) return;
-  const asked = state.asked;
+  const asking = state.asking = new AbortController();
   const query = new URLSearchParams();
   if (id("view-layer").value) query.set("layer", id("view-layer").value);
   if (state.budget !== null) query.set("budget", state.budget);
   id("view-budget-value").textContent = state.budget === null ? "as asked" : state.budget.toFixed(2);
   id("view-text").setAttribute("aria-busy", "true");
   try {
-    const page = await json(`/debug/kv/${encodeURIComponent(state.request)}?${query}`);
-    // A later question overtook this one.
-    if (asked !== state.asked) return;
+    const page = await json(`/debug/kv/${encodeURIComponent(state.request)}?${query}`, asking.signal);
+    if (asking.signal.aborted) return;
     state.page = page;
     fillLayers(page);
     draw();
   } catch (error) {
-    if (asked !== state.asked) return;
+    if (asking.signal.aborted) return;
     id("view-summary").textContent = error.message;
     state.shown = "";
   } finally {
-    if (asked === state.asked) id("view-text").removeAttribute("aria-busy");
+    if (!asking.signal.aborted) id("view-text").removeAttribute("aria-busy");
   }
 }
 

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -12,7 +13,7 @@ use crate::dashboard::views::{
     Views,
     tests::{view, viewing},
 };
-use crate::engine::fake::FakeEngine;
+use crate::engine::fake::{FakeEngine, Script};
 use crate::http::{ApiKeys, router};
 
 /// A server that keeps one request, `r`.
@@ -105,4 +106,14 @@ async fn what_a_request_left_is_shown_to_the_key_that_sent_it_and_to_no_other() 
         assert_eq!(list["requests"].as_array().unwrap().len(), num, "{key}");
         assert_eq!(get(&format!("/debug/kv/{id}")).await.status(), status, "{key}");
     }
+}
+
+#[tokio::test]
+async fn a_replay_that_nobody_waits_for_is_stopped() {
+    let views = Views::default();
+    views.add(viewing("r"), view());
+    let server = Server::changed(Script::Hang(vec![]), |app| app.views = Some(Arc::new(views)));
+    let shown = server.get("/debug/kv/r?budget=0.5");
+    assert!(tokio::time::timeout(Duration::from_millis(50), shown).await.is_err());
+    server.engine.cancelled.notified().await;
 }
