@@ -15,6 +15,7 @@ use super::params::Params;
 use super::sse;
 use super::stop::StopStrings;
 use super::tools::{CallPiece, Tools};
+use super::trace;
 use super::usage::{ChunkUsage, Usage};
 use super::user::Caller;
 use crate::compress::Spans;
@@ -105,8 +106,10 @@ pub fn run(
 ) -> Result<(Updates, Usage), ApiError> {
     let num_prompt_tokens = job.prompts.iter().map(|prompt| prompt.ids.len()).sum();
     let usage = Usage::new(num_prompt_tokens, job.params.kv_cache.budget);
-    check_num_choices(job.prompts.len() * job.params.n, app.limits.max_waiting, "n")?;
+    let num_choices = job.prompts.len() * job.params.n;
+    check_num_choices(num_choices, app.limits.max_waiting, "n")?;
     let updates = submit(app, job, id, stopwatch)?;
+    let updates = trace::account(id, num_prompt_tokens, num_choices, updates);
     Ok((until(app.limits.request_timeout, updates), usage))
 }
 

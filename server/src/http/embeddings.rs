@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tracing::Span;
 
 use super::App;
 use super::answer::too_slow;
@@ -93,6 +94,7 @@ pub(super) async fn create(
         embedding: written(vector, &job),
     };
     let prompt_tokens = job.prompts.iter().map(Vec::len).sum();
+    Span::current().record("prompt_tokens", prompt_tokens);
     Ok(Json(List {
         object: "list",
         data: vectors.into_iter().enumerate().map(embedding).collect(),

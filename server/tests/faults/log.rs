@@ -41,5 +41,9 @@ fn no_text_of_a_request_is_in_the_log_at_any_level() {
     child.wait().unwrap();
     let log = fs::read_to_string(log.path()).unwrap();
     assert!(log.contains(COMPLETIONS), "it tells of requests: {log}");
+    let line = log.lines().find(|line| line.contains("request status=200")).unwrap();
+    for part in ["id=\"cmpl-", "prompt_tokens=", "completion_tokens=4"] {
+        assert!(line.contains(part), "{line}");
+    }
     assert!(!log.contains(SECRET), "{log}");
 }

@@ -14,6 +14,7 @@ mod streaming;
 mod structured;
 mod tokenize;
 mod tools;
+mod trace;
 
 use axum::Router;
 use axum::body::Body;
