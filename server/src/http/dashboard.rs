@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::error::ApiError;
+use super::openapi::{DashboardState, ErrorEnvelope};
 use crate::dashboard::assets::{ASSETS, PAGE};
 use crate::dashboard::state::state;
 
@@ -42,7 +43,8 @@ async fn asset(Path(name): Path<String>) -> Result<Response, ApiError> {
     Ok(served(asset.content_type, asset.body))
 }
 
-async fn now(State(app): State<Arc<App>>) -> Json<Value> {
+#[utoipa::path(get, path = "/dashboard/state", responses((status = 200, description = "The answer", body = DashboardState), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn now(State(app): State<Arc<App>>) -> Json<Value> {
     let mut state = state(&app.engine.snapshot(), &app.render_metrics());
     state["server"] = json!({
         "version": env!("CARGO_PKG_VERSION"),

@@ -3,16 +3,18 @@
 
 use std::sync::Arc;
 
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::IntoParams;
 
 use super::App;
 use super::body::off_worker;
 use super::error::ApiError;
+use super::openapi::{ErrorEnvelope, KeptCache, KeptRequests};
 use super::user::Caller;
 use crate::dashboard::attribution::Page;
 use crate::dashboard::views::{Viewed, Views};
@@ -23,15 +25,21 @@ pub fn routes() -> Router<Arc<App>> {
     Router::new().route("/debug/kv", get(list)).route("/debug/kv/{id}", get(show))
 }
 
-#[derive(Deserialize)]
-struct Wanted {
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Wanted {
     /// Over all layers without.
     layer: Option<usize>,
     /// The request is computed anew with this budget, its answer as part of the prompt.
+    #[param(exclusive_minimum = 0.0, maximum = 1.0)]
     budget: Option<f32>,
 }
 
-async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(get, path = "/debug/kv", responses((status = 200, description = "The answer; 404 unless the server was started with --debug-kv", body = KeptRequests), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Result<Json<Value>, ApiError> {
     let viewed = views(&app)?.all(caller);
     let requests = viewed.iter().map(|viewed| {
         let view = &viewed.view;
@@ -40,15 +48,19 @@ async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Value>
     Ok(Json(json!({"requests": requests.collect::<Vec<_>>()})))
 }
 
-async fn show(
+#[utoipa::path(get, path = "/debug/kv/{id}", params(("id" = String, Path), Wanted), responses((status = 200, description = "The answer; 404 unless the server was started with --debug-kv and still has the request", body = KeptCache), (status = "default", description = "What is wrong", body = ErrorEnvelope)))]
+pub(super) async fn show(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<Page>, ApiError> {
+    let no_text = |_| ApiError::invalid("id", "the id in the path is no text");
+    let Path(id) = id.map_err(no_text)?;
     let Query(wanted) = wanted.map_err(|error| ApiError::invalid("query", error.body_text()))?;
     let viewed = views(&app)?.find(&id, caller);
-    let viewed = viewed.ok_or_else(|| ApiError::not_found(format!("no request {id} is kept")))?;
+    let not_kept = || ApiError::not_found(format!("no request {id} is kept"));
+    let viewed = viewed.ok_or_else(|| not_kept().code("request_not_kept"))?;
     let view = match wanted.budget {
         None => viewed.view.clone(),
         Some(budget) => replay(&app, &viewed, budget).await?,
@@ -65,7 +77,7 @@ async fn show(
 
 fn views(app: &App) -> Result<&Views, ApiError> {
     let message = "this server does not keep what requests leave: start it with --debug-kv";
-    app.views.as_deref().ok_or_else(|| ApiError::not_found(message))
+    app.views.as_deref().ok_or_else(|| ApiError::not_found(message).code("debug_kv_off"))
 }
 
 /// The same tokens at another budget. One token more is drawn and not looked at.

@@ -78,7 +78,12 @@ impl Stream for Sending {
 }
 
 /// Writes into the request's span which answer this is, and once it ends what it cost.
-pub fn account(id: &str, num_prompt_tokens: usize, num_choices: usize, updates: Updates) -> Updates {
+pub fn account(
+    id: &str,
+    num_prompt_tokens: usize,
+    num_choices: usize,
+    updates: Updates,
+) -> Updates {
     let span = Span::current();
     span.record("id", id).record("prompt_tokens", num_prompt_tokens);
     let mut account = Account { span, num_tokens: vec![0; num_choices] };

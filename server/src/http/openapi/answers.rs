@@ -249,3 +249,102 @@ pub struct LoadAnswer {
     /// Requests being answered.
     server_load: u32,
 }
+
+/// One moment of the server. Metrics are by name, and lack the labels that all series share.
+#[derive(Serialize, ToSchema)]
+pub struct DashboardState {
+    server: DashboardServer,
+    gauges: BTreeMap<String, Vec<DashboardSeries>>,
+    counters: BTreeMap<String, Vec<DashboardSeries>>,
+    /// `ttft`, `itl`, `e2e` and `queue`.
+    histograms: BTreeMap<String, DashboardHistogram>,
+    /// What runs and waits, oldest first.
+    sequences: Vec<DashboardSequence>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct DashboardServer {
+    version: String,
+    model: String,
+    max_model_len: u32,
+    /// Of requests that name none.
+    budget: f32,
+    /// Whether `/debug/kv` tells of requests.
+    debug_kv: bool,
+}
+
+#[derive(Serialize, ToSchema)]
+struct DashboardSeries {
+    labels: BTreeMap<String, String>,
+    value: f64,
+}
+
+#[derive(Serialize, ToSchema)]
+struct DashboardHistogram {
+    /// Pairs of an upper bound in seconds and how many were not above it.
+    buckets: Vec<Vec<f64>>,
+    sum: f64,
+    count: f64,
+}
+
+#[derive(Serialize, ToSchema)]
+struct DashboardSequence {
+    id: u64,
+    /// `prefill`, `decode`, or what it waits for: `sequences`, `memory`, `step` or `preempted`.
+    stage: String,
+    prompt_tokens: u32,
+    /// Those whose keys and values are in the cache.
+    computed_tokens: u32,
+    generated_tokens: u32,
+    max_tokens: u32,
+    /// In force.
+    budget: f32,
+    asked_budget: f32,
+    kv_bytes: u64,
+    /// What the same tokens take in F16.
+    f16_bytes: u64,
+}
+
+/// The last requests whose cache can be looked at, newest first.
+#[derive(Serialize, ToSchema)]
+pub struct KeptRequests {
+    requests: Vec<KeptRequest>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct KeptRequest {
+    /// That of the answer.
+    id: String,
+    tokens: u32,
+    budget: f32,
+}
+
+/// What the cache kept of a request, over all layers or of one.
+#[derive(Serialize, ToSchema)]
+pub struct KeptCache {
+    id: String,
+    budget: f32,
+    /// `null`: over all layers.
+    layer: Option<u32>,
+    num_layers: u32,
+    /// Tokens of the prompt; those after it are the answer's.
+    prompt_tokens: u32,
+    bytes: u64,
+    f16_bytes: u64,
+    /// Bits of a value in each tier that is used, metadata included.
+    bits: BTreeMap<String, f32>,
+    tokens: Vec<KeptToken>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct KeptToken {
+    text: String,
+    /// Mean over heads, an evicted entry counting 0.
+    bits: f32,
+    /// Attribution as a multiple of the head's mean, mean over the heads that hold the token.
+    score: Option<f32>,
+    /// The same when it was evicted, over the heads that did.
+    evicted_score: Option<f32>,
+    /// Heads by what they keep the token in; `evicted` among them.
+    tiers: BTreeMap<String, u32>,
+}

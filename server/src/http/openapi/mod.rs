@@ -14,14 +14,16 @@ use utoipa::openapi::{OpenApi as Document, SecurityRequirement};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    App, chat, completions, embeddings, health, load, models, responses, tokenize, version,
+    App, chat, completions, dashboard, debug_kv, embeddings, health, load, metrics, models,
+    responses, tokenize, version,
 };
 
 use crate::compress::POLICIES;
 
 pub use answers::{
-    ChatAnswer, CompletionAnswer, DetokenizeAnswer, EmbeddingAnswer, LoadAnswer, ModelCard,
-    ModelList, ResponseAnswer, ResponseDeleted, StreamEvent, TokenizeAnswer, VersionAnswer,
+    ChatAnswer, CompletionAnswer, DashboardState, DetokenizeAnswer, EmbeddingAnswer, KeptCache,
+    KeptRequests, LoadAnswer, ModelCard, ModelList, ResponseAnswer, ResponseDeleted, StreamEvent,
+    TokenizeAnswer, VersionAnswer,
 };
 pub use schemas::{
     ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, ErrorEnvelope,
@@ -85,6 +87,10 @@ fn fill_in(schemas: &mut Map<String, Value>, app: &App) {
         health::ready,
         load::load,
         version::version,
+        metrics::render,
+        dashboard::now,
+        debug_kv::list,
+        debug_kv::show,
     )
 )]
 struct Api;

@@ -36,7 +36,9 @@ impl Log {
     fn lines(&self) -> Vec<Value> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
         let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
-        lines.filter(|line: &Value| line["message"].as_str().unwrap().starts_with("request")).collect()
+        lines
+            .filter(|line: &Value| line["message"].as_str().unwrap().starts_with("request"))
+            .collect()
     }
 }
 
