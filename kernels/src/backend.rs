@@ -63,6 +63,11 @@ pub trait Backend: Send + Sync {
         Ok(None)
     }
 
+    /// Bytes of that memory that are taken, by whomever; `None` where it is the host's.
+    fn used_memory(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     fn arena(&self, layout: crate::PageLayout, num_pages: usize) -> Result<Arena> {
         Arena::host(layout, num_pages)
     }

@@ -178,6 +178,11 @@ impl Gpu for Driver {
         Ok(Some(free as u64))
     }
 
+    fn used_memory(&self) -> Result<Option<u64>> {
+        let (free, total) = self.stream()?.context().mem_get_info().w()?;
+        Ok(Some((total - free) as u64))
+    }
+
     fn alloc(&self, bytes: usize) -> Result<CudaSlice<u8>> {
         // SAFETY: who asks for memory writes it before it is read.
         Ok(unsafe { self.device.alloc::<u8>(bytes.max(1)) }?)

@@ -34,6 +34,11 @@ pub trait Gpu: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Bytes that are taken, by whomever, if it has memory of its own.
+    fn used_memory(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Whether scratch memory that is large enough is used again. An emulator rather takes memory
     /// that ends where the data do, to see who reads on.
     fn keeps_scratch(&self) -> bool {

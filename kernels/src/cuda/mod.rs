@@ -98,6 +98,10 @@ impl<G: Gpu> Backend for Cuda<G> {
         self.gpu.free_memory()
     }
 
+    fn used_memory(&self) -> Result<Option<u64>> {
+        self.gpu.used_memory()
+    }
+
     fn arena(&self, layout: PageLayout, num_pages: usize) -> Result<Arena> {
         let bytes = num_pages.saturating_mul(layout.page_bytes);
         let pages = memory::DevicePages::new(self.gpu.clone(), bytes)?;

@@ -157,6 +157,7 @@ fn app(
         model: started.model,
         kv_cache: args.model.kv_defaults(),
         metrics,
+        memory: started.memory,
         views: args.debug_kv.then(Arc::default),
         limits: args.limits.limits(args.model.max_waiting as usize),
         api_keys,

@@ -14,6 +14,7 @@ use crate::calibrate::{Calibration, obtain};
 use crate::compress::Protection;
 use crate::engine::{Engine, EngineHandle, EngineInfo, EngineOptions, OnPanic};
 use crate::http::{ServedModel, Text};
+use crate::metrics::memory::MemoryMeter;
 use crate::sched::SchedulerLimits;
 
 /// A model that takes requests.
@@ -22,6 +23,7 @@ pub struct Started {
     pub text: Arc<dyn Text>,
     pub model: ServedModel,
     pub layout: PageLayout,
+    pub memory: MemoryMeter,
     /// For the terminal: model, weights, memory, policy.
     pub summary: String,
 }
@@ -59,6 +61,7 @@ pub fn start(args: &ModelArgs, served_name: String) -> Result<Started> {
         text: Arc::new(ModelText::new(loaded.tokenizer, loaded.template)),
         model,
         layout: info.layout,
+        memory: MemoryMeter { backend, weight_bytes },
         summary: summary.join("\n"),
     })
 }

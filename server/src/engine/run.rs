@@ -200,7 +200,10 @@ impl Engine {
     }
 
     fn publish(&mut self) {
-        let snapshot = Snapshot::new(&self.scheduler, &self.ledger);
+        let mut snapshot = Snapshot::new(&self.scheduler, &self.ledger);
+        if self.backend.has_own_memory() {
+            snapshot.pages.num_touched = snapshot.pages.num_pages;
+        }
         self.metrics.publish(&snapshot);
         self.snapshots.send_replace(Arc::new(snapshot));
     }

@@ -24,7 +24,7 @@ pub struct Pages {
     pub page_bytes: usize,
     pub num_pages: usize,
     pub num_live: usize,
-    /// Pages that were ever live: what the arena takes of the machine's memory.
+    /// Pages that take memory: on a device all, else those that were ever live.
     pub num_touched: usize,
     /// Live pages.
     pub tiers: PerTier<usize>,
@@ -34,6 +34,10 @@ pub struct Pages {
 }
 
 impl Pages {
+    pub fn touched_bytes(&self) -> usize {
+        self.num_touched * self.page_bytes
+    }
+
     /// Share, from 0 to 1, of the arena that is live.
     pub fn usage(&self) -> f64 {
         self.num_live as f64 / self.num_pages.max(1) as f64

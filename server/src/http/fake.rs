@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use keepwell_kernels::{Choice, open};
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::{
@@ -12,6 +13,7 @@ use super::{
 use crate::compress::PolicyId;
 use crate::engine::EngineHandle;
 use crate::engine::fake::Script;
+use crate::metrics::memory::MemoryMeter;
 
 pub const MODEL: &str = "org/bytes";
 pub const EOS: u32 = 256;
@@ -112,6 +114,7 @@ pub fn app(engine: EngineHandle) -> App {
             policy: PolicyId::from_name("attribution").unwrap(),
         },
         metrics: PrometheusBuilder::new().build_recorder().handle(),
+        memory: MemoryMeter { backend: open(Choice::Cpu).unwrap().into(), weight_bytes: 0 },
         views: None,
         limits: Limits {
             max_body_bytes: MAX_BODY_BYTES,

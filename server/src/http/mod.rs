@@ -72,7 +72,7 @@ use self::error::ApiError;
 use crate::dashboard::views::Views;
 use crate::engine::EngineHandle;
 use crate::grammar::Grammars;
-use crate::metrics::{resident_bytes, table::PROCESS_MEMORY};
+use crate::metrics::memory::MemoryMeter;
 
 /// What the endpoints share.
 pub struct App {
@@ -82,6 +82,7 @@ pub struct App {
     pub model: ServedModel,
     pub kv_cache: KvDefaults,
     pub metrics: PrometheusHandle,
+    pub memory: MemoryMeter,
     /// What requests leave behind, if it is kept to be looked at.
     pub views: Option<Arc<Views>>,
     pub limits: Limits,
@@ -122,9 +123,7 @@ impl ServedModel {
 impl App {
     /// Everything that was recorded, in Prometheus' text format.
     fn render_metrics(&self) -> String {
-        if let Some(bytes) = resident_bytes() {
-            PROCESS_MEMORY.gauge(vec![]).set(bytes as f64);
-        }
+        self.memory.publish(&self.engine.snapshot().pages);
         self.metrics.render()
     }
 

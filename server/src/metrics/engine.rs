@@ -263,7 +263,7 @@ fn pages(pages: &Pages) {
             KV_BYTES.gauge(labels([("state", state), ("tier", tier.name())])).set(bytes(*num));
         }
     }
-    MEMORY.gauge(labels([("component", "kv_cache")])).set(bytes(pages.num_touched));
+    MEMORY.gauge(labels([("component", "kv_cache")])).set(pages.touched_bytes() as f64);
 }
 
 /// vLLM counts in blocks of tokens over all heads; ours hold as many tokens as a page does in F16.

@@ -8,6 +8,7 @@ pub mod buckets;
 pub mod engine;
 pub mod latency;
 pub mod lifecycle;
+pub mod memory;
 pub mod parse;
 mod process;
 mod recorder;

@@ -105,7 +105,8 @@ families! {
     REQUEST_PREEMPTIONS: H(buckets::PREEMPTIONS), "vllm:request_num_preemptions", "Times that a sequence was preempted";
     REQUEST_PREFILL_COMPUTED: H(buckets::TOKENS), "vllm:request_prefill_kv_computed_tokens", "Prompt tokens of a sequence that no cache gave";
     PROCESS_MEMORY: G, "process_resident_memory_bytes", "Resident bytes of the process";
-    MEMORY: G, "keepwell_memory_bytes" ["component"], "Bytes by component: `weights`; `kv_cache` is the part of the arena that was ever used. Nothing else is known to the byte: the rest of the process is activations, texts, indices, code";
+    DEVICE_MEMORY: G, "keepwell_device_memory_bytes", "Bytes taken, by whomever, of the device's own memory; 0 where the CPU computes";
+    MEMORY: G, "keepwell_memory_bytes" ["component"], "Bytes by component, of the device's memory where it has its own, else of the process: `weights`; `kv_cache`, on a CPU the part of the arena that was ever used; `rest` is what else is taken, not known to the byte: activations, texts, indices, code, and on a device what others have there";
     KV_BYTES: G, "keepwell_kv_bytes" ["state", "tier"], "Bytes of KV pages by state and tier, metadata and slack included: `live` is held by requests, `cached` kept for later ones until somebody needs the page, `free` has the tier `none`; all of them are the arena";
     KV_PAGES: G, "keepwell_kv_pages" ["state"], "KV pages by state; all of them are the arena";
     KV_DEMOTED: C, "keepwell_kv_entries_demoted_total" ["tier"], "(token, layer, KV head) entries moved into a smaller tier";

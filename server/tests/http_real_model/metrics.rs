@@ -164,7 +164,9 @@ fn components_are_parts_of_the_process() {
     assert!(component("weights") > 90e6);
     assert!(component("kv_cache") > 700.0 * 23_040.0 && component("kv_cache") <= (64 << 20) as f64);
     let process = metrics.sum("process_resident_memory_bytes", "");
-    assert!(component("weights") + component("kv_cache") <= process, "{process}");
+    let parts: f64 = ["weights", "kv_cache", "rest"].map(component).iter().sum();
+    assert!(component("rest") > 0.0 && parts == process, "{parts} of {process}");
+    assert_eq!(metrics.sum("keepwell_device_memory_bytes", ""), 0.0);
 }
 
 #[test]

@@ -41,8 +41,7 @@ function figures(poll, before) {
   const kv = (name) => total(state, "keepwell_kv_bytes", { state: name });
   const component = (name) => total(state, "keepwell_memory_bytes", { component: name });
   const [live, cached, free] = ["live", "cached", "free"].map(kv);
-  const [weights, touched] = [component("weights"), component("kv_cache")];
-  const resident = total(state, "process_resident_memory_bytes");
+  const touched = component("kv_cache");
   const recent = (name) => [0.5, 0.99].map((share) => latency(poll, name, share));
   return {
     tiers: Object.fromEntries(series(state, "keepwell_kv_bytes", { state: "live" })
@@ -52,9 +51,10 @@ function figures(poll, before) {
     arena: live + cached + free,
     // Pages that were used and are no more keep their memory.
     idle: Math.max(0, touched - live - cached),
-    weights,
-    resident,
-    rest: Math.max(0, resident - weights - touched),
+    weights: component("weights"),
+    rest: component("rest"),
+    resident: total(state, "process_resident_memory_bytes"),
+    device: total(state, "keepwell_device_memory_bytes"),
     running: total(state, "vllm:num_requests_running"),
     waiting: total(state, "vllm:num_requests_waiting"),
     generated: counter("vllm:generation_tokens_total"),
@@ -71,8 +71,10 @@ function drawTiles({ figures }) {
   id("tile-kv-share").textContent = `KV cache, of ${bytes(figures.arena)}; prefixes ${bytes(figures.cached)}`;
   id("tile-ttft").textContent = latencies(figures.ttft);
   id("tile-itl").textContent = latencies(figures.itl);
-  id("tile-memory").textContent = bytes(figures.resident);
-  id("tile-memory-parts").textContent = `process; weights ${bytes(figures.weights)}`;
+  const { device, resident } = figures;
+  id("tile-memory").textContent = bytes(device || resident);
+  const whose = device ? `in use on the device, process ${bytes(resident)}` : "process";
+  id("tile-memory-parts").textContent = `${whose}; weights ${bytes(figures.weights)}`;
 }
 
 function drawCharts() {
