@@ -168,9 +168,11 @@ impl Reader<'_> {
         self.usage(&chunk["usage"]);
         for choice in chunk["choices"].as_array().into_iter().flatten() {
             let text = choice["delta"]["content"].as_str().or(choice["text"].as_str());
-            // Thinking is output too.
-            let text = text.or(choice["delta"]["reasoning_content"].as_str());
-            if let Some(text) = text.filter(|text| !text.is_empty()) {
+            // Thinking is output too, whatever servers call it; one may come beside an empty other.
+            let delta = &choice["delta"];
+            let thought = [delta["reasoning_content"].as_str(), delta["reasoning"].as_str()];
+            let said = [text].into_iter().chain(thought).flatten().find(|text| !text.is_empty());
+            if let Some(text) = said {
                 self.text(text);
             }
         }

@@ -2,7 +2,7 @@
 
 use super::arrivals::Load;
 use super::report::{Report, bytes, ms};
-use super::stats::{Latency, Summary};
+use super::stats::Summary;
 
 /// A figure's name, what a stage has to say, and how it is shown.
 type Figure = (&'static str, fn(&Summary) -> Option<f64>, fn(f64) -> String);
@@ -11,25 +11,22 @@ const FIGURES: &[Figure] = &[
     ("req/s", |s| Some(s.requests_per_s), two_digits),
     ("out tok/s", |s| Some(s.output_tokens_per_s), two_digits),
     ("goodput/s", |s| Some(s.goodput), two_digits),
-    ("TTFT p50, ms", |s| of(&s.ttft, |l| l.p50), ms),
-    ("TTFT p99, ms", |s| of(&s.ttft, |l| l.p99), ms),
-    ("ITL p50, ms", |s| of(&s.itl, |l| l.p50), ms),
-    ("ITL p99, ms", |s| of(&s.itl, |l| l.p99), ms),
-    ("TPOT p50, ms", |s| of(&s.tpot, |l| l.p50), ms),
-    ("E2E p50, ms", |s| of(&s.e2e, |l| l.p50), ms),
-    ("E2E p99, ms", |s| of(&s.e2e, |l| l.p99), ms),
+    ("TTFT p50, ms", |s| s.ttft.measured(|l| l.p50), ms),
+    ("TTFT p99, ms", |s| s.ttft.measured(|l| l.p99), ms),
+    ("ITL p50, ms", |s| s.itl.measured(|l| l.p50), ms),
+    ("ITL p99, ms", |s| s.itl.measured(|l| l.p99), ms),
+    ("TPOT p50, ms", |s| s.tpot.measured(|l| l.p50), ms),
+    ("TPOT p99, ms", |s| s.tpot.measured(|l| l.p99), ms),
+    ("E2E p50, ms", |s| s.e2e.measured(|l| l.p50), ms),
+    ("E2E p99, ms", |s| s.e2e.measured(|l| l.p99), ms),
     ("KV of a request", |s| s.kv_bytes, bytes),
     ("peak KV", |s| s.peak_kv_bytes, bytes),
+    ("peak KV in use, %", |s| s.peak_kv_percent(), |percent| format!("{percent:.0}")),
     ("peak waiting", |s| s.peak_waiting, |num| num.to_string()),
 ];
 
 fn two_digits(value: f64) -> String {
     format!("{value:.2}")
-}
-
-/// `None` when nothing was measured.
-fn of(latency: &Latency, percentile: fn(&Latency) -> f64) -> Option<f64> {
-    (latency.count > 0).then(|| percentile(latency))
 }
 
 /// Numbers the runs of one name: `keepwell 1`, `keepwell 2`.

@@ -1,5 +1,6 @@
 //! How many tokens: a number or a distribution.
 
+use std::fmt;
 use std::str::FromStr;
 
 use rand::Rng;
@@ -57,6 +58,18 @@ impl FromStr for Lengths {
     }
 }
 
+/// In words.
+impl fmt::Display for Lengths {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Fixed(length) => write!(f, "{length}"),
+            Self::Uniform(least, most) => write!(f, "{least} to {most}"),
+            Self::Normal(mean, deviation) => write!(f, "{mean} \u{b1} {deviation} (normal)"),
+            Self::LogNormal(mean, deviation) => write!(f, "{mean} \u{b1} {deviation} (lognormal)"),
+        }
+    }
+}
+
 fn moments(text: &str) -> Option<(f64, f64)> {
     let (mean, deviation) = text.split_once(',')?;
     let (mean, deviation): (f64, f64) = (mean.trim().parse().ok()?, deviation.trim().parse().ok()?);
@@ -84,6 +97,18 @@ mod tests {
             "poisson:3",
         ] {
             assert!(bad.parse::<Lengths>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn lengths_are_told_in_words() {
+        for (text, words) in [
+            ("12", "12"),
+            ("uniform:64-256", "64 to 256"),
+            ("normal:512,64", "512 \u{b1} 64 (normal)"),
+            ("lognormal:512,256.5", "512 \u{b1} 256.5 (lognormal)"),
+        ] {
+            assert_eq!(text.parse::<Lengths>().unwrap().to_string(), words);
         }
     }
 

@@ -190,7 +190,11 @@ fn begin(arguments: &Arguments, client: &Client, overhead: Overhead) -> Report {
 }
 
 fn print(report: &Report) {
-    println!("\n{}times in ms", table(&report.stages));
+    println!("\n{}times in ms\n", table(&report.stages));
+    for (term, text) in &report.definitions {
+        println!("{term}: {text}");
+    }
+    println!();
     for stage in &report.stages {
         if let Some(line) = stage.scrape_line() {
             println!("{}: {line}", stage.load.name());
@@ -260,9 +264,9 @@ fn describe(arguments: &Arguments) -> String {
     let Arguments { prompt_tokens, output_tokens, prefix_tokens, prefix_groups, .. } = arguments;
     let mut words = match &arguments.dataset {
         Some(path) => format!("dataset {}", path.display()),
-        None => format!("prompts of {prompt_tokens:?} words"),
+        None => format!("prompts of {prompt_tokens} words"),
     };
-    words += &format!(", answers of {output_tokens:?} tokens at most");
+    words += &format!(", answers of {output_tokens} tokens at most");
     if *prefix_tokens > 0 {
         words += &format!(", {prefix_groups} shared beginnings of {prefix_tokens} words");
     }

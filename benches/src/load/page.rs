@@ -130,9 +130,9 @@ fn curves(html: &mut String, reports: &[Report]) -> Result<()> {
         ("output tokens/s", short as fn(&f64) -> String, short as fn(&f64) -> String);
     html.push_str("<h2>Throughput and latency</h2><p>A point for each stage; closed and open loops are joined apart.</p><div class=\"charts\">");
     for (y, of) in [
-        ("TTFT p50, ms", (|s| Some(s.ttft.p50)) as fn(&Summary) -> Option<f64>),
-        ("TPOT p50, ms", |s| Some(s.tpot.p50)),
-        ("E2E p99, ms", |s| Some(s.e2e.p99)),
+        ("TTFT p50, ms", (|s| s.ttft.measured(|l| l.p50)) as fn(&Summary) -> Option<f64>),
+        ("TPOT p50, ms", |s| s.tpot.measured(|l| l.p50)),
+        ("E2E p99, ms", |s| s.e2e.measured(|l| l.p99)),
     ] {
         html.push_str(&chart(throughput, of, &Axes { x, y, x_label, y_label })?);
     }
@@ -157,6 +157,7 @@ fn percentiles(html: &mut String, reports: &[Report]) -> Result<()> {
     for (y, of) in [
         ("TTFT, ms", (|s| &s.ttft) as fn(&Summary) -> &Latency),
         ("ITL, ms", |s| &s.itl),
+        ("TPOT, ms", |s| &s.tpot),
         ("E2E, ms", |s| &s.e2e),
     ] {
         let line = |(index, (_, stage)): (usize, &(&Report, &Summary))| Line {
@@ -218,6 +219,16 @@ mod tests {
     }
 
     #[test]
+    fn a_stage_without_a_success_has_no_latency_in_the_charts() {
+        let mut failed = report("one");
+        let summary = |stage: &Summary| Summary::new(stage.load, &[], vec![], &[]);
+        failed.stages = failed.stages.iter().map(summary).collect();
+        let mut html = String::new();
+        curves(&mut html, &[failed]).unwrap();
+        assert_eq!(html.matches("<svg").count(), 0);
+    }
+
+    #[test]
     fn the_page_has_every_part_of_both_runs_and_asks_for_nothing() {
         let html = page(&[report("one"), report("<script>two")]).unwrap();
         for part in [
@@ -232,8 +243,8 @@ mod tests {
         ] {
             assert!(html.contains(part), "{part}");
         }
-        // Four curves and three percentile charts; of each stage three quantities and two runs' tiers.
-        assert_eq!(html.matches("<svg").count(), 4 + 3 + 2 * (3 + 2));
+        // Four curves and four percentile charts; of each stage four quantities and two runs' tiers.
+        assert_eq!(html.matches("<svg").count(), 4 + 4 + 2 * (4 + 2));
         assert!(!page(&[report("one")]).unwrap().contains("Side by side"));
         let own = html.replace("http://www.w3.org/2000/svg", "").replace("http://127.0.0.1:1", "");
         for foreign in ["http://", "https://", "<script", "<link", "<m>", "NaN"] {

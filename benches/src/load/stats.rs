@@ -57,6 +57,11 @@ impl Latency {
             curve: steps.map(|step| (step, at(step))).collect(),
         }
     }
+
+    /// `None` when nothing was measured.
+    pub fn measured(&self, percentile: fn(&Self) -> f64) -> Option<f64> {
+        (self.count > 0).then(|| percentile(self))
+    }
 }
 
 /// One stage's figures.
@@ -152,6 +157,12 @@ impl Summary {
         let line =
             format!("/metrics took {p50:.2} ms (p90 {p90:.2}, p99 {p99:.2}) over {count} scrapes");
         (count > 0).then_some(line)
+    }
+
+    /// Of the server: the most of its cache that a scrape found in use; of others than Keepwell it is
+    /// all that is known of it.
+    pub fn peak_kv_percent(&self) -> Option<f64> {
+        self.series.iter().map(|scrape| 100.0 * scrape.kv_usage).reduce(f64::max)
     }
 
     pub fn num_errors(&self) -> usize {

@@ -83,14 +83,18 @@ async fn flaky() -> Result<String, StatusCode> {
 }
 
 /// As many tokens as asked for. The text `squeezed` at a prompt's start has it say what the cache
-/// held; `refuse`, `hang`, `cut`, `fail` and `silent` make it misbehave.
+/// held, `think` begin with a thought; `refuse`, `hang`, `cut`, `fail` and `silent` make it misbehave.
 fn answer(body: &Value, pace: Pace) -> Response {
     let last = body["messages"].as_array().and_then(|messages| messages.last());
     let prompt = last.map_or(&body["prompt"], |message| &message["content"]);
     let prompt = prompt.as_str().unwrap_or_default();
     let num_tokens = body["max_tokens"].as_u64().unwrap_or(16);
     let is_chat = body["messages"].is_array();
-    let token = |_| match is_chat {
+    let thinks = prompt.starts_with("think");
+    let token = |nth| match is_chat {
+        true if thinks && nth == 0 => {
+            event(&json!({"choices": [{"index": 0, "delta": {"content": "", "reasoning": "hm"}}]}))
+        }
         true => event(&json!({"choices": [{"index": 0, "delta": {"content": " word"}}]})),
         false => event(&json!({"choices": [{"index": 0, "text": " word"}]})),
     };

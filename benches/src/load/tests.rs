@@ -167,6 +167,14 @@ async fn what_the_cache_held_is_read_from_the_answers() {
     assert_eq!((summary.kv_bytes, summary.kv_f16_bytes), (Some(300.0), Some(1000.0)));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thought_is_the_first_token_and_no_part_of_the_answer_is_lost() {
+    let client = client(Endpoint::Chat, PACE);
+    let record = client.ask(&[message("user", "think")], 3, std::time::Instant::now()).await;
+    assert_eq!((record.gaps.len(), record.text.as_str()), (2, "hm word word"));
+    assert!(record.ttft.unwrap() < record.e2e);
+}
+
 #[test]
 fn two_runs_are_saved_and_put_side_by_side() {
     #[derive(clap::Parser)]

@@ -15,9 +15,10 @@ use crate::eval::page::{escape, keys, legend};
 
 type Quantity = (&'static str, fn(&Scrape) -> Option<f64>);
 
-const QUANTITIES: [Quantity; 3] = [
+const QUANTITIES: [Quantity; 4] = [
     // Other servers say nothing of bytes.
     ("KV, MiB", |s| (!s.kv_bytes.is_empty()).then(|| s.live_bytes() / MIB)),
+    ("KV in use, %", |s| Some(100.0 * s.kv_usage)),
     ("running", |s| Some(s.running)),
     ("waiting", |s| Some(s.waiting)),
 ];
@@ -119,14 +120,25 @@ mod tests {
         two.stages[1].series.clear();
         let both = html(&[one, two]);
         let charts: Vec<_> = both.split("<svg").skip(1).collect();
-        // Three quantities and areas of both runs in the first stage, of one in the second.
-        assert_eq!(charts.len(), (3 + 2) + (3 + 1));
+        // Four quantities and areas of both runs in the first stage, of one in the second.
+        assert_eq!(charts.len(), (4 + 2) + (4 + 1));
         let is_in = |chart: &str, run| {
             let c = colour(run);
             chart.contains(&format!("stroke=\"#{:02X}{:02X}{:02X}\"", c.0, c.1, c.2))
         };
         let num_lines = |chart: &&str| usize::from(is_in(chart, 0)) + usize::from(is_in(chart, 1));
         let num: Vec<_> = charts.iter().map(num_lines).collect();
-        assert_eq!(num, [2, 2, 2, 0, 0, 1, 1, 1, 0]);
+        assert_eq!(num, [2, 2, 2, 2, 0, 0, 1, 1, 1, 1, 0]);
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_of_bytes_has_a_chart_of_its_cache() {
+        let mut other = report("other");
+        for stage in &mut other.stages {
+            stage.series.iter_mut().for_each(|scrape| scrape.kv_bytes.clear());
+        }
+        let html = html(&[other]);
+        assert!(html.contains("KV in use, %") && !html.contains("KV, MiB"));
+        assert_eq!(html.matches("<svg").count(), 2 * 3);
     }
 }
