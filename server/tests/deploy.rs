@@ -154,6 +154,17 @@ fn the_dashboard_reads_the_data_source_that_is_provisioned() {
 }
 
 #[test]
+fn both_images_are_built_with_the_features_that_are_asked_for_and_by_default_with_none_more() {
+    for (name, features) in [("Dockerfile", "cuda,${FEATURES}"), ("Dockerfile.cpu", "${FEATURES}")]
+    {
+        let text = read(name);
+        assert!(text.lines().any(|line| line == "ARG FEATURES="), "{name}");
+        let asks = format!("--package keepwell-server --features \"{features}\"");
+        assert_eq!(text.matches(&asks).count(), 2, "dependencies and server, {name}");
+    }
+}
+
+#[test]
 fn the_images_differ_only_where_the_gpu_is() {
     let runtime = |name: &str| {
         let text = read(name);
