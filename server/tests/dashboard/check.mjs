@@ -131,7 +131,7 @@ async function say(page, words) {
   await page.waitForFunction(() => document.querySelector("#cost").textContent.includes("% of F16"));
   await page.waitForSelector("#stop", { state: "hidden" });
   assert.equal(await page.locator("#chat p").count(), turns + 2);
-  return { asked: request.postDataJSON(), answer: await text(page, "#chat p:last-child") };
+  return { asked: request.postDataJSON(), answer: await page.textContent("#chat p:last-child") };
 }
 
 async function chats(page) {
