@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::compress::PolicyId;
+use crate::compress::{PolicyId, Spans};
 use crate::engine::KvView;
 use crate::http::Caller;
 
@@ -18,6 +18,7 @@ pub struct Viewing {
     /// To others it does not exist.
     pub caller: Caller,
     pub policy: PolicyId,
+    pub marked: Spans,
 }
 
 /// One request and what it looks like at other budgets.
@@ -92,7 +93,8 @@ pub mod tests {
     }
 
     pub fn viewing(id: &str) -> Viewing {
-        Viewing { id: id.into(), caller: Caller::UNKNOWN, policy: PolicyId::default() }
+        let (policy, marked) = (PolicyId::default(), Spans::default());
+        Viewing { id: id.into(), caller: Caller::UNKNOWN, policy, marked }
     }
 
     #[test]

@@ -155,8 +155,8 @@ fn submit(app: &App, job: Job, id: &str, stopwatch: Stopwatch) -> Result<Updates
             let is_first = choices.is_empty();
             let generation = match app.views.as_ref().filter(|_| is_first) {
                 Some(views) => {
-                    let policy = request.kv_cache.policy;
-                    let viewing = Viewing { id: id.to_owned(), caller, policy };
+                    let (policy, marked) = (request.kv_cache.policy, request.marked.clone());
+                    let viewing = Viewing { id: id.to_owned(), caller, policy, marked };
                     viewed(app, views.clone(), viewing, request)?
                 }
                 None => app.engine.generate(request)?,

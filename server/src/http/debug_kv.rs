@@ -101,7 +101,7 @@ async fn replay(app: &App, viewed: &Viewed, budget: f32) -> Result<Arc<KvView>, 
         priority: 0,
         user: UserId::ANONYMOUS,
         constraint: None,
-        marked: Default::default(),
+        marked: viewed.request.marked.clone(),
         pooling: None,
         cache_salt: None,
     })?;
