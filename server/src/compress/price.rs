@@ -46,13 +46,6 @@ impl HeadPrices {
     fn refuses(&self, tier: Tier) -> bool {
         self.key[tier] >= self.evicted
     }
-
-    fn reluctant(&self) -> Self {
-        const RELUCTANCE: f32 = 100.0;
-        let factor = |tier| if self.refuses(tier) { RELUCTANCE } else { 1.0 };
-        let key = PerTier::new(|tier| factor(tier) * self.key[tier]);
-        Self { key, evicted: RELUCTANCE * self.evicted, ..self.clone() }
-    }
 }
 
 /// What each head's tiers cost.
@@ -71,9 +64,12 @@ impl Prices {
         &self.heads
     }
 
-    /// The same, with eviction, and what is as bad, only where nothing else makes room.
+    /// The same, with eviction only where nothing else makes room.
     pub fn reluctant(&self) -> Self {
-        Self::new(self.heads.iter().map(HeadPrices::reluctant).collect())
+        const RELUCTANCE: f32 = 100.0;
+        let head =
+            |head: &HeadPrices| HeadPrices { evicted: RELUCTANCE * head.evicted, ..head.clone() };
+        Self::new(self.heads.iter().map(head).collect())
     }
 
     /// Whether the tier's keys are as bad as none in any head.

@@ -134,29 +134,6 @@ fn a_head_whose_keys_matter_more_than_its_values_gets_finer_keys() {
     assert!(size(1, |t| t.value) > size(1, |t| t.key));
 }
 
-/// The default prices of a head where eviction costs `evicted` and keys of these bits are refused.
-fn refusing(bits: &str, evicted: f32) -> HeadPrices {
-    let mut prices = HeadPrices { evicted, ..Prices::default().head(0).clone() };
-    for tier in TIERS.iter().map(|info| info.tier).filter(|tier| tier.name().starts_with(bits)) {
-        prices.key[tier] = prices.key[tier].max(evicted);
-    }
-    prices
-}
-
-#[test]
-fn while_the_prompt_comes_in_a_refused_format_is_no_way_around_eviction() {
-    for evicted in [1.0, 3.0, 30.0] {
-        let prices = Prices::new(vec![refusing("k1", evicted)]);
-        let heads = vec![candidates((0..600).map(|i| (i as f32 / 300.0).exp2())); 4];
-        for max_pages in [44, 52, 60] {
-            let assigned = assign(&heads, max_pages, &prices.reluctant(), &layout());
-            let is_lost = |tier: &Assignment| tier.is_none_or(|tier| prices.refuses(tier));
-            let num_lost = assigned.iter().flatten().filter(|tier| is_lost(tier)).count();
-            assert_eq!(num_lost, 0, "of 2400 in {max_pages} pages at {evicted}");
-        }
-    }
-}
-
 /// Tokens of ten heads that an event brought down to `max_pages` before the prompt was at its end.
 fn compressed_once(max_pages: usize, prices: &Prices) -> Vec<Vec<Candidate>> {
     let mut rng = StdRng::seed_from_u64(4);
