@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compiles all kernels to machine code for every architecture of kernels/build.rs and prints what each
-# thread needs. Fails when a kernel spills registers. Needs nvcc: see toolchain.sh.
+# thread needs. Fails when a kernel spills registers or keeps arrays in local memory. Needs nvcc: see toolchain.sh.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -21,8 +21,10 @@ for architecture in architectures:
     for part in text.split("Compiling entry function '")[1:]:
         kernel = part.split("'")[0]
         stored, loaded = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part).groups()
-        if stored != "0" or loaded != "0":
-            spills.append(f"{kernel} on sm_{architecture}: {stored} bytes stored, {loaded} loaded")
+        frame = re.search(r"(\d+) bytes stack frame", part)[1]
+        if (stored, loaded, frame) != ("0", "0", "0"):
+            what = f"{stored} bytes stored, {loaded} loaded, {frame} of stack"
+            spills.append(f"{kernel} on sm_{architecture}: {what}")
         registers.setdefault(kernel, []).append(re.search(r"Used (\d+) registers", part)[1])
 print("| registers of a thread | " + " | ".join(f"sm_{a}" for a in architectures) + " |")
 print("|---|" + "---:|" * len(architectures))

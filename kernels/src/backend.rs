@@ -146,7 +146,7 @@ pub trait Backend: Send + Sync {
         Ok(portable::attribution::histograms(arena, groups, ranges))
     }
 
-    /// Overwrites pages with others, (from, to) each. No page is both.
+    /// Overwrites pages with others, (from, to) each. None of those is overwritten, and none twice.
     fn copy_pages(&self, arena: &mut Arena, pages: &[(PageId, PageId)]) -> Result<()> {
         pages.iter().try_for_each(|(from, to)| arena.copy(*from, *to))
     }
@@ -189,6 +189,10 @@ const BACKENDS: &[Probe] = &[
     || found(Some(cuda::Emulator::all()[2]())),
     #[cfg(feature = "cuda-emu")]
     || found(Some(cuda::Emulator::all()[3]())),
+    #[cfg(feature = "cuda-emu")]
+    || found(Some(cuda::Emulator::all()[4]())),
+    #[cfg(feature = "cuda-emu")]
+    || found(Some(cuda::Emulator::all()[5]())),
 ];
 
 /// The backends this machine can run, fastest first; never empty.

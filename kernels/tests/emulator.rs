@@ -67,7 +67,9 @@ fn results(backend: &dyn Backend) -> keepwell_kernels::Result<Results> {
         backend.attribute(&mut arena, 0, &world.q, &attended, &world.plan)?;
         let tokens = backend.attributions(&arena, &world.plan.pages)?;
         results.rounded.extend(tokens.iter().map(|token| token.attribution));
-        for Histogram { counts } in backend.histograms(&arena, &[&world.plan.pages], &[3..90])? {
+        let some = 3..90;
+        let ranges = std::slice::from_ref(&some);
+        for Histogram { counts } in backend.histograms(&arena, &[&world.plan.pages], ranges)? {
             // Roundings up or down may cross into the next octave.
             all.push(counts.iter().sum::<u32>() as f32);
         }

@@ -118,6 +118,11 @@ fn pages_and_slots_without_a_place_are_refused() {
         for pair in [(beyond, PageId(0)), (PageId(0), beyond)] {
             check_refusal(backend, backend.copy_pages(&mut arena, &[pair]), WHY);
         }
+        for pairs in [[(0, 1), (1, 2)], [(0, 2), (1, 2)]] {
+            let pairs = pairs.map(|(from, to)| (PageId(from), PageId(to)));
+            let copied = backend.copy_pages(&mut arena, &pairs);
+            check_refusal(backend, copied, "is read or written besides");
+        }
         for slot in [a_move(beyond, 0), a_move(PageId(0), capacity as u16)] {
             check_refusal(backend, backend.compact(&mut arena, &[slot]), WHY);
             let mut plan = plan.clone();

@@ -1,13 +1,12 @@
-//! The engine where its cache lies in a device's memory, which the host does not see: an emulated one.
-//! `cargo test --release -p keepwell-server --features cuda-emu --test device`.
-#![cfg(feature = "cuda-emu")]
+//! The engine where its cache lies in a device's memory, which the host does not see: a CUDA device's
+//! (`cargo test --release -p keepwell-server --features cuda --test device`), or an emulated one's
+//! (`--features cuda-emu`).
+#![cfg(any(feature = "cuda", feature = "cuda-emu"))]
 
 mod common;
 
-use std::sync::Arc;
-
 use common::*;
-use keepwell_kernels::{Backend, available};
+use keepwell_kernels::{Choice, available, open};
 use keepwell_server::{
     cache::Salt,
     engine::{EngineHandle, EngineInfo, EngineOptions, GenerateRequest, KvCacheParams, Outcome},
@@ -16,15 +15,11 @@ use keepwell_server::{
 const MIB: usize = 1 << 20;
 const NUM_HEADS: usize = 6;
 
-fn device() -> Arc<dyn Backend> {
-    let emulated = available().into_iter().find(|backend| backend.name().starts_with("cuda-emu"));
-    emulated.expect("a build with the emulator").into()
-}
-
-fn tiny_on_device(options: EngineOptions) -> (EngineHandle, EngineInfo) {
-    let device = device();
-    assert!(device.has_own_memory());
-    tiny_on(device, "tiny-llama3", options)
+/// `None` in a build for devices on a machine that has none.
+fn tiny_on_device(options: EngineOptions) -> Option<(EngineHandle, EngineInfo)> {
+    let device = available().into_iter().find(|backend| backend.has_own_memory());
+    assert!(device.is_some() || cfg!(not(feature = "cuda-emu")));
+    Some(tiny_on(device?.into(), "tiny-llama3", options))
 }
 
 fn prompt(len: usize) -> Vec<u32> {
@@ -38,15 +33,16 @@ fn run(engine: &EngineHandle, request: GenerateRequest) -> (Vec<u32>, Outcome) {
 
 #[test]
 fn an_exact_answer_is_that_of_the_cpu() {
+    let Some((on_device, _)) = tiny_on_device(options(MIB, 64)) else { return };
+    let cpu = open(Choice::Cpu).unwrap();
+    let (on_cpu, _) = tiny_on(cpu.into(), "tiny-llama3", options(MIB, 64));
     let request = || greedy(&prompt(150), 20, full());
-    let (on_device, on_cpu) =
-        (tiny_on_device(options(MIB, 64)), tiny("tiny-llama3", options(MIB, 64)));
-    assert_eq!(run(&on_device.0, request()).0, run(&on_cpu.0, request()).0);
+    assert_eq!(run(&on_device, request()).0, run(&on_cpu, request()).0);
 }
 
 #[test]
 fn a_budget_holds_and_every_token_is_accounted_for() {
-    let (engine, info) = tiny_on_device(options(MIB, 128));
+    let Some((engine, info)) = tiny_on_device(options(MIB, 128)) else { return };
     for budget in [0.6, 0.2] {
         let usage = run(&engine, greedy(&prompt(400), 70, squeezed(budget))).1.kv_cache;
         let window = NUM_HEADS * 48 * info.layout.page_bytes;
@@ -59,7 +55,7 @@ fn a_budget_holds_and_every_token_is_accounted_for() {
 
 #[test]
 fn a_prefix_is_found_and_the_answer_stays_the_same() {
-    let (engine, _) = tiny_on_device(options(MIB, 64));
+    let Some((engine, _)) = tiny_on_device(options(MIB, 64)) else { return };
     for budget in [1.0, 0.6] {
         let request = || GenerateRequest {
             cache_salt: Some(Salt::default()),
@@ -73,11 +69,10 @@ fn a_prefix_is_found_and_the_answer_stays_the_same() {
 
 #[test]
 fn requests_that_do_not_fit_together_are_squeezed() {
-    let (engine, _) = tiny_on_device(options(MIB / 2, 128));
+    let Some((engine, _)) = tiny_on_device(options(MIB / 2, 128)) else { return };
     let kv_cache = KvCacheParams { min_budget: 0.2, ..full() };
-    let generations: Vec<_> = (0..3)
-        .map(|_| engine.generate(greedy(&prompt(300), 40, kv_cache.clone())).unwrap())
-        .collect();
+    let generations: Vec<_> =
+        (0..3).map(|_| engine.generate(greedy(&prompt(300), 40, kv_cache)).unwrap()).collect();
     let outcomes: Vec<_> =
         generations.into_iter().map(|generation| collect(generation).unwrap().1).collect();
     assert!(outcomes.iter().all(|outcome| outcome.num_generated_tokens == 40));

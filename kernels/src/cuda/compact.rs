@@ -1,5 +1,7 @@
 //! Launches of `compact.cu`.
 
+use std::collections::HashSet;
+
 use super::{
     Cuda,
     args::{CompactArgs, CopyPagesArgs, MoveToken, PagePair},
@@ -65,6 +67,12 @@ pub fn copy_pages<G: Gpu>(
     let is_there = |page: &PageId| (page.0 as usize) < arena.num_pages();
     if let Some((from, to)) = pages.iter().find(|(from, to)| !is_there(from) || !is_there(to)) {
         return Err(Error::shape(OP, format!("{from:?} or {to:?} has no place")));
+    }
+    let sources: HashSet<PageId> = pages.iter().map(|(from, _)| *from).collect();
+    let mut written = HashSet::with_capacity(pages.len());
+    if let Some((_, to)) = pages.iter().find(|(_, to)| sources.contains(to) || !written.insert(*to))
+    {
+        return Err(Error::shape(OP, format!("{to:?} is read or written besides")));
     }
     let pairs: Vec<_> =
         pages.iter().map(|(from, to)| PagePair { from: from.0, to: to.0 }).collect();

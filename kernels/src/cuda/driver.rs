@@ -185,7 +185,9 @@ impl Gpu for Driver {
 
     fn alloc(&self, bytes: usize) -> Result<CudaSlice<u8>> {
         // SAFETY: who asks for memory writes it before it is read.
-        Ok(unsafe { self.device.alloc::<u8>(bytes.max(1)) }?)
+        unsafe { self.device.alloc::<u8>(bytes.max(1)) }.map_err(|error| {
+            Error::Unsupported(format!("cannot take {bytes} bytes of device memory: {error}"))
+        })
     }
 
     fn read(&self, from: &CudaSlice<u8>, offset: usize, into: &mut [u8]) -> Result<()> {
@@ -263,23 +265,21 @@ impl Gpu for Driver {
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        launch.check()?;
         let Launch { kernel, grid: [x, y], threads, shared_bytes } = launch;
-        let size = |n: usize| {
-            u32::try_from(n).map_err(|_| Error::shape(kernel, format!("a grid of {n} blocks")))
-        };
         let function = self.functions.get(kernel).expect("kernels were loaded by these names");
         let config = LaunchConfig {
-            grid_dim: (size(x)?, size(y)?, 1),
-            block_dim: (size(threads)?, 1, 1),
-            shared_mem_bytes: size(shared_bytes)?,
+            grid_dim: (x as u32, y as u32, 1),
+            block_dim: (threads as u32, 1, 1),
+            shared_mem_bytes: shared_bytes as u32,
         };
         let param = Param(*args);
         let stream = self.device.cuda_stream();
         let mut builder = stream.launch_builder(function);
         builder.arg(&param);
         // SAFETY: the caller answers for the arguments; the driver copies them before it returns.
-        unsafe { builder.launch(config) }.w()?;
-        Ok(())
+        let launched = unsafe { builder.launch(config) };
+        launched.map(drop).map_err(|error| Error::Unsupported(format!("{launch:?}: {error}")))
     }
 
     fn float_linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {

@@ -58,13 +58,15 @@ include!(concat!(env!("OUT_DIR"), "/broken.rs"));
 
 impl Emulator {
     /// Seeds also decide on which side of its memory a device buffer has its guard, and whether
-    /// scratch memory is used again. The last does without tensor cores.
-    pub fn all() -> [fn() -> Cuda<Self>; 4] {
+    /// scratch memory is used again. The last three do without tensor cores.
+    pub fn all() -> [fn() -> Cuda<Self>; 6] {
         [
             || Self::with("cuda-emu-0", 0),
             || Self::with("cuda-emu-1", 1),
             || Self::with("cuda-emu-2", 2),
-            || Self::with("cuda-emu", 3).without_tensor_cores("cuda-emu-plain"),
+            || Self::with("cuda-emu", 3).without_tensor_cores("cuda-emu-plain-0"),
+            || Self::with("cuda-emu", 4).without_tensor_cores("cuda-emu-plain-1"),
+            || Self::with("cuda-emu", 5).without_tensor_cores("cuda-emu-plain-2"),
         ]
     }
 
@@ -129,7 +131,7 @@ impl Gpu for Emulator {
     }
 
     fn keeps_scratch(&self) -> bool {
-        self.seed == 1
+        self.seed % 3 == 1
     }
 
     fn alloc(&self, bytes: usize) -> Result<Guarded> {
@@ -200,6 +202,7 @@ impl Gpu for Emulator {
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        launch.check()?;
         let name = CString::new(launch.kernel).expect("kernels are named in letters");
         // SAFETY: a string that ends.
         let kernel = unsafe { (self.find)(name.as_ptr()) }.ok_or_else(|| fail("no such kernel"))?;

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::args::{Address, Plain, bytes_of};
-use crate::{Linear, RawMatrix, Result};
+use crate::{Error, Linear, RawMatrix, Result};
 
 /// A grid of blocks of threads for one kernel of `kernels/cuda`.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,21 @@ pub struct Launch {
     pub threads: usize,
     /// Of a block: at most 48 KiB.
     pub shared_bytes: usize,
+}
+
+/// Blocks of a grid in x and y, as CUDA has them.
+const MOST_BLOCKS: [usize; 2] = [i32::MAX as usize, u16::MAX as usize];
+
+impl Launch {
+    /// # Errors
+    /// More blocks than a grid has.
+    pub fn check(&self) -> Result<()> {
+        let [x, y] = self.grid;
+        match x > MOST_BLOCKS[0] || y > MOST_BLOCKS[1] {
+            true => Err(Error::shape(self.kernel, format!("a grid of {x} x {y} blocks"))),
+            false => Ok(()),
+        }
+    }
 }
 
 /// A device that runs the kernels: a real one, or the emulator. Everything happens in order, as on
@@ -90,5 +105,20 @@ pub trait Gpu: Send + Sync + 'static {
         let buffer = self.alloc(bytes.len())?;
         self.write(&buffer, 0, bytes)?;
         Ok(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_of_more_blocks_than_a_device_has_is_refused_by_the_kernels_name() {
+        let launch = |grid| Launch { kernel: "add", grid, threads: 32, shared_bytes: 0 };
+        assert!(launch([2_147_483_647, 65_535]).check().is_ok());
+        for grid in [[2_147_483_648, 1], [1, 65_536]] {
+            let error = launch(grid).check().unwrap_err().to_string();
+            assert!(error.starts_with("add: a grid of "), "{error}");
+        }
     }
 }

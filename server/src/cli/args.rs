@@ -66,7 +66,7 @@ pub struct ModelArgs {
         long,
         env = "KEEPWELL_MAX_BATCH_TOKENS",
         default_value_t = 512,
-        value_parser = value_parser!(u32).range(1..=1 << 20)
+        value_parser = value_parser!(u32).range(1..=1 << 18)
     )]
     pub max_batch_tokens: u32,
 
