@@ -24,6 +24,7 @@ use keepwell_server::{
         App, ApiKeys, Chat, Detokenizer, Draining, KvDefaults, Limits, Load, ServedModel,
         StoredResponses, TOOL_FORMATS, Text, ToolStyle, grammars, router,
     },
+    metrics::memory::MemoryMeter,
     sched::SchedulerLimits,
 };
 use libfuzzer_sys::fuzz_target;
@@ -131,6 +132,7 @@ fn app(engine: EngineHandle) -> Result<App> {
         model: ServedModel::new("m".into(), CONTEXT, vec![EOS], 128),
         kv_cache: KvDefaults { budget: 1.0, min_budget: Some(0.25), policy: PolicyId::default() },
         metrics: PrometheusBuilder::new().build_recorder().handle(),
+        memory: MemoryMeter { backend: available().remove(0).into(), weight_bytes: 0 },
         views: None,
         limits: Limits {
             max_choices: 4,
