@@ -4,6 +4,8 @@
 //! registers, where each is used at once by all queries: once for the scores, once for the sums of
 //! values. Scales of vectors are applied to scores and weights.
 
+use std::ops::Range;
+
 use super::{
     super::simd::{Op, Simd},
     codes::{self, Batch, F16s, Int8s, add},
@@ -48,7 +50,7 @@ pub struct Direct {
     pub len: usize,
     /// (TOKENS, D): what coarse codes stand for, of keys or of values, as signed bytes.
     bytes: Vec<u8>,
-    pub key_steps: [f32; TOKENS],
+    key_steps: [f32; TOKENS],
     value_steps: [f32; TOKENS],
 }
 
@@ -83,15 +85,27 @@ impl Direct {
         });
     }
 
-    /// Reads where the tokens of a group are.
+    /// Reads where the tokens of a group are and what their codes are worth. `None`, and on to the next
+    /// pages, where no query sees any of them.
     #[inline(always)]
-    pub fn locate(&mut self, arena: &Arena, pieces: &[Piece]) -> Seen {
+    pub fn begin<S: Simd>(
+        &mut self,
+        simd: S,
+        (arena, pieces): (&Arena, &[Piece]),
+        visible: &[Range<u32>],
+    ) -> Option<Seen> {
         self.len = positions(arena, pieces, &mut self.positions);
-        Seen::new(&self.positions[..self.len])
+        let seen = Seen::new(&self.positions[..self.len]);
+        if !visible.iter().any(|visible| seen.overlaps(visible)) {
+            pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
+            return None;
+        }
+        self.steps(arena, pieces);
+        Some(seen)
     }
 
     #[inline(always)]
-    pub fn steps(&mut self, arena: &Arena, pieces: &[Piece]) {
+    fn steps(&mut self, arena: &Arena, pieces: &[Piece]) {
         let mut next = 0;
         for Piece { page, tokens, .. } in pieces {
             let (info, at) = (page.tier.info(), arena.layout().arrays(page.tier));
@@ -141,12 +155,30 @@ impl Direct {
         }
     }
 
+    /// Products of R `queries` (R, D) with the tokens' keys.
+    #[inline(always)]
+    pub fn scores<S: Simd, const R: usize>(
+        &mut self,
+        simd: S,
+        tokens: (&Arena, &[Piece]),
+        queries: &[f32],
+        with_ahead: bool,
+    ) -> [[f32; TOKENS]; R] {
+        self.add_up::<S, _, R>(simd, (Dot, Side::Keys), tokens, queries, with_ahead);
+        let mut scores = self.totals::<S, R>(simd);
+        for scores in &mut scores {
+            scores.iter_mut().zip(&self.key_steps).for_each(|(score, step)| *score *= step);
+        }
+        scores
+    }
+
     /// The whole of what [`Direct::add_up`] left in parts.
     #[inline(always)]
-    pub fn totals<S: Simd, const R: usize>(&self, simd: S, out: &mut [[f32; TOKENS]; R]) {
+    pub fn totals<S: Simd, const R: usize>(&self, simd: S) -> [[f32; TOKENS]; R] {
         let Self { sums, len, .. } = self;
+        let mut totals = [[0f32; TOKENS]; R];
         assert!(sums.len() >= R * TOKENS * S::LANES && *len <= TOKENS);
-        for (r, out) in out.iter_mut().enumerate() {
+        for (r, out) in totals.iter_mut().enumerate() {
             for token in (0..*len).step_by(S::LANES) {
                 // SAFETY: `sums` was just seen to hold R * TOKENS rows; TOKENS is a multiple of
                 // LANES, so that whole vectors of totals start below `len`.
@@ -156,6 +188,7 @@ impl Direct {
                 }
             }
         }
+        totals
     }
 }
 
@@ -173,12 +206,8 @@ impl<S: Simd> Op<S> for Group<'_> {
 
     #[inline(always)]
     fn run(mut self, simd: S) {
-        let seen = self.direct.locate(self.arena, self.pieces);
-        if !self.queries.visible.iter().any(|visible| seen.overlaps(visible)) {
-            self.pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
-            return;
-        }
-        self.direct.steps(self.arena, self.pieces);
+        let (tokens, visible) = ((self.arena, self.pieces), &self.queries.visible);
+        let Some(seen) = self.direct.begin(simd, tokens, visible) else { return };
         let num_queries = self.partial.num_queries;
         let mut start = 0;
         while start < num_queries {
@@ -196,8 +225,10 @@ impl Group<'_> {
     /// Queries `start..start + R`; returns R.
     #[inline(always)]
     fn strip<S: Simd, const R: usize>(&mut self, simd: S, start: usize, seen: Seen) -> usize {
-        let mut weights = [[0f32; TOKENS]; R];
-        self.scores(simd, start, &mut weights);
+        let head_dim = self.arena.layout().head_dim;
+        let queries = &self.queries.data[start * head_dim..][..R * head_dim];
+        let tokens = (self.arena, self.pieces);
+        let mut weights = self.direct.scores::<S, R>(simd, tokens, queries, start == 0);
         let mut factors = [0f32; R];
         for (r, (weights, factor)) in weights.iter_mut().zip(&mut factors).enumerate() {
             let (row, visible) = (start + r, &self.queries.visible[start + r]);
@@ -216,23 +247,6 @@ impl Group<'_> {
         }
         self.values(simd, start, &weights, &factors);
         R
-    }
-
-    #[inline(always)]
-    fn scores<S: Simd, const R: usize>(
-        &mut self,
-        simd: S,
-        start: usize,
-        scores: &mut [[f32; TOKENS]; R],
-    ) {
-        let head_dim = self.arena.layout().head_dim;
-        let queries = &self.queries.data[start * head_dim..][..R * head_dim];
-        let (what, tokens) = ((Dot, Side::Keys), (self.arena, self.pieces));
-        self.direct.add_up::<S, _, R>(simd, what, tokens, queries, start == 0);
-        self.direct.totals(simd, scores);
-        for scores in scores {
-            scores.iter_mut().zip(&self.direct.key_steps).for_each(|(score, step)| *score *= step);
-        }
     }
 
     /// o = factor o + weights V

@@ -4,7 +4,7 @@ use super::{
     super::simd::{Op, Simd},
     direct::{Direct, STRIP, Side},
     pieces::{Piece, TOKENS, each_group},
-    product::{Dot, SquaredDistance},
+    product::SquaredDistance,
     signals::{Queries, Weigh},
 };
 use crate::{Arena, PageRef, Signal};
@@ -45,12 +45,10 @@ impl<S: Simd> Op<S> for Group<'_> {
 
     #[inline(always)]
     fn run(mut self, simd: S) {
-        let seen = self.direct.locate(self.arena, self.pieces);
-        if !self.queries.visible.iter().any(|visible| seen.overlaps(visible)) {
-            self.pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
+        let (tokens, visible) = ((self.arena, self.pieces), &self.queries.visible);
+        if self.direct.begin(simd, tokens, visible).is_none() {
             return;
         }
-        self.direct.steps(self.arena, self.pieces);
         let num_queries = self.queries.lse.len();
         let mut start = 0;
         while start < num_queries {
@@ -71,18 +69,15 @@ impl Group<'_> {
         let Self { direct, arena, pieces, queries, signal, totals } = self;
         let of_strip = start * queries.head_dim..(start + R) * queries.head_dim;
         let (tokens, is_deletion) = ((*arena, *pieces), *signal == Signal::Deletion);
-        let mut scores = [[0f32; TOKENS]; R];
-        let what = (Dot, Side::Keys);
-        direct.add_up::<S, _, R>(simd, what, tokens, &queries.data[of_strip.clone()], start == 0);
-        direct.totals(simd, &mut scores);
+        let scores: [_; R] =
+            direct.scores(simd, tokens, &queries.data[of_strip.clone()], start == 0);
         let mut distances = [[0f32; TOKENS]; R];
         if is_deletion {
             let what = (SquaredDistance, Side::Values);
             direct.add_up::<S, _, R>(simd, what, tokens, &queries.out[of_strip], false);
-            direct.totals(simd, &mut distances);
+            distances = direct.totals(simd);
         }
-        for (r, (scores, distances)) in scores.iter_mut().zip(&distances).enumerate() {
-            scores.iter_mut().zip(&direct.key_steps).for_each(|(score, step)| *score *= step);
+        for (r, (scores, distances)) in scores.iter().zip(&distances).enumerate() {
             let weigh = Weigh {
                 scores,
                 distances: is_deletion.then_some(distances),
