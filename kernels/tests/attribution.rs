@@ -54,6 +54,23 @@ fn attributions(backend: &dyn Backend, case: &Case, signal: Signal, sharpness: f
 }
 
 #[test]
+fn attributions_are_the_same_with_any_number_of_threads() {
+    let case = Case { sequences: &[(5000, 1), (0, 130), (4500, 40)], tiers: ALL, ..PLAIN };
+    for backend in available() {
+        for signal in [Signal::Deletion, Signal::AttentionMass, Signal::KeyNorm] {
+            let with = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| attributions(&*backend, &case, signal, 1.0))
+            };
+            let one = with(1);
+            for threads in [2, 3, 64] {
+                assert_eq!(one, with(threads), "{} {signal:?} {threads}", backend.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn every_backend_attributes_as_the_portable_one_does() {
     for case in CASES {
         for (signal, sharpness, tolerance) in SIGNALS {

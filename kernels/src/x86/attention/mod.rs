@@ -18,7 +18,10 @@ mod signals;
 mod softmax;
 pub mod tile;
 
-use std::{cell::RefCell, ops::Range};
+use std::{
+    cell::{Cell, RefCell},
+    ops::Range,
+};
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -67,6 +70,7 @@ struct Item<'a> {
 }
 
 /// The queries of a block to one KV head.
+#[derive(Default)]
 struct Asked {
     queries: Queries,
     /// In integers, where codes are multiplied as such.
@@ -86,11 +90,16 @@ pub fn attention<S: Simd>(
     let blocks = blocks(layer, &heads, plan);
     let items = items(layer, &blocks, plan);
     let step = Step { simd, arena, plan, heads: &heads };
-    let asked: Vec<Asked> = with_slice("attention", q, |q| step.ask(q, &blocks))?;
-    let attend = |item: &Item| {
-        with_scratch(head_dim, |scratch| step.attend(&asked[item.asked], item.pages, scratch))
+    let mut buffers = Buffers::take();
+    let Buffers { asked, partials } = &mut buffers;
+    asked.resize_with(blocks.len() * plan.num_kv_heads, Asked::default);
+    partials.resize_with(items.len(), Partial::default);
+    with_slice("attention", q, |q| step.ask(q, &blocks, asked))?;
+    let attend = |(item, partial): (&Item, &mut Partial)| {
+        let asked = &asked[item.asked];
+        with_scratch(head_dim, |scratch| step.attend(asked, item.pages, scratch, partial));
     };
-    let partials: Vec<Partial> = items.par_iter().with_max_len(1).map(attend).collect();
+    items.par_iter().zip(&mut *partials).with_max_len(1).for_each(attend);
     let width = heads.num_heads * head_dim;
     let mut out = vec![0f32; heads.num_rows * width];
     let mut lse = vec![0f32; heads.num_rows * heads.num_heads];
@@ -102,8 +111,9 @@ pub fn attention<S: Simd>(
         .with_min_len(MIN_ROWS)
         .for_each(|(row, ((out, lse), owner))| {
             let Some(block) = owner.map(|index| &blocks[index]) else { return };
-            step.merge(block, row - block.rows.start, &partials, (out, lse));
+            step.merge(block, row - block.rows.start, partials, (out, lse));
         });
+    buffers.give_back(heads.num_rows);
     Ok(Attended {
         out: from_vec(out, (heads.num_rows, width))?,
         lse: from_vec(lse, (heads.num_rows, heads.num_heads))?,
@@ -160,6 +170,29 @@ fn owners(blocks: &[Block], num_rows: usize) -> Vec<Option<usize>> {
     owners
 }
 
+/// What the parts of a step ask and find. A decode step allocates nothing for them: a thread keeps those
+/// of its last one.
+#[derive(Default)]
+struct Buffers {
+    asked: Vec<Asked>,
+    partials: Vec<Partial>,
+}
+
+thread_local!(static BUFFERS: Cell<Buffers> = Cell::default());
+
+impl Buffers {
+    fn take() -> Self {
+        BUFFERS.take()
+    }
+
+    /// For the next step, unless it was a prefill, whose buffers are large and last long.
+    fn give_back(self, num_rows: usize) {
+        if num_rows <= MIN_ROWS {
+            BUFFERS.set(self);
+        }
+    }
+}
+
 /// What a thread works in: made once, for the last head size.
 struct Scratch {
     head_dim: usize,
@@ -198,44 +231,42 @@ struct Step<'a, S> {
 
 impl<S: Simd> Step<'_, S> {
     /// The queries of each (block, KV head); q (T, H * D).
-    fn ask(&self, q: &[f32], blocks: &[Block]) -> Vec<Asked> {
+    fn ask(&self, q: &[f32], blocks: &[Block], asked: &mut [Asked]) {
         let kv_heads = self.plan.num_kv_heads;
-        (0..blocks.len() * kv_heads)
-            .into_par_iter()
-            .with_min_len(MIN_ASKED)
-            .map(|i| {
-                let queries = self.queries(q, &blocks[i / kv_heads].rows, i % kv_heads);
-                let head_dim = self.arena.layout().head_dim;
-                let wide = self.simd.wide().filter(|_| Coded::serves(head_dim));
-                let codes = match wide {
-                    Some(wide) if Direct::serves::<S>(queries.visible.len(), head_dim) => {
-                        code(wide, &queries.data, head_dim)
-                    }
-                    _ => Vec::new(),
-                };
-                Asked { queries, codes }
-            })
-            .collect()
+        let head_dim = self.arena.layout().head_dim;
+        let wide = self.simd.wide().filter(|_| Coded::serves(head_dim));
+        asked.par_iter_mut().enumerate().with_min_len(MIN_ASKED).for_each(|(i, asked)| {
+            let queries = &mut asked.queries;
+            self.fill(queries, q, &blocks[i / kv_heads].rows, i % kv_heads);
+            let is_direct = Direct::serves::<S>(queries.visible.len(), head_dim);
+            let coded = wide.filter(|_| is_direct).map(|wide| code(wide, &queries.data, head_dim));
+            asked.codes = coded.unwrap_or_default();
+        });
     }
 
-    fn attend(&self, asked: &Asked, pages: &[PageRef], scratch: &mut Scratch) -> Partial {
+    fn attend(
+        &self,
+        asked: &Asked,
+        pages: &[PageRef],
+        scratch: &mut Scratch,
+        partial: &mut Partial,
+    ) {
         let Scratch { tile, direct, coded, .. } = scratch;
         let Asked { queries, codes } = asked;
-        let mut partial = Partial::new(queries.visible.len(), tile.stride);
+        partial.restart(queries.visible.len(), tile.stride);
         if Direct::serves::<S>(queries.visible.len(), tile.head_dim) {
             let Some(wide) = self.simd.wide().filter(|_| !codes.is_empty()) else {
-                direct.attend(self.simd, self.arena, pages, queries, &mut partial);
-                return partial;
+                return direct.attend(self.simd, self.arena, pages, queries, partial);
             };
             let is_float = |page: &PageRef| page.tier == Tier::F16;
             for pages in pages.chunk_by(|a, b| is_float(a) == is_float(b)) {
                 if is_float(&pages[0]) {
-                    direct.attend(self.simd, self.arena, pages, queries, &mut partial);
+                    direct.attend(self.simd, self.arena, pages, queries, partial);
                 } else {
-                    coded.attend(wide, self.arena, pages, (queries, codes), &mut partial);
+                    coded.attend(wide, self.arena, pages, (queries, codes), partial);
                 }
             }
-            return partial;
+            return;
         }
         let starts = queries.visible.iter().map(|visible| visible.start);
         let ends = queries.visible.iter().map(|visible| visible.end);
@@ -243,21 +274,21 @@ impl<S: Simd> Step<'_, S> {
         tile.each(self.simd, self.arena, pages, wanted, |tile| {
             partial.add(self.simd, queries, tile);
         });
-        partial
     }
 
-    fn queries(&self, q: &[f32], rows: &Range<usize>, kv_head: usize) -> Queries {
+    /// The queries that rows of q (T, H * D) put to a KV head.
+    fn fill(&self, queries: &mut Queries, q: &[f32], rows: &Range<usize>, kv_head: usize) {
         let Heads { num_heads, group, .. } = *self.heads;
         let head_dim = self.arena.layout().head_dim;
         let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
-        let mut queries = Queries { data: Vec::new(), visible: Vec::new() };
+        queries.data.clear();
+        queries.visible.clear();
         for row in rows.clone() {
             let start = (row * num_heads + kv_head * group) * head_dim;
             queries.data.extend(q[start..start + group * head_dim].iter().map(|q| q * scale));
             let visible = self.plan.visible(self.plan.positions[row]);
             queries.visible.extend(std::iter::repeat_n(visible, group));
         }
-        queries
     }
 
     /// Joins the parts of one row: out (H * D), lse (H).

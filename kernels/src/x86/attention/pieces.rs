@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use super::super::simd::Simd;
 use crate::{Arena, PageRef};
 
@@ -10,7 +12,7 @@ pub const TOKENS: usize = 64;
 /// Pages asked for from memory before their turn: they lie anywhere, so the hardware cannot guess.
 const PAGES_AHEAD: usize = 4;
 
-/// Pieces of most groups.
+/// Pieces of most groups: more are kept outside the stack.
 const PIECES: usize = 8;
 
 /// Tokens `tokens` of a page.
@@ -43,7 +45,7 @@ pub fn each_group<S: Simd>(
     for page in pages.iter().take(PAGES_AHEAD) {
         simd.prefetch(arena.page(page.page));
     }
-    let mut pieces = Vec::with_capacity(PIECES);
+    let mut pieces = SmallVec::<[Piece; PIECES]>::new();
     let mut len = 0;
     for (index, page) in pages.iter().enumerate() {
         let ahead = pages.get(index + PAGES_AHEAD).map_or(&[][..], |ahead| arena.page(ahead.page));

@@ -14,6 +14,7 @@ use super::{
 const STRIP: usize = 6;
 
 /// Queries that share a KV head, and what they saw so far.
+#[derive(Default)]
 pub struct Partial {
     pub num_queries: usize,
     pub stride: usize,
@@ -26,6 +27,7 @@ pub struct Partial {
 }
 
 /// Queries ready for products: scaled to scores in powers of two.
+#[derive(Default)]
 pub struct Queries {
     /// (queries, D)
     pub data: Vec<f32>,
@@ -34,15 +36,16 @@ pub struct Queries {
 }
 
 impl Partial {
-    /// `stride`: head size, padded.
-    pub fn new(num_queries: usize, stride: usize) -> Self {
-        Self {
-            num_queries,
-            stride,
-            out: vec![0.0; num_queries * stride],
-            largest: vec![f32::NEG_INFINITY; num_queries],
-            sums: vec![0.0; num_queries],
-        }
+    /// Nothing seen yet, in the memory it has. `stride`: head size, padded.
+    pub fn restart(&mut self, num_queries: usize, stride: usize) {
+        (self.num_queries, self.stride) = (num_queries, stride);
+        let refill = |values: &mut Vec<f32>, len: usize, value: f32| {
+            values.clear();
+            values.resize(len, value);
+        };
+        refill(&mut self.out, num_queries * stride, 0.0);
+        refill(&mut self.largest, num_queries, f32::NEG_INFINITY);
+        refill(&mut self.sums, num_queries, 0.0);
     }
 
     /// The output (D, padded) of query `i`, not yet divided.
