@@ -14,6 +14,7 @@ use keepwell_server::{
     },
     metrics::latency::Stopwatch,
     sched::{SchedulerLimits, UserId},
+    threads::ThreadArgs,
 };
 
 use crate::{
@@ -44,9 +45,8 @@ pub struct Arguments {
     batch: Vec<usize>,
     #[arg(long, value_delimiter = ',', default_value = "1.0")]
     kv_budget: Vec<f32>,
-    /// Threads that compute; one per core without.
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    threads: ThreadArgs,
     /// Repetitions, after one that is not counted.
     #[arg(long, default_value_t = 3)]
     pub repetitions: usize,
@@ -75,9 +75,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.repetitions > 0, "--repetitions must be at least 1");
     ensure!(arguments.batch.iter().all(|b| *b > 0), "--batch must be at least 1");
-    if let Some(threads) = arguments.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-    }
+    arguments.threads.start()?;
     let rows = match arguments.baseline {
         Some(_) => baseline::run(arguments, host_bandwidth())?,
         None => measure_engine(arguments)?,

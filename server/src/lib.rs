@@ -10,4 +10,5 @@ pub mod grammar;
 pub mod http;
 pub mod metrics;
 pub mod sched;
+pub mod threads;
 pub mod trial;

@@ -12,6 +12,7 @@ use crate::calibrate::CalibrationText;
 use crate::compress::{POLICIES, PolicyId};
 use crate::engine::Faults;
 use crate::http::KvDefaults;
+use crate::threads::ThreadArgs;
 
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
@@ -106,9 +107,8 @@ pub struct ModelArgs {
     #[arg(long, env = "KEEPWELL_FAULTS", hide = true)]
     pub faults: Option<Faults>,
 
-    /// Threads that compute [default: one per core]
-    #[arg(long, env = "KEEPWELL_THREADS", value_parser = value_parser!(u32).range(1..=4096))]
-    pub threads: Option<u32>,
+    #[command(flatten)]
+    pub threads: ThreadArgs,
 
     /// How log lines look: for people, or one JSON object each
     #[arg(long, env = "KEEPWELL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]

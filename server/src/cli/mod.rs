@@ -86,9 +86,7 @@ fn prepare(args: &ModelArgs) -> Result<Logs> {
         Cli::command().error(ErrorKind::ValueValidation, message).exit();
     }
     let logs = logs::init(args)?;
-    if let Some(threads) = args.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global()?;
-    }
+    args.threads.start()?;
     Ok(logs)
 }
 
