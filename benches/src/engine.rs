@@ -1,10 +1,14 @@
 //! Prefill and decode rates, as llama-bench reports them.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use keepwell_kernels::{Backend, Choice, available, open};
-use keepwell_models::{LoadOptions, Model, load};
+use keepwell_kernels::{Backend, Choice, available, open, portable::Portable};
+use keepwell_models::{LoadOptions, Model, TextTokenizer, WeightFormat, load};
 use keepwell_server::{
     calibrate::{Calibration, CalibrationText, obtain},
     compress::{PolicyId, Protection},
@@ -15,14 +19,19 @@ use keepwell_server::{
     metrics::latency::Stopwatch,
     sched::{SchedulerLimits, UserId},
     threads::ThreadArgs,
+    trial::{Lab, Recipe},
 };
 
 use crate::{
     bandwidth, baseline,
+    divergence::Reference,
     report::{Case, Row, Sample, reset_peak_rss},
     watch::Watched,
 };
 
+/// Tokens of a text that are read, and of those that follow, which are predicted.
+const KL_CONTEXT: usize = 512;
+const KL_FORCED: usize = 128;
 /// Tokens of a step, over all sequences: llama.cpp's default too.
 const STEP_TOKENS: usize = 512;
 
@@ -67,6 +76,10 @@ pub struct Arguments {
     /// Measure `candle_transformers`' quantized llama instead: one sequence, GGUF only.
     #[arg(long, value_parser = ["candle"])]
     baseline: Option<String>,
+    /// Running text: each row gets the divergence of its predictions from those of weights and kernels in
+    /// f32 with an exact cache, over the end of this text's first 640 tokens.
+    #[arg(long, value_name = "FILE", conflicts_with = "baseline")]
+    kl: Option<PathBuf>,
     /// Write the rows here as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -121,15 +134,59 @@ fn measure_engine(arguments: &Arguments) -> Result<Vec<Row>> {
     };
     let loaded = load(&arguments.model, &LoadOptions::default(), backend.clone())?;
     let calibration = obtain(text.as_deref(), &loaded, &*backend);
+    let lab = Lab::new(&*loaded.model, &*backend, STEP_TOKENS, Protection::default());
+    let kls = match &arguments.kl {
+        Some(text) => kls(arguments, text, &loaded.tokenizer, lab.calibrated(&calibration))?,
+        None => Vec::new(),
+    };
     let model = Watched::new(loaded.model);
     let mut rows = Vec::new();
     for case in cases(arguments, backend.name()) {
         reset_peak_rss();
+        let kl = kls.iter().find(|(budget, _)| *budget == case.kv_budget).map(|(_, kl)| *kl);
         let samples = measure(&model, &backend, &calibration, &case, arguments.repetitions)?;
-        rows.push(Row::new(case, &samples, bandwidth));
+        rows.push(Row { kl_to_f32: kl, ..Row::new(case, &samples, bandwidth) });
         rows.iter().last().inspect(|row| row.print());
     }
     Ok(rows)
+}
+
+/// Mean divergence from f32, for each budget.
+fn kls(
+    arguments: &Arguments,
+    text: &Path,
+    tokenizer: &TextTokenizer,
+    lab: Lab,
+) -> Result<Vec<(f32, f64)>> {
+    let tokens = read(text, tokenizer)?;
+    let (context, forced) = tokens.split_at(KL_CONTEXT);
+    let of = |lab: Lab, budget: f32| {
+        let mut trial = lab.start(Recipe { budget, ..Recipe::exact() }, tokens.len())?;
+        trial.prefill(context)?;
+        trial.force(&forced[..KL_FORCED])
+    };
+    let reference = {
+        let portable: Arc<dyn Backend> = Arc::new(Portable);
+        let options = LoadOptions { weights: WeightFormat::F32, ..LoadOptions::default() };
+        let exact = load(&arguments.model, &options, portable.clone())?.model;
+        let lab = Lab::new(&*exact, &*portable, STEP_TOKENS, Protection::default());
+        Reference::new(&of(lab, 1.0)?)
+    };
+    let kl = |&budget: &f32| {
+        let kls = reference.compare(&of(lab, budget)?, &forced[1..]).kls;
+        Ok((budget, kls.iter().sum::<f64>() / kls.len() as f64))
+    };
+    arguments.kv_budget.iter().map(kl).collect()
+}
+
+fn read(text: &Path, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
+    let content =
+        std::fs::read_to_string(text).with_context(|| format!("cannot read {}", text.display()))?;
+    let mut tokens = tokenizer.encode(&content, false)?;
+    let len = KL_CONTEXT + KL_FORCED + 1;
+    ensure!(tokens.len() >= len, "{} has {} tokens of {len}", text.display(), tokens.len());
+    tokens.truncate(len);
+    Ok(tokens)
 }
 
 fn cases(arguments: &Arguments, backend: &str) -> Vec<Case> {

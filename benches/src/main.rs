@@ -2,6 +2,7 @@
 
 mod bandwidth;
 mod baseline;
+mod divergence;
 mod elastic;
 mod engine;
 mod eval;

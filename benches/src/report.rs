@@ -27,6 +27,9 @@ pub struct Row {
     pub share_of_bandwidth: f64,
     /// Resident bytes of the process: the peak since the row began.
     pub rss_bytes: usize,
+    /// Mean divergence of the predictions from those in f32 with an exact cache, where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_to_f32: Option<f64>,
     pub model: String,
     pub backend: String,
 }
@@ -77,6 +80,7 @@ impl Row {
             bytes_per_token,
             share_of_bandwidth: bytes_per_token * tokens_per_s / bandwidth,
             rss_bytes: peak_rss(),
+            kl_to_f32: None,
             model: case.model,
             backend: case.backend,
         }
@@ -85,14 +89,15 @@ impl Row {
     pub fn print_head() {
         println!(
             "test     tokens  depth  batch  budget  backend    tokens/s  (min - max)       \
-             MB/token  of bandwidth  RSS MiB"
+             MB/token  of bandwidth  RSS MiB  KL to f32"
         );
     }
 
     pub fn print(&self) {
         let spread = format!("({:.1} - {:.1})", self.tokens_per_s_min, self.tokens_per_s_max);
+        let kl = self.kl_to_f32.map(|kl| format!("{kl:.6}")).unwrap_or_default();
         println!(
-            "{:8} {:6}  {:5}  {:5}  {:6}  {:8}  {:9.1}  {spread:17} {:8.1}  {:10.0} %  {:7.0}",
+            "{:8} {:6}  {:5}  {:5}  {:6}  {:8}  {:9.1}  {spread:17} {:8.1}  {:10.0} %  {:7.0}  {kl}",
             self.test,
             self.tokens,
             self.depth,

@@ -1,67 +1,61 @@
-//! A compress event of SmolLM2-135M: scoring a cache, and moving its tokens to other tiers.
-//! Nanoseconds per (token, layer, KV head).
+//! A compress event of SmolLM2-135M: scoring a cache, and moving its tokens to other tiers: time, and
+//! bytes of the tokens a second.
 //!
-//! `cargo bench -p keepwell-kernels --bench compress [words that a line has to contain]`
+//! `cargo bench -p keepwell-kernels --bench compress [-- words in a name]`
 
+mod rates;
 #[path = "../tests/world/mod.rs"]
 mod world;
 
-use std::time::Instant;
-
+use criterion::Throughput;
 use keepwell_kernels::{
-    Backend, Move, PageId, Scoring, Signal, Slot, Tier, available, portable::Portable,
+    Backend, Move, PageId, PageLayout, Scoring, Signal, Slot, Tier, portable::Portable,
 };
+use rates::{Arithmetic, Bench, each_backend};
 use world::{ALL, Case, PLAIN, World};
 
+const HEAD_DIM: usize = 64;
+const NUM_KV_HEADS: usize = 3;
+const GROUP: usize = 3;
 const TOKENS: usize = 4096;
-const SCORED: [(&str, usize); 2] = [("score 32 rows", 32), ("score 1 row", 1)];
+const SCORED: [usize; 2] = [32, 1];
 
 fn main() {
-    rayon::scope(|_| {
-        for backend in available().into_iter().filter(|backend| !backend.has_own_memory()) {
-            for (name, rows) in SCORED {
-                report(&*backend, name, || score(&*backend, rows));
-            }
-            for from in ALL {
-                for to in ALL {
-                    let name = format!("move {} to {}", from.name(), to.name());
-                    report(&*backend, &name, || compact(&*backend, *from, *to));
-                }
-            }
+    each_backend(Arithmetic::F32, |bench, backend| {
+        SCORED.iter().for_each(|rows| score(bench, backend, *rows));
+        for from in ALL {
+            ALL.iter().for_each(|to| compact(bench, backend, *from, *to));
         }
     });
 }
 
-fn report(backend: &dyn Backend, name: &str, nanoseconds: impl Fn() -> f64) {
-    let title = format!("{:8} {name}", backend.name());
-    if std::env::args().skip(1).all(|arg| arg == "--bench" || title.contains(&arg)) {
-        println!("{title:24}: {:8.1} ns a token", nanoseconds());
-    }
+/// Bytes of a token of one head: codes, scales, position and attribution.
+fn token_bytes(layout: &PageLayout, tier: Tier) -> usize {
+    layout.page_bytes / layout.capacity(tier)
 }
 
-/// The fastest of some runs.
-fn fastest(mut run: impl FnMut()) -> f64 {
-    let time = |_| {
-        let start = Instant::now();
-        run();
-        start.elapsed().as_secs_f64()
-    };
-    (0..99).map(time).fold(f64::INFINITY, f64::min) * 1e9
-}
-
-fn score(backend: &dyn Backend, rows: usize) -> f64 {
-    let case = Case { num_kv_heads: 3, sequences: &[(TOKENS - 32, 32)], tiers: ALL, ..PLAIN };
+/// Counts the products of queries with keys and the distances of outputs from values.
+fn score(bench: &mut Bench, backend: &dyn Backend, rows: usize) {
+    let sequences = &[(TOKENS - 32, 32)];
+    let case = Case { num_kv_heads: NUM_KV_HEADS, group: GROUP, sequences, tiers: ALL, ..PLAIN };
     let mut world = World::new(&case);
     let attended = world.attend(&Portable);
     world.plan.spans[0].scoring = Some(Scoring { rows, signal: Signal::Deletion, decay: 0.9 });
     let World { mut arena, plan, q } = world;
-    let time = fastest(|| backend.attribute(&mut arena, 0, &q, &attended, &plan).expect("shapes"));
-    time / (3 * TOKENS) as f64
+    let bytes = plan.pages.len() * arena.layout().page_bytes;
+    let mut group = bench.benchmark_group(backend.name());
+    group.throughput(Throughput::ElementsAndBytes {
+        elements: (5 * HEAD_DIM * NUM_KV_HEADS * GROUP * rows * TOKENS) as u64,
+        bytes: bytes as u64,
+    });
+    group.bench_function(format!("score {rows} rows"), |bencher| {
+        bencher.iter(|| backend.attribute(&mut arena, 0, &q, &attended, &plan).expect("shapes"));
+    });
 }
 
 /// Every other token moves to another page, as when the rest stays or is evicted.
-fn compact(backend: &dyn Backend, from_tier: Tier, to_tier: Tier) -> f64 {
-    let case = Case { num_kv_heads: 3, sequences: &[(2 * TOKENS, 1)], ..PLAIN };
+fn compact(bench: &mut Bench, backend: &dyn Backend, from_tier: Tier, to_tier: Tier) {
+    let case = Case { num_kv_heads: NUM_KV_HEADS, sequences: &[(2 * TOKENS, 1)], ..PLAIN };
     let World { mut arena, .. } = World::new(&case);
     let layout = *arena.layout();
     let num_pages = arena.num_pages() as u32;
@@ -85,5 +79,10 @@ fn compact(backend: &dyn Backend, from_tier: Tier, to_tier: Tier) -> f64 {
     let fill = step(2 * TOKENS, Tier::F16, 0, 1, from_tier, 0);
     Portable.compact(&mut arena, &fill).expect("slots in the arena");
     let moves = step(TOKENS, from_tier, 0, 2, to_tier, half);
-    fastest(|| backend.compact(&mut arena, &moves).expect("slots in the arena")) / TOKENS as f64
+    let bytes = token_bytes(&layout, from_tier) + token_bytes(&layout, to_tier);
+    let mut group = bench.benchmark_group(backend.name());
+    group.throughput(Throughput::Bytes((TOKENS * bytes) as u64));
+    group.bench_function(format!("move {} to {}", from_tier.name(), to_tier.name()), |bencher| {
+        bencher.iter(|| backend.compact(&mut arena, &moves).expect("slots in the arena"));
+    });
 }

@@ -2,8 +2,7 @@
 
 use anyhow::{Context, Result};
 use keepwell_models::TextTokenizer;
-use keepwell_server::trial::{Lab, Logits, Recipe, Trial};
-use rayon::prelude::*;
+use keepwell_server::trial::{Lab, Recipe, Trial};
 
 use super::{
     arms::{Arm, Contender},
@@ -12,6 +11,7 @@ use super::{
     spy::Spy,
     tasks::{Question, Sample, Then},
 };
+use crate::divergence::{Divergence, Reference};
 
 /// What one arm made of one sample.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,9 +63,7 @@ impl Bench<'_> {
     ) -> Result<Vec<Outcome>> {
         let exact = self.exact(sample)?;
         let reference = match &sample.then {
-            Then::Continue(tokens) | Then::Follow(tokens) => {
-                Some(Reference::new(&exact.trial, tokens)?)
-            }
+            Then::Continue(tokens) | Then::Follow(tokens) => Some(reference(&exact.trial, tokens)?),
             Then::Ask(_) => None,
         };
         let mut outcomes = Vec::with_capacity(self.arms.len());
@@ -128,16 +126,16 @@ impl Bench<'_> {
         match (&sample.then, reference) {
             (Then::Ask(questions), _) => Ok(Outcome { bytes_ratio, ..self.ask(trial, questions)? }),
             (Then::Continue(tokens), Some(reference)) => {
-                Ok(Outcome { bytes_ratio, ..reference.compare(trial, tokens)? })
+                Ok(Outcome { bytes_ratio, ..forced(reference, trial, tokens)? })
             }
             (Then::Follow(tokens), Some(reference)) if arm.is_policy() => {
-                reference.follow(trial, tokens)
+                followed(reference, trial, tokens)
             }
             (Then::Follow(tokens), Some(reference)) => {
                 // A method has no say about what comes after the context.
                 let exact = (tokens.len() - 1) as f64 / sample.context.len() as f64;
                 let bytes_ratio = (bytes_ratio + exact) / (1.0 + exact);
-                Ok(Outcome { bytes_ratio, ..reference.compare(trial, tokens)? })
+                Ok(Outcome { bytes_ratio, ..forced(reference, trial, tokens)? })
             }
             (Then::Continue(_) | Then::Follow(_), None) => Ok(Outcome::default()),
         }
@@ -180,87 +178,28 @@ impl Then {
     }
 }
 
+impl Outcome {
+    fn of(divergence: Divergence) -> Self {
+        let Divergence { kls, top1, nll_delta } = divergence;
+        Self { score: top1, kls, nll_delta, ..Self::default() }
+    }
+}
+
 /// What the exact cache says about a continuation, after each token but the last.
-struct Reference {
-    log_probabilities: Vec<Vec<f32>>,
-    /// The same without the logarithm: every arm weighs by them.
-    probabilities: Vec<Vec<f32>>,
+fn reference(exact: &Trial, tokens: &[u32]) -> Result<Reference> {
+    Ok(Reference::new(&exact.fork()?.force(&tokens[..tokens.len() - 1])?))
 }
 
-impl Reference {
-    fn new(exact: &Trial, tokens: &[u32]) -> Result<Self> {
-        let logits = exact.fork()?.force(&tokens[..tokens.len() - 1])?;
-        let log_probabilities = log_probabilities(&logits);
-        let exp = |row: &Vec<f32>| row.iter().map(|v| v.exp()).collect();
-        let probabilities = log_probabilities.par_iter().map(exp).collect();
-        Ok(Self { log_probabilities, probabilities })
-    }
-
-    /// All but the last of `tokens` at once.
-    fn compare(&self, mut trial: Trial, tokens: &[u32]) -> Result<Outcome> {
-        let logits = trial.force(&tokens[..tokens.len() - 1])?;
-        drop(trial);
-        Ok(self.outcome(&logits, tokens))
-    }
-
-    /// All but the last of `tokens` one by one, with compress events. The bytes are those at the end.
-    fn follow(&self, mut trial: Trial, tokens: &[u32]) -> Result<Outcome> {
-        let logits = trial.follow(&tokens[..tokens.len() - 1])?;
-        Ok(Outcome { bytes_ratio: bytes_ratio(&trial), ..self.outcome(&logits, tokens) })
-    }
-
-    fn outcome(&self, logits: &Logits, tokens: &[u32]) -> Outcome {
-        let rows = log_probabilities(logits);
-        let pairs = || self.log_probabilities.par_iter().zip(&rows);
-        let weighted = pairs().zip(&self.probabilities);
-        let kls: Vec<f64> = weighted.map(|((p, q), weights)| divergence(weights, p, q)).collect();
-        let num_equal = pairs().filter(|(p, q)| argmax(p) == argmax(q)).count();
-        let delta = |((p, q), token): ((&Vec<f32>, &Vec<f32>), &u32)| {
-            f64::from(p[*token as usize]) - f64::from(q[*token as usize])
-        };
-        let deltas = self.log_probabilities.iter().zip(&rows).zip(&tokens[1..]).map(delta);
-        let num_rows = rows.len() as f64;
-        Outcome {
-            nll_delta: deltas.sum::<f64>() / num_rows,
-            score: num_equal as f64 / num_rows,
-            kls,
-            ..Outcome::default()
-        }
-    }
+/// All but the last of `tokens` at once.
+fn forced(reference: &Reference, mut trial: Trial, tokens: &[u32]) -> Result<Outcome> {
+    let logits = trial.force(&tokens[..tokens.len() - 1])?;
+    drop(trial);
+    Ok(Outcome::of(reference.compare(&logits, &tokens[1..])))
 }
 
-fn log_probabilities(logits: &Logits) -> Vec<Vec<f32>> {
-    let normalized = |row: usize| {
-        let row = logits.row(row);
-        let largest = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
-        let sum: f64 = row.iter().map(|v| f64::from((v - largest).exp())).sum();
-        let lse = largest + sum.ln() as f32;
-        row.iter().map(|v| v - lse).collect()
-    };
-    (0..logits.num_rows()).into_par_iter().map(normalized).collect()
-}
-
-/// `sum p (log p - log q)`, of p and the logarithms of both; never below 0 but for rounding.
-fn divergence(p: &[f32], log_p: &[f32], log_q: &[f32]) -> f64 {
-    let change = |(p, q): (&f32, &f32)| f64::from(*p) - f64::from(*q);
-    let changes = log_p.iter().zip(log_q).map(change);
-    p.iter().zip(changes).map(|(p, change)| f64::from(*p) * change).sum::<f64>().max(0.0)
-}
-
-fn argmax(row: &[f32]) -> usize {
-    row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn divergence_is_that_of_the_textbook() {
-        let ln = |p: [f32; 2]| p.map(f32::ln);
-        let divergence = |p: [f32; 2], q: [f32; 2]| divergence(&p, &ln(p), &ln(q));
-        let expected = 0.5 * (0.5f64 / 0.25).ln() + 0.5 * (0.5f64 / 0.75).ln();
-        assert!((divergence([0.5, 0.5], [0.25, 0.75]) - expected).abs() < 1e-6);
-        assert_eq!(divergence([0.2, 0.8], [0.2, 0.8]), 0.0);
-    }
+/// All but the last of `tokens` one by one, with compress events. The bytes are those at the end.
+fn followed(reference: &Reference, mut trial: Trial, tokens: &[u32]) -> Result<Outcome> {
+    let logits = trial.follow(&tokens[..tokens.len() - 1])?;
+    let bytes_ratio = bytes_ratio(&trial);
+    Ok(Outcome { bytes_ratio, ..Outcome::of(reference.compare(&logits, &tokens[1..])) })
 }
