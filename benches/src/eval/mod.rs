@@ -19,7 +19,10 @@ mod stats;
 mod table;
 mod tasks;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result, bail};
 use indicatif::HumanDuration;
@@ -32,8 +35,9 @@ use keepwell_server::{
 };
 
 use self::{
-    bars::{Run, verdicts},
+    bars::{Run, Verdict, verdicts},
     clock::Progress,
+    compare::Comparison,
     measure::Bench,
     overhead::Overhead,
     page::{Findings, page},
@@ -164,8 +168,14 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         seed: arguments.seed,
     };
     let overhead = Overhead::measure(&bench.served, &spy, &source.texts[0], arguments.quick)?;
-    let (results, snapshots) = measure(&bench, &samples, loaded.name)?;
-    report(&results, &overhead, &snapshots, &arguments.out)
+    let save = |results: &Results, snapshots: &[Snapshot]| {
+        Report::new(results, &overhead).write(snapshots, &arguments.out)
+    };
+    let (results, snapshots) = measure(&bench, &samples, loaded.name, save)?;
+    save(&results, &snapshots)?;
+    Report::new(&results, &overhead).print();
+    println!("\n{}", arguments.out.join("index.html").display());
+    Ok(())
 }
 
 /// Each with the name of its task.
@@ -181,10 +191,12 @@ fn samples(names: &[String], source: &Source, plan: &Plan) -> Result<Vec<(&'stat
     Ok(samples)
 }
 
+/// What is known is saved whenever a task is through: all of them can take hours.
 fn measure(
     bench: &Bench,
     samples: &[(&'static str, Sample)],
     model: String,
+    save: impl Fn(&Results, &[Snapshot]) -> Result<()>,
 ) -> Result<(Results, Vec<Snapshot>)> {
     let work = |sample: &Sample| bench.arms.iter().map(|arm| clock::work(arm, sample)).sum::<u64>();
     let total = samples.iter().map(|(_, sample)| work(sample)).sum();
@@ -211,34 +223,49 @@ fn measure(
             Ok(())
         })?;
         results.push(task, sample.place, outcomes);
+        if samples.get(index + 1).is_some_and(|(next, _)| next != task) {
+            save(&results, &snapshots)?;
+        }
     }
     Ok((results, snapshots))
 }
 
-fn report(
-    results: &Results,
-    overhead: &Overhead,
-    snapshots: &[Snapshot],
-    folder: &std::path::Path,
-) -> Result<()> {
-    let comparisons = compare::comparisons(results);
-    let verdicts = verdicts(&Run { results, comparisons: &comparisons, overhead });
-    table::print(results, &comparisons);
-    overhead.print();
-    bars::print(&verdicts);
-    let write = |name: &str, text: String| {
-        let path = folder.join(name);
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-    };
-    write("eval.json", serde_json::to_string_pretty(&results.rows())?)?;
-    write("comparisons.json", serde_json::to_string_pretty(&comparisons)?)?;
-    write("bars.json", serde_json::to_string_pretty(&verdicts)?)?;
-    write("overhead.json", serde_json::to_string_pretty(overhead)?)?;
-    let findings =
-        Findings { results, comparisons: &comparisons, verdicts: &verdicts, overhead, snapshots };
-    write("index.html", page(&findings)?)?;
-    println!("\n{}", folder.join("index.html").display());
-    Ok(())
+/// What a run says.
+struct Report<'a> {
+    results: &'a Results,
+    overhead: &'a Overhead,
+    comparisons: Vec<Comparison>,
+    verdicts: Vec<Verdict>,
+}
+
+impl<'a> Report<'a> {
+    fn new(results: &'a Results, overhead: &'a Overhead) -> Self {
+        let comparisons = compare::comparisons(results);
+        let verdicts = verdicts(&Run { results, comparisons: &comparisons, overhead });
+        Self { results, overhead, comparisons, verdicts }
+    }
+
+    fn print(&self) {
+        table::print(self.results, &self.comparisons);
+        self.overhead.print();
+        bars::print(&self.verdicts);
+    }
+
+    fn write(&self, snapshots: &[Snapshot], folder: &Path) -> Result<()> {
+        let Self { results, overhead, comparisons, verdicts } = self;
+        let write = |name: &str, text: String| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        };
+        write("eval.json", serde_json::to_string_pretty(&results.rows())?)?;
+        write("comparisons.json", serde_json::to_string_pretty(comparisons)?)?;
+        write("bars.json", serde_json::to_string_pretty(verdicts)?)?;
+        write("overhead.json", serde_json::to_string_pretty(overhead)?)?;
+        write(
+            "index.html",
+            page(&Findings { results, comparisons, verdicts, overhead, snapshots })?,
+        )
+    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ pub trait Policy: Sync {
 
     /// Which queries it listens to before an event.
     fn queries(&self) -> Queries {
-        Queries { prefill: 32, decode: 4, half_life: 16.0 }
+        Queries { prefill: 32, decode: 2, half_life: 16.0 }
     }
 
     /// Writes one positive number per token of a head; higher is kept. Only ratios matter.
