@@ -9,7 +9,7 @@ mod world;
 
 use criterion::Throughput;
 use keepwell_kernels::{Backend, TIERS, Tier};
-use rates::{Arithmetic, Bench, each_backend};
+use rates::{Arithmetic, Bench, each_backend, group};
 use world::{Case, Sequences, World};
 
 const NUM_LAYERS: usize = 30;
@@ -48,9 +48,8 @@ fn measure(
 ) {
     let decode = sequences.iter().all(|(_, new)| *new == 1);
     let mut worlds = Vec::new();
-    let mut group = bench.benchmark_group(backend.name());
-    group.throughput(work(sequences, tiers));
-    group.bench_function(name, |bencher| {
+    let work = work(sequences, tiers);
+    group(bench, backend, work).bench_function(name, |bencher| {
         // Only where the name is asked for.
         let num_layers = if decode { NUM_LAYERS } else { 1 };
         worlds.resize_with(num_layers, || World::new(&case(sequences, tiers)));

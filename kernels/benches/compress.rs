@@ -11,7 +11,7 @@ use criterion::Throughput;
 use keepwell_kernels::{
     Backend, Move, PageId, PageLayout, Scoring, Signal, Slot, Tier, portable::Portable,
 };
-use rates::{Arithmetic, Bench, each_backend};
+use rates::{Arithmetic, Bench, each_backend, group};
 use world::{ALL, Case, PLAIN, World};
 
 const HEAD_DIM: usize = 64;
@@ -43,12 +43,11 @@ fn score(bench: &mut Bench, backend: &dyn Backend, rows: usize) {
     world.plan.spans[0].scoring = Some(Scoring { rows, signal: Signal::Deletion, decay: 0.9 });
     let World { mut arena, plan, q } = world;
     let bytes = plan.pages.len() * arena.layout().page_bytes;
-    let mut group = bench.benchmark_group(backend.name());
-    group.throughput(Throughput::ElementsAndBytes {
+    let work = Throughput::ElementsAndBytes {
         elements: (5 * HEAD_DIM * NUM_KV_HEADS * GROUP * rows * TOKENS) as u64,
         bytes: bytes as u64,
-    });
-    group.bench_function(format!("score {rows} rows"), |bencher| {
+    };
+    group(bench, backend, work).bench_function(format!("score {rows} rows"), |bencher| {
         bencher.iter(|| backend.attribute(&mut arena, 0, &q, &attended, &plan).expect("shapes"));
     });
 }
@@ -80,9 +79,11 @@ fn compact(bench: &mut Bench, backend: &dyn Backend, from_tier: Tier, to_tier: T
     Portable.compact(&mut arena, &fill).expect("slots in the arena");
     let moves = step(TOKENS, from_tier, 0, 2, to_tier, half);
     let bytes = token_bytes(&layout, from_tier) + token_bytes(&layout, to_tier);
-    let mut group = bench.benchmark_group(backend.name());
-    group.throughput(Throughput::Bytes((TOKENS * bytes) as u64));
-    group.bench_function(format!("move {} to {}", from_tier.name(), to_tier.name()), |bencher| {
-        bencher.iter(|| backend.compact(&mut arena, &moves).expect("slots in the arena"));
-    });
+    let work = Throughput::Bytes((TOKENS * bytes) as u64);
+    group(bench, backend, work).bench_function(
+        format!("move {} to {}", from_tier.name(), to_tier.name()),
+        |bencher| {
+            bencher.iter(|| backend.compact(&mut arena, &moves).expect("slots in the arena"));
+        },
+    );
 }

@@ -10,7 +10,7 @@ use criterion::Throughput;
 use keepwell_kernels::{
     Arena, AttentionPlan, Backend, PageId, PageLayout, Rope, Slot, Span, Tier, plan::Write,
 };
-use rates::{Arithmetic, Bench, each_backend};
+use rates::{Arithmetic, Bench, each_backend, group};
 
 const NUM_ROWS: [usize; 3] = [1, 8, 512];
 const WIDTH: usize = 576;
@@ -33,9 +33,9 @@ fn states(bench: &mut Bench, backend: &dyn Backend, rows: usize) {
     let weight = uniform(1, WIDTH).flatten_all().expect("host memory");
     let gate_up = uniform(rows, 2 * FEED_FORWARD);
     let mut measure = |name: &str, floats: usize, run: &dyn Fn() -> Tensor| {
-        let mut group = bench.benchmark_group(backend.name());
-        group.throughput(Throughput::Bytes(4 * (rows * floats) as u64));
-        group.bench_function(format!("{name} x {rows}"), |bencher| bencher.iter(run));
+        let work = Throughput::Bytes(4 * (rows * floats) as u64);
+        group(bench, backend, work)
+            .bench_function(format!("{name} x {rows}"), |bencher| bencher.iter(run));
     };
     measure("rms_norm", 2 * WIDTH, &|| backend.rms_norm(&x, &weight, 1e-5).expect("shapes"));
     measure("add", 3 * WIDTH, &|| backend.add(&x, &y).expect("shapes"));
@@ -61,9 +61,8 @@ fn cache_writes(bench: &mut Bench, backend: &dyn Backend, rows: usize) {
     let rope = Rope { frequencies, attention_factor: 1.0 }.table(&plan.positions);
     let (queries, cached) = (NUM_HEADS * HEAD_DIM, 2 * NUM_KV_HEADS * HEAD_DIM);
     let qkv = uniform(rows, queries + cached);
-    let mut group = bench.benchmark_group(backend.name());
-    group.throughput(Throughput::Bytes((rows * (8 * queries + 6 * cached)) as u64));
-    group.bench_function(format!("write_kv x {rows}"), |bencher| {
+    let work = Throughput::Bytes((rows * (8 * queries + 6 * cached)) as u64);
+    group(bench, backend, work).bench_function(format!("write_kv x {rows}"), |bencher| {
         bencher.iter(|| backend.write_kv(&mut arena, 0, &qkv, &rope, &plan).expect("shapes"));
     });
 }

@@ -11,7 +11,7 @@ use candle_core::{
 };
 use criterion::Throughput;
 use keepwell_kernels::{Backend, Linear, RawMatrix};
-use rates::{Arithmetic, Bench, each_backend};
+use rates::{Arithmetic, Bench, each_backend, group};
 
 /// (what, in, out, format)
 const SHAPES: [(&str, usize, usize, GgmlDType); 5] = [
@@ -48,13 +48,12 @@ fn measure(
     (num_rows, cols, rows): (usize, usize, usize),
 ) {
     let x = uniform(num_rows, cols);
-    let mut group = bench.benchmark_group(backend.name());
-    group.throughput(Throughput::ElementsAndBytes {
+    let work = Throughput::ElementsAndBytes {
         elements: 2 * (num_rows * cols * rows) as u64,
         bytes: copies[0].bytes() as u64,
-    });
+    };
     let mut in_turn = copies.iter().cycle();
-    group.bench_function(name, |bencher| {
+    group(bench, backend, work).bench_function(name, |bencher| {
         bencher.iter(|| in_turn.next().map(|linear| linear.forward(&x).expect("shapes agree")));
     });
 }

@@ -6,7 +6,7 @@ mod ceiling;
 use std::time::{Duration, Instant};
 
 use criterion::{
-    Criterion, Throughput,
+    BenchmarkGroup, Criterion, SamplingMode, Throughput,
     measurement::{Measurement, ValueFormatter, WallTime},
 };
 use keepwell_kernels::{Backend, available};
@@ -42,6 +42,18 @@ pub fn each_backend(arithmetic: Arithmetic, measure: impl Fn(&mut Bench, &dyn Ba
             criterion.final_summary();
         }
     });
+}
+
+/// Benchmarks of a backend that do so much work.
+pub fn group<'a>(
+    bench: &'a mut Bench,
+    backend: &dyn Backend,
+    work: Throughput,
+) -> BenchmarkGroup<'a, Rates> {
+    let mut group = bench.benchmark_group(backend.name());
+    // Some of the portable ones take a second each.
+    group.sampling_mode(SamplingMode::Flat).throughput(work);
+    group
 }
 
 impl Measurement for Rates {
