@@ -48,4 +48,5 @@ gguf=${GGUF:-${XDG_CACHE_HOME:-$HOME/.cache}/keepwell/SmolLM2-135M-Instruct.Q4_1
 [ -f "$gguf" ] || "$target/release/keepwell-bench" engine --prompt 1 --gen 0 --repetitions 1 >&2
 
 exec python3 "$root/benches/compare/ratios.py" --llama "$LLAMA_BUILD/bin" \
-  --keepwell "$target/release/keepwell-bench" --model "$gguf" --threads "$threads" "$@"
+  --keepwell "$target/release/keepwell-bench" --model "$gguf" --threads "$threads" \
+  --text "$root/README.md" "$@"

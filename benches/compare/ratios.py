@@ -63,6 +63,17 @@ def keepwell(arguments, row):
     return result["rss_bytes"] if row.test == "memory" else result["tokens_per_s"]
 
 
+def divergences(arguments, budgets):
+    """Of Keepwell's predictions from those of weights and kernels in f32 with an exact cache."""
+    with tempfile.NamedTemporaryFile("r") as file:
+        run(
+            [arguments.keepwell, "engine", "--model", arguments.model, "--kl", arguments.text]
+            + ["--prompt", "0", "--gen", "1", "--kv-budget", ",".join(map(str, budgets))]
+            + ["--threads", str(arguments.threads), "--repetitions", "1", "--json", file.name]
+        )
+        return {round(row["kv_budget"], 4): row["kl_to_f32"] for row in json.load(file)}
+
+
 def llama(arguments, row, kv_type):
     common = ["-m", arguments.model, "-t", str(arguments.threads), "-fa", "1"]
     common += ["-ctk", kv_type, "-ctv", kv_type]
@@ -96,7 +107,7 @@ def best(row):
     return better(row)(row.llama, key=lambda kv_type: statistics.median(row.llama[kv_type]))
 
 
-def line(row):
+def line(row, kls=None):
     kv_type = best(row)
     ours, theirs = statistics.median(row.keepwell), statistics.median(row.llama[kv_type])
     ratio = ours / theirs
@@ -108,15 +119,16 @@ def line(row):
         spread = f"({min(row.keepwell):.0f} - {max(row.keepwell):.0f})"
         ours, theirs = f"{ours:.1f} {spread}", f"{theirs:.1f}"
     verdict = "" if holds else " **missed**"
+    kl = f" {kls[row.budget]:.6f} |" if kls else ""
     return (
         f"| {row.name} | {ours} | {theirs} ({kv_type}) | {ratio:.2f} | "
-        f"{bound} {row.bar}{verdict} |"
+        f"{bound} {row.bar}{verdict} |{kl}"
     )
 
 
 def main():
     parser = argparse.ArgumentParser()
-    for name in ["--llama", "--keepwell", "--model"]:
+    for name in ["--llama", "--keepwell", "--model", "--text"]:
         parser.add_argument(name, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--rounds", type=int, default=3)
@@ -129,11 +141,13 @@ def main():
         for row in rows:
             measure(arguments, row, first=index == 0)
             print(f"round {index + 1}: {line(row)}", file=sys.stderr, flush=True)
+    kls = divergences(arguments, sorted({row.budget for row in rows}))
     print(f"tokens/s with {arguments.threads} threads on {platform.machine()}, ", end="")
     print(f"medians of {arguments.rounds} rounds in turns\n")
-    print("| | Keepwell | llama.cpp (KV type) | ratio | bar |\n|---|---|---|---|---|")
+    print("| | Keepwell | llama.cpp (KV type) | ratio | bar | KL to f32 |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
-        print(line(row))
+        print(line(row, kls))
 
 
 main()

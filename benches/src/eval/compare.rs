@@ -54,8 +54,10 @@ impl Comparison {
 
 /// Every policy against every rival, the best first, and its scores against the full cache's.
 pub fn comparisons(results: &Results) -> Vec<Comparison> {
-    let policies = || (0..results.arms.len()).filter(|arm| results.arms[*arm].is_policy());
-    let of_task = |task| policies().flat_map(move |arm| compare(results, task, arm));
+    let of_task = |task: (&'static str, Mode)| {
+        let policies = results.arms_in(task.0, task.1).filter(|arm| results.arms[*arm].is_policy());
+        policies.flat_map(move |arm| compare(results, task, arm))
+    };
     results.tasks().into_iter().flat_map(of_task).collect()
 }
 
@@ -76,9 +78,10 @@ fn compare(results: &Results, (task, mode): (&'static str, Mode), arm: usize) ->
     let is_ratio = DIVERGENCES.contains(&task);
     let loss = |side: &Side| if is_ratio { mean(&side.qualities) } else { -mean(&side.qualities) };
     let ours = side(arm);
-    let bytes_of = |arm| side(arm).bytes_ratio;
+    let there: Vec<usize> = results.arms_in(task, mode).collect();
+    let sizes = there.iter().map(|arm| (*arm, side(*arm).bytes_ratio));
     let mut theirs: Vec<_> =
-        rivals(results, ours.bytes_ratio, bytes_of).into_iter().map(side).collect();
+        rivals(results, ours.bytes_ratio, sizes).into_iter().map(side).collect();
     theirs.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
     let comparison = |is_best: bool, theirs: &Side| {
         let (value, baseline_value) = (mean(&ours.qualities), mean(&theirs.qualities));
@@ -107,16 +110,16 @@ fn compare(results: &Results, (task, mode): (&'static str, Mode), arm: usize) ->
     let ranked = theirs.iter().enumerate();
     let mut all: Vec<_> = ranked.map(|(rank, theirs)| comparison(rank == 0, theirs)).collect();
     // No rival, but what scores are measured by; of divergence it has none.
-    let full = (0..results.arms.len()).filter(|arm| results.arms[*arm].is_full() && !is_ratio);
+    let full = there.into_iter().filter(|arm| results.arms[*arm].is_full() && !is_ratio);
     all.extend(full.map(|arm| comparison(false, &side(arm))));
     all
 }
 
-/// Of each family the smallest arm that takes at least `bytes`.
-fn rivals(results: &Results, bytes: f64, bytes_of: impl Fn(usize) -> f64) -> Vec<usize> {
+/// Of each family the smallest arm that takes at least `bytes`; `sizes` are those of the arms there are.
+fn rivals(results: &Results, bytes: f64, sizes: impl Iterator<Item = (usize, f64)>) -> Vec<usize> {
     let mut rivals: Vec<(&str, f64, usize)> = Vec::new();
-    for (index, arm) in results.arms.iter().enumerate() {
-        let (Some(family), size) = (arm.family(), bytes_of(index)) else { continue };
+    for (index, size) in sizes {
+        let Some(family) = results.arms[index].family() else { continue };
         if size < TOLERANCE * bytes || size > MOST * bytes {
             continue;
         }
@@ -162,9 +165,8 @@ mod tests {
     #[test]
     fn what_is_smaller_or_far_larger_is_no_rival() {
         let results = results();
-        let bytes = |arm: usize| [1.0, 0.2, 0.53, 0.19][arm];
-        assert!(rivals(&results, 0.2, bytes).is_empty());
-        let bytes = |arm: usize| [1.0, 0.2, 0.28, 0.199][arm];
-        assert_eq!(rivals(&results, 0.2, bytes), [3]);
+        let rivals = |sizes: [f64; 4]| rivals(&results, 0.2, sizes.into_iter().enumerate());
+        assert!(rivals([1.0, 0.2, 0.53, 0.19]).is_empty());
+        assert_eq!(rivals([1.0, 0.2, 0.28, 0.199]), [3]);
     }
 }

@@ -51,35 +51,44 @@ struct Compressed<'a> {
 }
 
 impl Bench<'_> {
-    /// Outcomes in the order of the arms. `done` hears of each, with the trial as it was right after
-    /// compression where the arm is a policy.
+    /// Outcomes in the order of the arms, of those that take part. `done` hears of each, with the trial
+    /// as it was right after compression where the arm is a policy.
     ///
     /// # Errors
     /// A context longer than the system has memory for, or a failing kernel.
     pub fn run(
         &self,
         sample: &Sample,
+        takes_part: impl Fn(&Arm) -> bool,
         mut done: impl FnMut(&Arm, Option<&Trial>) -> Result<()>,
-    ) -> Result<Vec<Outcome>> {
-        let exact = self.exact(sample)?;
+    ) -> Result<Vec<Option<Outcome>>> {
+        let exact = self.exact(sample, self.arms.iter().filter(|arm| takes_part(arm)))?;
         let reference = match &sample.then {
             Then::Continue(tokens) | Then::Follow(tokens) => Some(reference(&exact.trial, tokens)?),
             Then::Ask(_) => None,
         };
         let mut outcomes = Vec::with_capacity(self.arms.len());
         for arm in self.arms {
+            if !takes_part(arm) {
+                outcomes.push(None);
+                continue;
+            }
             let compressed = self.compress(arm, sample, &exact)?;
             done(arm, arm.is_policy().then_some(&compressed.trial))?;
-            outcomes.push(self.outcome(arm, sample, reference.as_ref(), compressed)?);
+            outcomes.push(Some(self.outcome(arm, sample, reference.as_ref(), compressed)?));
         }
         Ok(outcomes)
     }
 
-    /// The exact context, and what methods ask of it if there are any.
-    fn exact(&self, sample: &Sample) -> Result<Exact<'_>> {
+    /// The exact context, and what methods among the arms ask of it if there are any.
+    fn exact<'b>(
+        &self,
+        sample: &Sample,
+        arms: impl Iterator<Item = &'b Arm> + Clone,
+    ) -> Result<Exact<'_>> {
         let capacity = sample.capacity();
-        if self.arms.iter().any(|arm| arm.family().is_some()) {
-            let needs = self.arms.iter().map(Arm::needs).fold(Needs::default(), Needs::or);
+        if arms.clone().any(|arm| arm.family().is_some()) {
+            let needs = arms.map(Arm::needs).fold(Needs::default(), Needs::or);
             let read = Read { lab: &self.lab, spy: self.spy, needs, capacity };
             let (prefix, trial) = read.prefix(&sample.context)?;
             return Ok(Exact { prefix: Some(prefix), trial });

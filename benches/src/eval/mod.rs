@@ -24,7 +24,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use indicatif::HumanDuration;
 use keepwell_kernels::{Backend, available};
 use keepwell_models::{LoadOptions, load};
@@ -35,6 +35,7 @@ use keepwell_server::{
 };
 
 use self::{
+    arms::Arm,
     bars::{Run, Verdict, verdicts},
     clock::Progress,
     compare::Comparison,
@@ -45,7 +46,7 @@ use self::{
     snapshot::Snapshot,
     source::Source,
     spy::Spy,
-    tasks::{Mode, Plan, Sample, TASKS},
+    tasks::{Mode, Plan, Sample, TASKS, Task},
 };
 
 #[derive(Clone, clap::Args)]
@@ -89,6 +90,10 @@ pub struct Arguments {
     /// Samples of every other task, in each mode.
     #[arg(long, default_value_t = 32)]
     samples: usize,
+    /// Tasks that simulated methods take part in; all without. The full cache and the server's policies
+    /// take part in every one.
+    #[arg(long, value_delimiter = ',', value_name = "TASKS")]
+    baselines_in: Option<Vec<String>>,
     /// Whether the question is known when the context is compressed.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "agnostic,aware")]
     modes: Vec<Mode>,
@@ -146,6 +151,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
 
 fn evaluate(arguments: &Arguments) -> Result<()> {
     let arms = arms::arms(&arguments.policies, arguments.budgets())?;
+    arguments.baselines_in.iter().flatten().try_for_each(|name| task(name).map(drop))?;
     std::fs::create_dir_all(&arguments.out)
         .with_context(|| format!("cannot create {}", arguments.out.display()))?;
     let fastest = available().into_iter().next().context("no kernels for this machine")?;
@@ -171,21 +177,30 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     let save = |results: &Results, snapshots: &[Snapshot]| {
         Report::new(results, &overhead).write(snapshots, &arguments.out)
     };
-    let (results, snapshots) = measure(&bench, &samples, loaded.name, save)?;
+    let takes_part = |arm: &Arm, task: &str| {
+        let baselines_in = arguments.baselines_in.as_ref();
+        arm.family().is_none() || baselines_in.is_none_or(|tasks| tasks.iter().any(|t| t == task))
+    };
+    let (results, snapshots) = measure(&bench, &samples, takes_part, loaded.name, save)?;
     save(&results, &snapshots)?;
     Report::new(&results, &overhead).print();
     println!("\n{}", arguments.out.join("index.html").display());
     Ok(())
 }
 
+fn task(name: &str) -> Result<&'static dyn Task> {
+    let found = TASKS.iter().copied().find(|task| task.name() == name);
+    found.with_context(|| {
+        let known: Vec<_> = TASKS.iter().map(|task| task.name()).collect();
+        format!("no task {name}: there are {}", known.join(", "))
+    })
+}
+
 /// Each with the name of its task.
 fn samples(names: &[String], source: &Source, plan: &Plan) -> Result<Vec<(&'static str, Sample)>> {
     let mut samples = Vec::new();
     for name in names {
-        let Some(task) = TASKS.iter().find(|task| task.name() == name) else {
-            let known: Vec<_> = TASKS.iter().map(|task| task.name()).collect();
-            bail!("no task {name}: there are {}", known.join(", "));
-        };
+        let task = task(name)?;
         samples.extend(task.samples(source, plan)?.into_iter().map(|s| (task.name(), s)));
     }
     Ok(samples)
@@ -195,11 +210,15 @@ fn samples(names: &[String], source: &Source, plan: &Plan) -> Result<Vec<(&'stat
 fn measure(
     bench: &Bench,
     samples: &[(&'static str, Sample)],
+    takes_part: impl Fn(&Arm, &str) -> bool,
     model: String,
     save: impl Fn(&Results, &[Snapshot]) -> Result<()>,
 ) -> Result<(Results, Vec<Snapshot>)> {
-    let work = |sample: &Sample| bench.arms.iter().map(|arm| clock::work(arm, sample)).sum::<u64>();
-    let total = samples.iter().map(|(_, sample)| work(sample)).sum();
+    let work = |(task, sample): &(&'static str, Sample)| {
+        let arms = bench.arms.iter().filter(|arm| takes_part(arm, task));
+        arms.map(|arm| clock::work(arm, sample)).sum::<u64>()
+    };
+    let total = samples.iter().map(work).sum();
     let first = samples.first().context("no samples: ask for at least one of each task")?;
     let seconds = clock::seconds_per_unit(&bench.lab, &first.1.context)? * total as f64;
     eprintln!(
@@ -214,7 +233,8 @@ fn measure(
     let mut results = Results { arms, cells: Vec::new(), model, seed };
     let mut snapshots = Vec::new();
     for (index, (task, sample)) in samples.iter().enumerate() {
-        let outcomes = bench.run(sample, |arm, trial| {
+        let takes_part = |arm: &Arm| takes_part(arm, task);
+        let outcomes = bench.run(sample, takes_part, |arm, trial| {
             progress.advance(clock::work(arm, sample), &format!("{task} {}", arm.name()));
             if let (0, Some(trial), Some(budget)) = (index, trial, arm.budget) {
                 let at = (arm.name(), budget);

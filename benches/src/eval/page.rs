@@ -132,11 +132,12 @@ fn task_section(
         let outcomes = results.outcomes(task, mode, arm);
         results.row((task, mode), 0, arm, &outcomes)
     };
-    let rows: Vec<Row> = (0..results.arms.len()).map(row).collect();
+    let arms: Vec<_> = results.arms_in(task, mode).map(|arm| &results.arms[arm]).collect();
+    let rows: Vec<Row> = results.arms_in(task, mode).map(row).collect();
     let is_kl = rows.iter().any(|row| row.kl_mean.is_some());
     let series = |(index, name): (usize, &&str)| {
-        let arms = results.arms.iter().zip(&rows);
-        let ours = arms.filter(|(arm, _)| arm.family().unwrap_or(arm.name()) == *name);
+        let ours =
+            arms.iter().zip(&rows).filter(|(arm, _)| arm.family().unwrap_or(arm.name()) == *name);
         let mut is_dashed = false;
         let mut points: Vec<_> = ours
             .map(|(arm, row)| {
@@ -150,7 +151,7 @@ fn task_section(
     let names = names(results);
     // The exact cache has no divergence: on a logarithmic axis it would only squeeze the others.
     let shown = names.iter().enumerate().filter(|(_, name)| !is_kl || **name != "full");
-    let series: Vec<_> = shown.map(series).collect();
+    let series: Vec<_> = shown.map(series).filter(|series| !series.points.is_empty()).collect();
     let (scale, title) = match is_kl {
         true => (Scale::Divergence, "mean KL to the full cache"),
         false => (Scale::Score, "score"),

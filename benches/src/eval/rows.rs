@@ -45,8 +45,14 @@ pub struct Cell {
     pub length: usize,
     /// Of each sample; see [`Place::depth`].
     pub depths: Vec<Option<f64>>,
-    /// `[sample][arm]`.
-    pub outcomes: Vec<Vec<Outcome>>,
+    /// `[sample][arm]`; `None` for an arm that took no part.
+    pub outcomes: Vec<Vec<Option<Outcome>>>,
+}
+
+impl Cell {
+    fn of(&self, arm: usize) -> impl Iterator<Item = &Outcome> {
+        self.outcomes.iter().filter_map(move |sample| sample[arm].as_ref())
+    }
 }
 
 pub struct Results {
@@ -63,7 +69,7 @@ pub fn quality(outcome: &Outcome) -> f64 {
 
 impl Results {
     /// `outcomes`: of one sample, one an arm.
-    pub fn push(&mut self, task: &'static str, place: Place, outcomes: Vec<Outcome>) {
+    pub fn push(&mut self, task: &'static str, place: Place, outcomes: Vec<Option<Outcome>>) {
         let Place { mode, length, depth } = place;
         let is_it = |cell: &Cell| (cell.task, cell.mode, cell.length) == (task, mode, length);
         let known = self.cells.iter().position(is_it);
@@ -90,20 +96,24 @@ impl Results {
     /// Outcomes of one arm over all lengths, in the same order for every arm.
     pub fn outcomes(&self, task: &str, mode: Mode, arm: usize) -> Vec<&Outcome> {
         let cells = self.cells.iter().filter(|cell| cell.task == task && cell.mode == mode);
-        cells.flat_map(|cell| cell.outcomes.iter().map(|sample| &sample[arm])).collect()
+        cells.flat_map(|cell| cell.of(arm)).collect()
+    }
+
+    /// The arms that took part in a task.
+    pub fn arms_in(&self, task: &str, mode: Mode) -> impl Iterator<Item = usize> {
+        (0..self.arms.len()).filter(move |arm| !self.outcomes(task, mode, *arm).is_empty())
     }
 
     pub fn rows(&self) -> Vec<Row> {
-        let cells = self.cells.iter();
-        cells
-            .flat_map(|cell| {
-                (0..self.arms.len()).map(|arm| {
-                    let outcomes: Vec<_> =
-                        cell.outcomes.iter().map(|sample| &sample[arm]).collect();
-                    self.row((cell.task, cell.mode), cell.length, arm, &outcomes)
-                })
-            })
-            .collect()
+        let of_cell = |cell: &'_ Cell| {
+            let of_arm = |arm: usize| (arm, cell.of(arm).collect::<Vec<_>>());
+            let took_part = (0..self.arms.len()).map(of_arm).filter(|(_, all)| !all.is_empty());
+            let row = |(arm, outcomes): (usize, Vec<_>)| {
+                self.row((cell.task, cell.mode), cell.length, arm, &outcomes)
+            };
+            took_part.map(row).collect::<Vec<_>>()
+        };
+        self.cells.iter().flat_map(of_cell).collect()
     }
 
     /// The row of some outcomes of one arm.
@@ -168,7 +178,7 @@ pub mod tests {
             };
             let kls = vec![kl(1.0, 0.0), kl(0.279, 0.001), kl(0.53, 1e-5), kl(0.283, 0.004)];
             let at = |mode, depth| Place { mode, length: 100, depth };
-            results.push("kl", at(Mode::Agnostic, None), kls);
+            results.push("kl", at(Mode::Agnostic, None), kls.into_iter().map(Some).collect());
             let answer = |bytes_ratio, right| Outcome {
                 bytes_ratio,
                 score: f64::from(u8::from(right)),
@@ -182,6 +192,7 @@ pub mod tests {
                 answer(0.283, sample > 3),
             ];
             let depth = f64::from(sample) / 8.0;
+            let answers = answers.into_iter().map(Some).collect();
             results.push("needle", at(Mode::Aware, Some(depth)), answers);
         }
         results
@@ -217,6 +228,17 @@ pub mod tests {
         assert_eq!(value["mode"], "agnostic");
         let text = serde_json::to_string(&rows).unwrap();
         assert_eq!(serde_json::from_str::<Vec<Row>>(&text).unwrap(), rows);
+    }
+
+    #[test]
+    fn an_arm_that_took_no_part_has_no_row() {
+        let mut results = results();
+        let needle = results.cells.iter_mut().find(|cell| cell.task == "needle").unwrap();
+        needle.outcomes.iter_mut().for_each(|sample| sample[2] = None);
+        let is_it = |row: &&Row| row.policy == "uniform_k8v8";
+        assert_eq!(results.rows().iter().filter(is_it).count(), 1);
+        assert_eq!(results.arms_in("needle", Mode::Aware).count(), 3);
+        assert_eq!(results.arms_in("kl", Mode::Agnostic).count(), 4);
     }
 
     #[test]

@@ -13,7 +13,9 @@ pub fn print(results: &Results, comparisons: &[Comparison]) {
 }
 
 fn print_task(results: &Results, task: &'static str, mode: super::tasks::Mode) {
-    let is_kl = results.outcomes(task, mode, 0).iter().any(|outcome| !outcome.kls.is_empty());
+    let mut outcomes =
+        results.arms_in(task, mode).flat_map(|arm| results.outcomes(task, mode, arm));
+    let is_kl = outcomes.any(|outcome| !outcome.kls.is_empty());
     print!("{:16} {:>7} {:>7} {:>4}", "policy", "budget", "bytes", "n");
     match is_kl {
         true => println!(
@@ -22,7 +24,7 @@ fn print_task(results: &Results, task: &'static str, mode: super::tasks::Mode) {
         ),
         false => println!("  {:>6} {:>15}", "score", "95 %"),
     }
-    for arm in 0..results.arms.len() {
+    for arm in results.arms_in(task, mode) {
         let row = results.row((task, mode), 0, arm, &results.outcomes(task, mode, arm));
         print!("{:16} {:7.3} {:7.4} {:4}", row.policy, row.budget, row.bytes_ratio, row.n);
         match (row.kl_mean, row.kl_p99, row.kl_p999, row.nll_delta) {

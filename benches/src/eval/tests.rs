@@ -66,7 +66,7 @@ fn evaluated(folder: &Path) -> impl Fn(&str) -> String {
         ["--policies", "attribution,recency,uniform_k4v4,rdkv,mikv", "--calibration", "off"];
     let sizes = ["--budgets", "1.0,0.28", "--tasks", "kl,needle,long", "--samples", "4"];
     let lengths = ["--prefix", "300", "--forced", "24", "--windows", "2", "--lengths", "200,300"];
-    let words = [&files[..], &names, &sizes, &lengths].concat();
+    let words = [&files[..], &names, &sizes, &lengths, &["--baselines-in", "kl,long"]].concat();
     run(Command::parse_from(words).arguments).unwrap();
     move |name| fs::read_to_string(Path::new(&out).join(name)).unwrap()
 }
@@ -78,8 +78,10 @@ fn an_evaluation_leaves_rows_bars_and_a_page_with_all_plots() {
     let file = evaluated(folder.path());
 
     let rows: Vec<rows::Row> = serde_json::from_str(&file("eval.json")).unwrap();
-    // kl and long once, needle at two lengths in two modes; seven arms.
-    assert_eq!(rows.len(), (2 + 4) * 7);
+    // kl and long once with seven arms, needle at two lengths in two modes with the four that run for
+    // real.
+    assert_eq!(rows.len(), 2 * 7 + 4 * 4);
+    assert!(rows.iter().all(|row| row.task != "needle" || row.policy != "rdkv"));
     let kls = |policy: &str, budget: f64| -> Vec<f64> {
         let ours = rows.iter().filter(|row| row.policy == policy && row.budget == budget);
         ours.filter_map(|row| row.kl_mean).collect()

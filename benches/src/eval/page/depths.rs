@@ -49,7 +49,8 @@ fn depth_map(results: &Results, (task, mode): (&str, Mode), arm: usize) -> Optio
     let mut grid = Grid { axes: ["length", "depth"], ..Grid::default() };
     for cell in cells {
         let scores = cell.depths.iter().zip(&cell.outcomes);
-        let scores = scores.filter_map(|(depth, sample)| Some(((*depth)?, sample[arm].score)));
+        let scores =
+            scores.filter_map(|(depth, sample)| Some(((*depth)?, sample[arm].as_ref()?.score)));
         let mut scores: Vec<_> = scores.collect();
         // Drawn from the bottom up: the start of the context is at the top.
         scores.sort_by(|a, b| b.0.total_cmp(&a.0));
