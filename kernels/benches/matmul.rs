@@ -14,12 +14,13 @@ use keepwell_kernels::{Backend, Linear, RawMatrix};
 use rates::{Arithmetic, Bench, each_backend, group};
 
 /// (what, in, out, format)
-const SHAPES: [(&str, usize, usize, GgmlDType); 5] = [
+const SHAPES: [(&str, usize, usize, GgmlDType); 6] = [
     ("qkv", 576, 960, GgmlDType::Q4_1),
     ("o", 576, 576, GgmlDType::Q4_1),
     ("gate_up", 576, 3072, GgmlDType::Q4_1),
     ("down", 1536, 576, GgmlDType::Q4_1),
     ("head", 576, 49152, GgmlDType::Q8_0),
+    ("gate_up", 576, 3072, GgmlDType::BF16),
 ];
 const NUM_ROWS: [usize; 6] = [1, 2, 4, 8, 16, 512];
 /// Copies of a matrix that together exceed the caches, as the layers of a model do.

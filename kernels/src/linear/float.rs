@@ -13,6 +13,14 @@ use crate::{
 /// Rows of W converted at a time: enough for candle's product, little beside a whole copy.
 const ROWS_PER_PRODUCT: usize = 512;
 
+/// Rows of x up to which weights are widened row by row, in the cache, where they are used: memory then
+/// gives two bytes a weight, where a whole copy is written and read again besides.
+const FEW_ROWS: usize = 4;
+/// Weights of a task of such a product.
+const MIN_TASK_WEIGHTS: usize = 1 << 16;
+/// Partial sums of a product of two rows.
+const SUMS: usize = 16;
+
 /// Weights (rows, cols), as precise as in the file.
 pub struct Float {
     rows: usize,
@@ -45,9 +53,65 @@ impl Float {
         match &self.values {
             Values::F32(w) => Ok(w.narrow(0, start, len)?),
             Values::F16(w) => from_vec(w[range].to_f32_vec(), (len, self.cols)),
-            Values::BF16(w) => from_vec(w[range].to_f32_vec(), (len, self.cols)),
+            Values::BF16(w) => {
+                let mut wide = vec![0f32; range.len()];
+                widen(&w[range], &mut wide);
+                from_vec(wide, (len, self.cols))
+            }
         }
     }
+}
+
+impl Values {
+    /// The product of a few rows of x (M, cols) with 16-bit weights (rows, cols); `None` of others.
+    fn few(&self, x: &[f32], cols: usize) -> Option<Vec<f32>> {
+        match self {
+            Self::F32(_) => None,
+            Self::F16(w) => Some(few(w, x, cols, |w, out| w.convert_to_f32_slice(out))),
+            Self::BF16(w) => Some(few(w, x, cols, widen)),
+        }
+    }
+}
+
+/// As `half` does but for the kind of a NaN, for which it looks at each number.
+fn widen(w: &[bf16], out: &mut [f32]) {
+    out.iter_mut().zip(w).for_each(|(out, w)| *out = f32::from_bits(u32::from(w.to_bits()) << 16));
+}
+
+/// x (M, cols) times w (rows, cols), whose rows `widen` brings to f32: (M, rows).
+fn few<T: Sync>(
+    w: &[T],
+    x: &[f32],
+    cols: usize,
+    widen: impl Fn(&[T], &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let (num_rows, num_outs) = (x.len() / cols, w.len() / cols);
+    // (rows, M): a task's results stand together.
+    let mut products = vec![0f32; num_outs * num_rows];
+    products
+        .par_chunks_exact_mut(num_rows)
+        .zip(w.par_chunks_exact(cols))
+        .with_min_len((MIN_TASK_WEIGHTS / cols).max(1))
+        .for_each_init(
+            || vec![0f32; cols],
+            |wide, (products, w)| {
+                widen(w, wide);
+                let products = products.iter_mut().zip(x.chunks_exact(cols));
+                products.for_each(|(product, x)| *product = dot(x, wide));
+            },
+        );
+    let of_row = |row: usize| products.iter().skip(row).step_by(num_rows).copied();
+    (0..num_rows).flat_map(of_row).collect()
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<SUMS>(), b.as_chunks::<SUMS>());
+    let mut sums = [0f32; SUMS];
+    for (a, b) in a.iter().zip(b) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
 /// The numbers of all parts, freeing each part when it is read.
@@ -64,7 +128,13 @@ fn read<const N: usize, T: Copy + Send>(
 
 impl Linear for Float {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        check_input(x, self.cols)?;
+        let num_rows = check_input(x, self.cols)?;
+        if (1..=FEW_ROWS).contains(&num_rows) && self.cols > 0 {
+            let few = with_slice(OP, x, |x| self.values.few(x, self.cols))?;
+            if let Some(y) = few {
+                return from_vec(y, (num_rows, self.rows));
+            }
+        }
         let step = match self.values {
             Values::F32(_) => self.rows,
             _ => ROWS_PER_PRODUCT,

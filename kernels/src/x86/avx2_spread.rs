@@ -115,6 +115,8 @@ impl Spread {
             0 | 1 => self.each::<1>(codes, len, bytes, dim),
             2 => self.each::<2>(codes, len, bytes, dim),
             3 | 4 => self.each::<4>(codes, len, bytes, dim),
+            5 => self.each::<5>(codes, len, bytes, dim),
+            6 => self.each::<6>(codes, len, bytes, dim),
             _ => self.each::<NUM_TABLES>(codes, len, bytes, dim),
         }
     }
@@ -197,17 +199,19 @@ fn load(bytes: &Bytes) -> __m256i {
 
 /// The blocks of vectors with these bits and so many channels.
 fn spreads(bits: [u8; 8], dim: usize) -> Rc<[Spread]> {
-    type Made = ([u8; 8], usize, Rc<[Spread]>);
-    // A model has few formats and one head size.
+    type Made = ((u64, usize), Rc<[Spread]>);
+    // A model has few formats and one head size. The last ones come first: keys and values take turns.
     thread_local!(static MADE: RefCell<Vec<Made>> = const { RefCell::new(Vec::new()) });
+    let wanted = (u64::from_le_bytes(bits), dim);
     MADE.with_borrow_mut(|made| {
-        if let Some((_, _, spreads)) = made.iter().find(|(b, d, _)| (*b, *d) == (bits, dim)) {
-            return spreads.clone();
-        }
-        let spreads: Rc<[Spread]> =
-            (0..dim / BLOCK).map(|block| Spread::new(&bits, dim, block)).collect();
-        made.push((bits, dim, spreads.clone()));
-        spreads
+        let index = made.iter().position(|(known, _)| *known == wanted).unwrap_or_else(|| {
+            let blocks = 0..dim / BLOCK;
+            made.push((wanted, blocks.map(|block| Spread::new(&bits, dim, block)).collect()));
+            made.len() - 1
+        });
+        let front = index.min(1);
+        made.swap(front, index);
+        made[front].1.clone()
     })
 }
 
