@@ -21,6 +21,8 @@ pub mod page;
 pub mod plan;
 pub mod portable;
 pub mod rope;
+#[cfg(target_arch = "x86_64")]
+mod simd;
 mod tensor;
 pub mod wake;
 #[cfg(target_arch = "x86_64")]

@@ -2,11 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::{
-    Avx2, avx2_spread,
+use super::{Avx2, avx2_spread, prefetch};
+use crate::{
+    codec::Format,
     simd::{EXP2_SERIES, Op, Simd},
 };
-use crate::codec::Format;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn run<S: Simd, O: Op<S>>(simd: S, op: O) -> O::Out {
@@ -16,6 +16,7 @@ fn run<S: Simd, O: Op<S>>(simd: S, op: O) -> O::Out {
 // SAFETY of all blocks: a value of `Avx2` proves the features; pointers as the trait asks.
 impl Simd for Avx2 {
     type V = __m256;
+    const NAME: &str = "avx2";
     const LANES: usize = 8;
 
     #[inline(always)]
@@ -114,6 +115,11 @@ impl Simd for Avx2 {
             let (plus, minus) = (_mm256_set1_ps(1.0), _mm256_set1_ps(-1.0));
             _mm256_blendv_ps(plus, minus, _mm256_castsi256_ps(negative))
         }
+    }
+
+    #[inline(always)]
+    fn prefetch_at(self, address: *const u8) {
+        prefetch(address);
     }
 
     #[inline(always)]

@@ -2,21 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use candle_core::Tensor;
-
-use super::{
-    activation,
-    attention::{attention, attribution::attribute},
-    compact::compact,
-    write_kv::write_kv,
-};
-use crate::{
-    Arena, Attended, AttentionPlan, Backend, Linear, Move, RawMatrix, Result, RopeTable,
-    linear::{
-        self, Kernel,
-        ggml::BLOCK,
-        packed::{Activations, Block, GROUP_ROWS, GROUPS, LANES, quantize_group},
-    },
+use crate::linear::{
+    Kernel,
+    ggml::BLOCK,
+    packed::{Activations, Block, GROUP_ROWS, GROUPS, LANES, quantize_group},
 };
 
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, and all of [`super::Avx2`].
@@ -35,61 +24,6 @@ impl Avx512 {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
         can_run.then_some(Self(()))
-    }
-}
-
-impl Backend for Avx512 {
-    fn name(&self) -> &'static str {
-        "avx512"
-    }
-
-    fn linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
-        linear::linear(*self, parts)
-    }
-
-    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-        activation::rms_norm(*self, x, weight, eps)
-    }
-
-    fn silu_mul(&self, gate_up: &Tensor) -> Result<Tensor> {
-        activation::silu_mul(*self, gate_up)
-    }
-
-    fn write_kv(
-        &self,
-        arena: &mut Arena,
-        layer: usize,
-        qkv: &Tensor,
-        rope: &RopeTable,
-        plan: &AttentionPlan,
-    ) -> Result<Tensor> {
-        write_kv(*self, arena, layer, qkv, rope, plan)
-    }
-
-    fn attention(
-        &self,
-        arena: &Arena,
-        layer: usize,
-        q: &Tensor,
-        plan: &AttentionPlan,
-    ) -> Result<Attended> {
-        attention(*self, arena, layer, q, plan)
-    }
-
-    fn attribute(
-        &self,
-        arena: &mut Arena,
-        layer: usize,
-        q: &Tensor,
-        attended: &Attended,
-        plan: &AttentionPlan,
-    ) -> Result<()> {
-        attribute(*self, arena, layer, q, attended, plan)
-    }
-
-    fn compact(&self, arena: &mut Arena, moves: &[Move]) -> Result<()> {
-        compact(*self, arena, moves);
-        Ok(())
     }
 }
 

@@ -2,12 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::{
-    Avx512,
+use super::{Avx512, prefetch, spread};
+use crate::{
+    codec::Format,
     simd::{EXP2_SERIES, Op, Simd},
-    spread,
 };
-use crate::codec::Format;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")]
 fn run<S: Simd, O: Op<S>>(simd: S, op: O) -> O::Out {
@@ -17,6 +16,7 @@ fn run<S: Simd, O: Op<S>>(simd: S, op: O) -> O::Out {
 // SAFETY of all blocks: a value of `Avx512` proves the features; pointers as the trait asks.
 impl Simd for Avx512 {
     type V = __m512;
+    const NAME: &str = "avx512";
     const LANES: usize = 16;
 
     #[inline(always)]
@@ -105,6 +105,11 @@ impl Simd for Avx512 {
             let negative = _mm512_test_epi32_mask(iota(), _mm512_set1_epi32(half as i32));
             _mm512_mask_blend_ps(negative, _mm512_set1_ps(1.0), _mm512_set1_ps(-1.0))
         }
+    }
+
+    #[inline(always)]
+    fn prefetch_at(self, address: *const u8) {
+        prefetch(address);
     }
 
     #[inline(always)]

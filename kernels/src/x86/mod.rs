@@ -1,17 +1,23 @@
-//! Kernels for x86-64, chosen at run time by what the processor can do. Never AMX: virtual machines
-//! were seen to lose its tile state.
+//! Instruction sets of x86-64, chosen at run time by what the processor can do. Never AMX: virtual
+//! machines were seen to lose its tile state.
 
-mod activation;
-mod attention;
 mod avx2;
 mod avx2_simd;
 mod avx2_spread;
 mod avx512;
 mod avx512_simd;
-mod compact;
-mod simd;
+pub(crate) mod coded;
+mod coded_signals;
+mod integer;
 mod spread;
-mod write_kv;
 
 pub use avx2::Avx2;
 pub use avx512::Avx512;
+
+/// Asks for the line with this address, which may be none of the program's.
+#[inline(always)]
+fn prefetch(address: *const u8) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: prefetching reads nothing, wherever it points, and SSE is part of x86-64.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+}

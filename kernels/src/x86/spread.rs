@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 
+use super::prefetch;
 use crate::codec::{Format, LANE, LEVELS, lane_bits};
 
 /// Channels of a register of signed bytes.
@@ -138,8 +139,7 @@ impl Spread {
         let (fours, rest) = rows.as_chunks_mut::<4>();
         for four in fours {
             for line in lines.by_ref().take(4) {
-                // SAFETY: prefetching reads nothing, and SSE is part of x86-64.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+                prefetch(line.as_ptr());
             }
             four.iter_mut().for_each(&mut one);
         }

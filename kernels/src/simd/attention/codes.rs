@@ -2,12 +2,11 @@
 
 use std::ops::Range;
 
-use super::{
-    super::simd::{LINE, Simd},
-    pieces::TOKENS,
-    product::Term,
+use super::{pieces::TOKENS, product::Term};
+use crate::{
+    codec::Format,
+    simd::{LINE, Simd},
 };
-use crate::codec::Format;
 
 /// One format's codes.
 pub trait Codes {

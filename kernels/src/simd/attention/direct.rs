@@ -7,13 +7,16 @@
 use std::ops::Range;
 
 use super::{
-    super::simd::{Op, Simd},
     codes::{self, Batch, F16s, Int8s, add},
     pieces::{Piece, TOKENS, each_group, positions},
     product::{Dot, Term},
     softmax::{Partial, Queries, Seen, Weigh},
 };
-use crate::{Arena, PageRef, codec::Format};
+use crate::{
+    Arena, PageRef,
+    codec::Format,
+    simd::{Op, Simd},
+};
 
 /// Queries that share the decoding of codes: their sums stay in registers.
 pub const STRIP: usize = 4;

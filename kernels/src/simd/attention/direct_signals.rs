@@ -1,13 +1,15 @@
 //! The signals of tokens for a few queries straight from the codes: [`super::signals`] without tiles.
 
 use super::{
-    super::simd::{Op, Simd},
     direct::{Direct, STRIP, Side},
     pieces::{Piece, TOKENS, each_group},
     product::SquaredDistance,
     signals::{Queries, Weigh},
 };
-use crate::{Arena, PageRef, Signal};
+use crate::{
+    Arena, PageRef, Signal,
+    simd::{Op, Simd},
+};
 
 impl Direct {
     /// Writes the signal of each token of `pages`; not [`Signal::KeyNorm`], which asks no query.

@@ -5,10 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::{
-    attention::tile::Vectors,
-    simd::{Op, Simd},
-};
+use super::{Op, Simd, attention::tile::Vectors};
 use crate::{
     Arena, Move, PageLayout, TIERS,
     page::{PageArrays, TierInfo},

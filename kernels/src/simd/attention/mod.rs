@@ -6,16 +6,13 @@
 //! The parts' running sums are merged row by row.
 
 pub mod attribution;
-mod coded;
-mod coded_signals;
 mod codes;
 mod direct;
 mod direct_signals;
-mod integer;
-mod pieces;
+pub mod pieces;
 mod product;
-mod signals;
-mod softmax;
+pub mod signals;
+pub mod softmax;
 pub mod tile;
 
 use std::{
@@ -26,15 +23,16 @@ use std::{
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+pub(crate) use crate::x86::coded;
+
 use self::{
-    coded::{Coded, code},
+    coded::{Coded, CodedQueries, code},
     direct::{Direct, MAX_QUERIES},
-    integer::CodedQueries,
     pieces::TOKENS,
     softmax::{Partial, Queries},
     tile::Tile,
 };
-use super::simd::{Op, Simd, exp2, rotate_back};
+use crate::simd::{Op, Simd, exp2, rotate_back};
 use crate::{
     Arena, Attended, AttentionPlan, PageRef, Result, Tier,
     portable::attention::Heads,

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::simd::{Op, Simd, exp2};
+use super::{Op, Simd, exp2};
 use crate::{
     Error, Result,
     tensor::{from_vec, with_slice},

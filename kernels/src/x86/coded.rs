@@ -7,22 +7,27 @@
 use std::arch::x86_64::*;
 
 use super::{
-    integer::{
-        CodedQueries, CodedWeights, LANES, Outputs, WIDTH, dots, interleave_values, transpose_keys,
-    },
-    pieces::{Piece, TOKENS, each_group},
-    softmax::{Partial, Queries, Seen, Weigh},
+    Avx512,
+    integer::{CodedWeights, LANES, Outputs, WIDTH, dots, interleave_values, transpose_keys},
+    spread::{Line, Spread, Wanted},
 };
 use crate::{
     Arena, PageRef,
     codec::Format,
     page::{PerTier, Tier},
-    x86::{
-        Avx512,
-        simd::{Op, Simd},
-        spread::{Line, Spread, Wanted},
+    simd::{
+        Op, Simd,
+        attention::{
+            pieces::{Piece, TOKENS, each_group},
+            softmax::{Partial, Queries, Seen, Weigh},
+        },
     },
 };
+
+pub use super::integer::CodedQueries;
+
+/// What proves that codes can be multiplied as integers.
+pub type Wide = Avx512;
 
 /// Queries whose sums stay in registers.
 pub const STRIP: usize = 4;

@@ -1,6 +1,12 @@
-//! What the attention kernels need of an instruction set, so that one source serves all.
+//! Kernels with vectors: one source for all instruction sets, over what they need of one.
 
-use super::Avx512;
+mod activation;
+pub mod attention;
+mod backend;
+mod compact;
+mod write_kv;
+
+use self::attention::coded::Wide;
 use crate::{codec::Format, hadamard};
 
 /// Bytes that come from memory together.
@@ -12,11 +18,12 @@ pub const LINE: usize = 64;
 /// of it they are right but slow.
 pub trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
+    const NAME: &str;
     const LANES: usize;
 
     /// Proof that codes can be multiplied as integers, 64 at a time.
     #[inline(always)]
-    fn wide(self) -> Option<Avx512> {
+    fn wide(self) -> Option<Wide> {
         None
     }
 
@@ -49,12 +56,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
 
     /// Asks for the line with this address, which may be none of the program's.
-    #[inline(always)]
-    fn prefetch_at(self, address: *const u8) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: prefetching reads nothing, wherever it points, and SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
-    }
+    fn prefetch_at(self, address: *const u8);
 
     /// # Safety
     /// `from` points to LANES floats.
@@ -201,4 +203,45 @@ pub fn exp2(x: f32) -> f32 {
     let p = EXP2_SERIES.into_iter().fold(0.0f32, |p, c| p.mul_add(r, c));
     let power = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
     if x < -126.0 { 0.0 } else { power }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    use super::*;
+    use crate::{TIERS, x86};
+
+    #[test]
+    fn every_format_is_unpacked_as_the_codec_says() {
+        x86::Avx512::new().into_iter().for_each(check_unpacking);
+        x86::Avx2::new().into_iter().for_each(check_unpacking);
+    }
+
+    fn check_unpacking<S: Simd>(simd: S) {
+        let formats = TIERS.iter().flat_map(|info| [info.key, info.value]);
+        let uneven = [Format::Levels([6, 5, 4, 4, 3, 2, 1, 0]), Format::uniform(6)];
+        for format in formats.filter(|f| *f != Format::F16).chain(uneven) {
+            for shape in [(16, 4), (32, 3), (64, 1), (64, 5), (80, 2), (96, 2), (128, 9)] {
+                check_vectors(simd, format, shape);
+            }
+        }
+    }
+
+    fn check_vectors<S: Simd>(simd: S, format: Format, (dim, len): (usize, usize)) {
+        let mut rng = StdRng::seed_from_u64(1);
+        let codes: Vec<u8> = (0..len * format.vector_bytes(dim)).map(|_| rng.random()).collect();
+        let (mut fast, mut plain) = (vec![1; len * dim], vec![2; len * dim]);
+        simd.unpack(format, dim, &codes, &mut fast);
+        let mut longer = codes.clone();
+        longer.extend([0xa5; 40]);
+        let mut within = vec![3; len * dim];
+        simd.unpack(format, dim, &longer, &mut within);
+        assert_eq!(within, fast, "what lies behind the last vector shows");
+        let vectors = codes.chunks_exact(format.vector_bytes(dim));
+        for (codes, plain) in vectors.zip(plain.chunks_exact_mut(dim)) {
+            format.unpack(codes, plain);
+        }
+        assert_eq!(fast, plain, "{}: {format:?} at {dim} x {len}", S::NAME);
+    }
 }

@@ -1,7 +1,7 @@
 //! C = A B, or C = s C + A B, for the small dense products of attention; also the squared distances
 //! of the rows of A from the columns of B.
 
-use super::super::simd::{Op, Simd};
+use crate::simd::{Op, Simd};
 
 /// Rows of a row-major matrix: a slice and the distance of its rows.
 #[derive(Clone, Copy)]

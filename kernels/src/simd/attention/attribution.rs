@@ -8,7 +8,6 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{
-    super::simd::{Op, Simd, rotate},
     Scratch,
     coded::Coded,
     direct::Direct,
@@ -21,6 +20,7 @@ use super::{
 use crate::{
     Arena, Attended, AttentionPlan, PageRef, Result, Scoring, Signal, Tier,
     portable::{attention::Heads, segment::to_bf16},
+    simd::{Op, Simd, rotate},
     tensor::with_slice,
 };
 

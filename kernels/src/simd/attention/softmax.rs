@@ -4,11 +4,11 @@
 use std::ops::Range;
 
 use super::{
-    super::simd::{Op, Simd, exp2},
     pieces::TOKENS,
     product::{Dot, Product, Rows, RowsMut},
     tile::Tile,
 };
+use crate::simd::{Op, Simd, exp2};
 
 /// Queries whose scores are held at a time.
 const STRIP: usize = 6;

@@ -1,16 +1,22 @@
-//! The signals of coded tokens for a few queries, in integers: [`super::signals`] without tiles.
+//! The signals of coded tokens for a few queries, in integers: [`crate::simd::attention::signals`]
+//! without tiles.
 
 use super::{
+    Avx512,
     coded::{Coded, STRIP},
     integer::{CodedQueries, WIDTH, dots, square_sums, transpose_keys},
-    pieces::{Piece, TOKENS, each_group},
-    signals::{Queries, Weigh},
-    softmax::Seen,
 };
 use crate::{
     Arena, PageRef, Signal,
     portable::segment::decode_token,
-    x86::{Avx512, simd::Op, simd::Simd},
+    simd::{
+        Op, Simd,
+        attention::{
+            pieces::{Piece, TOKENS, each_group},
+            signals::{Queries, Weigh},
+            softmax::Seen,
+        },
+    },
 };
 
 /// From more queries on tiles are cheaper.

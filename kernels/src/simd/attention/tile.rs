@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use super::{
-    super::simd::{Op, Simd},
-    pieces::{Piece, TOKENS, each_group, positions},
+use super::pieces::{Piece, TOKENS, each_group, positions};
+use crate::{
+    Arena, PageRef,
+    codec::Format,
+    simd::{Op, Simd},
 };
-use crate::{Arena, PageRef, codec::Format};
 
 /// Columns are padded to the widest vector.
 const WIDEST: usize = 16;

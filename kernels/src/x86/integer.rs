@@ -7,13 +7,14 @@
 use std::arch::x86_64::*;
 
 use super::{
-    super::{avx512_simd::transpose_parts, simd::Simd, spread::Line},
-    pieces::TOKENS,
+    Avx512,
+    avx512_simd::transpose_parts,
+    spread::{self, Line},
 };
-use crate::x86::Avx512;
+use crate::simd::{Simd, attention::pieces::TOKENS};
 
 /// Channels of a register.
-pub const WIDTH: usize = crate::x86::spread::BLOCK;
+pub const WIDTH: usize = spread::BLOCK;
 /// Groups of 4 channels of a register.
 const GROUPS: usize = WIDTH / 4;
 /// Tokens of a vector of scores.

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::simd::{Op, Simd, rotate};
+use super::{Op, Simd, rotate};
 use crate::{
     Arena, AttentionPlan, Error, KeyBasis, Result, RopeTable, Tier, Write,
     codec::Format,

@@ -3,12 +3,14 @@
 use std::ops::Range;
 
 use super::{
-    super::simd::{Op, Simd, exp2},
     pieces::TOKENS,
     product::{Dot, Product, Rows, RowsMut, SquaredDistance, Term},
     tile::Tile,
 };
-use crate::portable::attribution::LARGEST_SHARE;
+use crate::{
+    portable::attribution::LARGEST_SHARE,
+    simd::{Op, Simd, exp2},
+};
 
 /// Queries whose scores are held at a time.
 const STRIP: usize = 6;

@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
-use super::super::simd::Simd;
-use crate::{Arena, PageRef};
+use crate::{Arena, PageRef, simd::Simd};
 
 /// Tokens of a group: K and V of head size 64, decoded, are 16 KiB each and stay in L1.
 pub const TOKENS: usize = 64;
