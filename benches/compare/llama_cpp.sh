@@ -49,4 +49,4 @@ gguf=${GGUF:-${XDG_CACHE_HOME:-$HOME/.cache}/keepwell/SmolLM2-135M-Instruct.Q4_1
 
 exec python3 "$root/benches/compare/ratios.py" --llama "$LLAMA_BUILD/bin" \
   --keepwell "$target/release/keepwell-bench" --model "$gguf" --threads "$threads" \
-  --text "$root/README.md" "$@"
+  --text "$root/server/tests/fixtures/alice.txt" "$@"

@@ -158,9 +158,9 @@ fn kls(
     tokenizer: &TextTokenizer,
     lab: Lab,
 ) -> Result<Vec<(f32, f64)>> {
-    let tokens = read(text, tokenizer)?;
+    let tokens = kl_tokens(text, tokenizer)?;
     let (context, forced) = tokens.split_at(KL_CONTEXT);
-    let of = |lab: Lab, budget: f32| {
+    let predict = |lab: Lab, budget: f32| {
         let mut trial = lab.start(Recipe { budget, ..Recipe::exact() }, tokens.len())?;
         trial.prefill(context)?;
         trial.force(&forced[..KL_FORCED])
@@ -170,16 +170,16 @@ fn kls(
         let options = LoadOptions { weights: WeightFormat::F32, ..LoadOptions::default() };
         let exact = load(&arguments.model, &options, portable.clone())?.model;
         let lab = Lab::new(&*exact, &*portable, STEP_TOKENS, Protection::default());
-        Reference::new(&of(lab, 1.0)?)
+        Reference::new(&predict(lab, 1.0)?)
     };
     let kl = |&budget: &f32| {
-        let kls = reference.compare(&of(lab, budget)?, &forced[1..]).kls;
+        let kls = reference.compare(&predict(lab, budget)?, &forced[1..]).kls;
         Ok((budget, kls.iter().sum::<f64>() / kls.len() as f64))
     };
     arguments.kv_budget.iter().map(kl).collect()
 }
 
-fn read(text: &Path, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
+fn kl_tokens(text: &Path, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
     let content =
         std::fs::read_to_string(text).with_context(|| format!("cannot read {}", text.display()))?;
     let mut tokens = tokenizer.encode(&content, false)?;

@@ -5,6 +5,8 @@
 
 mod rates;
 
+use std::cell::OnceCell;
+
 use candle_core::{
     Device, Tensor,
     quantized::{GgmlDType, QTensor},
@@ -28,13 +30,13 @@ const RESIDENT: usize = 96 << 20;
 
 fn main() {
     each_backend(Arithmetic::I16, |bench, backend| {
-        for (name, cols, rows, dtype) in SHAPES {
+        for shape in SHAPES {
             // In prefill only the last row reaches the head.
-            let most = if name == "head" { 16 } else { usize::MAX };
-            let copies = copies(backend, dtype, rows, cols);
+            let most = if shape.0 == "head" { 16 } else { usize::MAX };
+            // Packed for the first number of rows that is asked for.
+            let copies = OnceCell::new();
             for num_rows in NUM_ROWS.into_iter().filter(|num_rows| *num_rows <= most) {
-                let name = format!("{name} {dtype:?} x {num_rows}");
-                measure(bench, backend, &name, &copies, (num_rows, cols, rows));
+                measure(bench, backend, shape, num_rows, &copies);
             }
         }
     });
@@ -44,19 +46,23 @@ fn main() {
 fn measure(
     bench: &mut Bench,
     backend: &dyn Backend,
-    name: &str,
-    copies: &[Box<dyn Linear>],
-    (num_rows, cols, rows): (usize, usize, usize),
+    (name, cols, rows, dtype): (&str, usize, usize, GgmlDType),
+    num_rows: usize,
+    packed: &OnceCell<Vec<Box<dyn Linear>>>,
 ) {
     let x = uniform(num_rows, cols);
     let work = Throughput::ElementsAndBytes {
         elements: 2 * (num_rows * cols * rows) as u64,
-        bytes: copies[0].bytes() as u64,
+        bytes: (cols * rows / dtype.block_size() * dtype.type_size()) as u64,
     };
-    let mut in_turn = copies.iter().cycle();
-    group(bench, backend, work).bench_function(name, |bencher| {
-        bencher.iter(|| in_turn.next().map(|linear| linear.forward(&x).expect("shapes agree")));
-    });
+    group(bench, backend, work).bench_function(
+        format!("{name} {dtype:?} x {num_rows}"),
+        |bencher| {
+            let mut in_turn =
+                packed.get_or_init(|| copies(backend, dtype, rows, cols)).iter().cycle();
+            bencher.iter(|| in_turn.next().map(|linear| linear.forward(&x).expect("shapes agree")));
+        },
+    );
 }
 
 fn copies(

@@ -73,6 +73,14 @@ mod tests {
     }
 
     #[test]
+    fn a_pinned_thread_may_run_on_its_core_only() {
+        let cores = cores(None).unwrap();
+        let pool = pinned(cores.clone()).build().unwrap();
+        let allowed = pool.broadcast(|_| core_affinity::get_core_ids().unwrap());
+        assert_eq!(allowed, cores.into_iter().map(|core| vec![core]).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn more_threads_than_cores_cannot_be_pinned() {
         let error = cores(Some(4096)).unwrap_err().to_string();
         assert!(error.contains("4096 threads"), "{error}");

@@ -244,7 +244,8 @@ fn measure(
         })?;
         results.push(task, sample.place, outcomes);
         if samples.get(index + 1).is_some_and(|(next, _)| next != task) {
-            save(&results, &snapshots)?;
+            // The rest of the run is worth more than what was measured so far.
+            save(&results, &snapshots).unwrap_or_else(|e| eprintln!("not saved yet: {e:#}"));
         }
     }
     Ok((results, snapshots))

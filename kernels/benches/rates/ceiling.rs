@@ -10,7 +10,8 @@ use rayon::prelude::*;
 pub enum Arithmetic {
     /// Fused multiply-adds of f32: attention.
     F32,
-    /// Multiply-adds of 16-bit integers: products of quantized weights.
+    /// Multiply-adds of 16-bit integers, of pairs: products of quantized weights. AVX-512's kernel takes
+    /// two of bytes for each, which go at the same rate; the portable one multiplies floats.
     I16,
 }
 

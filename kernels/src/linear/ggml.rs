@@ -21,12 +21,12 @@ pub fn code_bits(dtype: GgmlDType) -> Option<usize> {
     use GgmlDType::*;
     match dtype {
         Q4_0 | Q4_1 | Q4K => Some(4),
-        Q5_0 | Q5_1 | Q5K | Q6K | Q8_0 => Some(8),
+        Q2K | Q3K | Q5_0 | Q5_1 | Q5K | Q6K | Q8_0 => Some(8),
         _ => None,
     }
 }
 
-/// Block number `index` of a row. The formats with 16 weights to a scale (Q6_K) are quantized anew
+/// Block number `index` of a row. The formats with 16 weights to a scale (Q2_K, Q3_K, Q6_K) are quantized anew
 /// to 8 bits; all others keep their codes exactly, and their scales as precisely as f16 can.
 pub fn unpack(dtype: GgmlDType, row: &[u8], index: usize) -> Unpacked {
     let sub_blocks = dtype.block_size() / BLOCK;
@@ -51,6 +51,8 @@ pub fn unpack(dtype: GgmlDType, row: &[u8], index: usize) -> Unpacked {
             let codes = std::array::from_fn(|i| low[i] | (high[i] >> sub & 1) << 4);
             k_scaled(block, sub, codes)
         }
+        GgmlDType::Q2K => requantize(&q2_k(block, sub)),
+        GgmlDType::Q3K => requantize(&q3_k(block, sub)),
         GgmlDType::Q6K => requantize(&q6_k(block, sub)),
         _ => unreachable!("{dtype:?} has no code bits"),
     }
@@ -96,6 +98,38 @@ fn k_scaled(block: &[u8], sub: usize, codes: [u8; BLOCK]) -> Unpacked {
     let d = f16::from_f32(float(block, 0) * f32::from(scale));
     let m = f16::from_f32(-float(block, 2) * f32::from(min));
     Unpacked { d, m, codes }
+}
+
+/// Two bits of each weight of a sub-block: four sub-blocks share 32 bytes.
+fn bit_pairs(bytes: &[u8], sub: usize) -> [u8; BLOCK] {
+    let four = &bytes[sub / 4 * BLOCK..][..BLOCK];
+    std::array::from_fn(|i| four[i] >> (sub % 4 * 2) & 3)
+}
+
+/// Q2_K: 16 scales and minima of 4 bits each, 64 bytes of bit pairs, d and dmin.
+fn q2_k(block: &[u8], sub: usize) -> [f32; BLOCK] {
+    let codes = bit_pairs(&block[16..], sub);
+    let (d, d_min) = (float(block, 80), float(block, 82));
+    std::array::from_fn(|i| {
+        let packed = block[2 * sub + i / 16];
+        d * f32::from(packed & 15) * f32::from(codes[i]) - d_min * f32::from(packed >> 4)
+    })
+}
+
+/// Q3_K: 32 bytes of high bits, a bit a sub-block, 64 of bit pairs, 16 scales of 6 bits, d.
+fn q3_k(block: &[u8], sub: usize) -> [f32; BLOCK] {
+    let codes = bit_pairs(&block[32..], sub);
+    let packed = &block[96..108];
+    let scale = |index: usize| {
+        let low = packed[index % 8] >> (index / 8 * 4) & 15;
+        let high = packed[8 + index % 4] >> (index / 4 * 2) & 3;
+        f32::from(low | high << 4) - 32.0
+    };
+    let d = float(block, 108);
+    std::array::from_fn(|i| {
+        let below = if block[i] >> sub & 1 == 1 { 0.0 } else { 4.0 };
+        d * scale(2 * sub + i / 16) * (f32::from(codes[i]) - below)
+    })
 }
 
 /// Q6_K: 128 bytes of low nibbles, 64 of high bit pairs, 16 scales (i8), d.

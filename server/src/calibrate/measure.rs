@@ -188,3 +188,37 @@ fn raise(impacts: &mut [Impact], of: impl Fn(&mut Impact) -> &mut Divergence) {
         *recalled = recalled.max(least(mean.recalled));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a head that two bits of key break, and of one that they do not.
+    fn noise(of_two_bits: f32) -> Noise {
+        let two_bits = Tier::K2V8.info().key;
+        let key = |tier: Tier| if tier.info().key == two_bits { of_two_bits } else { 0.01 };
+        Noise { key: PerTier::new(key), value: PerTier::new(|_| 0.01) }
+    }
+
+    fn impact(keys: f32, evicted: f32) -> Impact {
+        let of = |continued: f32| Divergence { continued, ..Divergence::default() };
+        Impact { keys: of(keys), values: of(0.001), evicted: of(evicted) }
+    }
+
+    #[test]
+    fn keys_as_noisy_as_logits_are_refused_by_name_however_little_they_seem_to_do() {
+        let noises = [noise(MOST_NOISE), noise(0.9)];
+        assert_eq!(refused(&noises), ["k2 keys in 1 of 2 heads"]);
+        let prices = noises.map(|noise| impact(0.001, 0.1).prices(&noise));
+        let refuses = |head: &HeadPrices, tier| Prices::new(vec![head.clone()]).refuses(tier);
+        assert!(refuses(&prices[0], Tier::K2V8) && refuses(&prices[0], Tier::K2V2));
+        assert!(!refuses(&prices[0], Tier::K3V3) && !refuses(&prices[1], Tier::K2V8));
+    }
+
+    #[test]
+    fn a_head_of_which_nothing_is_missed_still_has_a_price() {
+        let mut impacts = [impact(0.0, 0.0), impact(1.0, 1.0)];
+        raise(&mut impacts, |impact| &mut impact.keys);
+        assert_eq!(impacts.map(|impact| impact.keys.continued), [LEAST_SHARE * 0.5, 1.0]);
+    }
+}

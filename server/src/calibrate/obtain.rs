@@ -69,7 +69,9 @@ fn describe(known: &Known, seconds: f32) -> String {
     };
     match known.calibration.refused.join(", ") {
         refused if refused.is_empty() => format!("KV cache calibrated ({from})"),
-        refused => format!("KV cache calibrated ({from}); never used for this model: {refused}"),
+        refused => {
+            format!("KV cache calibrated ({from}); not used, for they would break it: {refused}")
+        }
     }
 }
 
@@ -127,8 +129,8 @@ mod tests {
         let calibration = Calibration { refused, ..Calibration::default() };
         assert_eq!(
             describe(&Known { calibration, cached: false }, 41.3),
-            "KV cache calibrated (measured in 41 s); never used for this model: keys in 2 bits, \
-             keys in 1 bit"
+            "KV cache calibrated (measured in 41 s); not used, for they would break it: keys in 2 \
+             bits, keys in 1 bit"
         );
         let known = Known { calibration: Calibration::default(), cached: true };
         assert_eq!(describe(&known, 0.2), "KV cache calibrated (cached)");

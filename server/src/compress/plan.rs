@@ -121,8 +121,8 @@ fn all_candidates(
         .collect()
 }
 
-/// What protected tokens are kept in, and marked ones apart from the others: the finest that takes no more than an eighth of the pages and
-/// that no head refuses.
+/// What protected tokens are kept in, and marked ones apart from the others: the finest that takes no
+/// more than an eighth of the pages and that no head refuses.
 const PROTECTED: [Tier; 4] = [Tier::K8V8, Tier::K5V5, Tier::K4V4, COARSEST_PROTECTED];
 /// And this when there is none.
 pub const COARSEST_PROTECTED: Tier = Tier::K3V3;

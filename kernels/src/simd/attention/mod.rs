@@ -47,6 +47,8 @@ const TOKENS_PER_PART: usize = 512;
 const TOKENS_PER_TILED_PART: usize = 4096;
 /// Rows whose parts are merged on another thread.
 const MIN_ROWS: usize = 16;
+/// Rows of a step whose buffers are kept: more sequences than most servers decode at once.
+const MOST_ROWS_KEPT: usize = 64;
 /// (block, KV head)s whose queries are prepared on another thread.
 const MIN_ASKED: usize = 16;
 
@@ -168,8 +170,8 @@ fn owners(blocks: &[Block], num_rows: usize) -> Vec<Option<usize>> {
     owners
 }
 
-/// What the parts of a step ask and find. A decode step allocates nothing for them: a thread keeps those
-/// of its last one.
+/// What the parts of a step ask and find, in memory that a thread keeps from its last step of few rows:
+/// a long sequence has hundreds of parts in each layer.
 #[derive(Default)]
 struct Buffers {
     asked: Vec<Asked>,
@@ -183,9 +185,9 @@ impl Buffers {
         BUFFERS.take()
     }
 
-    /// For the next step, unless it was a prefill, whose buffers are large and last long.
+    /// For the next step, unless these are large.
     fn give_back(self, num_rows: usize) {
-        if num_rows <= MIN_ROWS {
+        if num_rows <= MOST_ROWS_KEPT {
             BUFFERS.set(self);
         }
     }
