@@ -12,6 +12,8 @@ use crate::{
     portable::{self, Portable},
 };
 
+#[cfg(target_arch = "aarch64")]
+use crate::aarch64;
 #[cfg(any(feature = "cuda", feature = "cuda-emu"))]
 use crate::cuda;
 #[cfg(target_arch = "x86_64")]
@@ -180,6 +182,8 @@ const BACKENDS: &[Probe] = &[
     || found(x86::Avx512::new()),
     #[cfg(target_arch = "x86_64")]
     || found(x86::Avx2::new()),
+    #[cfg(target_arch = "aarch64")]
+    || found(aarch64::Neon::new()),
     || found(Some(Portable)),
     #[cfg(feature = "cuda-emu")]
     || found(Some(cuda::Emulator::all()[0]())),

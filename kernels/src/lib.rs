@@ -4,6 +4,8 @@
 //! executes one step of a model on one device; [`portable`] is the specification the others are
 //! tested against.
 
+#[cfg(target_arch = "aarch64")]
+pub mod aarch64;
 pub mod arena;
 pub mod backend;
 pub mod basis;
@@ -21,7 +23,7 @@ pub mod page;
 pub mod plan;
 pub mod portable;
 pub mod rope;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod simd;
 mod tensor;
 pub mod wake;

@@ -210,12 +210,20 @@ mod tests {
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
     use super::*;
-    use crate::{TIERS, x86};
+    use crate::TIERS;
+    #[cfg(target_arch = "aarch64")]
+    use crate::aarch64::Neon;
+    #[cfg(target_arch = "x86_64")]
+    use crate::x86::{Avx2, Avx512};
 
     #[test]
     fn every_format_is_unpacked_as_the_codec_says() {
-        x86::Avx512::new().into_iter().for_each(check_unpacking);
-        x86::Avx2::new().into_iter().for_each(check_unpacking);
+        #[cfg(target_arch = "aarch64")]
+        Neon::new().into_iter().for_each(check_unpacking);
+        #[cfg(target_arch = "x86_64")]
+        Avx2::new().into_iter().for_each(check_unpacking);
+        #[cfg(target_arch = "x86_64")]
+        Avx512::new().into_iter().for_each(check_unpacking);
     }
 
     fn check_unpacking<S: Simd>(simd: S) {

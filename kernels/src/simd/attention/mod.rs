@@ -14,6 +14,8 @@ mod product;
 pub mod signals;
 pub mod softmax;
 pub mod tile;
+#[cfg(not(target_arch = "x86_64"))]
+pub mod uncoded;
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,6 +25,9 @@ use std::{
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+#[cfg(not(target_arch = "x86_64"))]
+pub use self::uncoded as coded;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use crate::x86::coded;
 
 use self::{

@@ -1,0 +1,52 @@
+//! What stands for products of codes in integers where no instruction set has them: nothing proves
+//! that they can be had, so nothing here runs.
+
+use super::{
+    signals,
+    softmax::{Partial, Queries},
+};
+use crate::{Arena, PageRef, Signal};
+
+/// Has no value.
+#[derive(Clone, Copy)]
+pub enum Wide {}
+
+pub enum CodedQueries {}
+
+pub fn code(wide: Wide, _: &[f32], _: usize) -> Vec<CodedQueries> {
+    match wide {}
+}
+
+pub struct Coded;
+
+impl Coded {
+    pub fn new(_: usize) -> Self {
+        Self
+    }
+
+    pub fn serves(_: usize) -> bool {
+        false
+    }
+
+    pub fn attend(
+        &mut self,
+        wide: Wide,
+        _: &Arena,
+        _: &[PageRef],
+        _: (&Queries, &[CodedQueries]),
+        _: &mut Partial,
+    ) {
+        match wide {}
+    }
+
+    pub fn signals(
+        &mut self,
+        wide: Wide,
+        _: &Arena,
+        _: &[PageRef],
+        _: (&signals::Queries, Signal),
+        _: &mut [f32],
+    ) {
+        match wide {}
+    }
+}
