@@ -15,7 +15,7 @@ use super::{
 pub const POLICY: &str = "attribution";
 /// With fewer samples an interval says little.
 const LEAST_SAMPLES: usize = 32;
-/// Of a shorter prefix too much is protected.
+/// Of a shorter context too much is protected.
 const LEAST_PREFIX: usize = 3000;
 
 struct Bar {
@@ -174,7 +174,7 @@ fn kl_ratio(run: &Run, budget: f64) -> Option<Reading> {
     let is_it = |c: &&Comparison| c.is_best && c.policy == POLICY && c.task == "kl";
     let best = run.comparisons.iter().filter(is_it).find(|c| c.budget == budget)?;
     let interval = Some(Interval { low: best.low, high: best.high });
-    let lacks = run.short_prefix().or_else(|| run.missing_baselines());
+    let lacks = run.short_context("kl").or_else(|| run.missing_baselines());
     Some(Reading { value: best.effect, interval, n: Some(best.n), lacks })
 }
 
@@ -183,21 +183,23 @@ impl Run<'_> {
         let values = self.values("kl", self.arm(budget)?, of)?;
         let interval = Some(mean_interval(&values, self.results.seed));
         let n = Some(values.len());
-        Some(Reading { value: mean(&values), interval, n, lacks: self.short_prefix() })
+        Some(Reading { value: mean(&values), interval, n, lacks: self.short_context("kl") })
     }
 
     fn difference(&self, task: &str, budget: f64) -> Option<Reading> {
         let (ours, full) = self.beside_full(task, budget)?;
         let interval = Some(difference_interval(&ours, &full, self.results.seed));
         let n = Some(ours.len());
-        Some(Reading { value: mean(&ours) - mean(&full), interval, n, lacks: None })
+        let lacks = self.short_context(task);
+        Some(Reading { value: mean(&ours) - mean(&full), interval, n, lacks })
     }
 
     fn ratio(&self, task: &str, budget: f64) -> Option<Reading> {
         let (ours, full) = self.beside_full(task, budget)?;
         let interval = Some(ratio_interval(&ours, &full, self.results.seed));
         let n = Some(ours.len());
-        Some(Reading { value: mean(&ours) / mean(&full), interval, n, lacks: None })
+        let lacks = self.short_context(task);
+        Some(Reading { value: mean(&ours) / mean(&full), interval, n, lacks })
     }
 
     /// Scores of the policy and of the full cache, sample by sample.
@@ -217,11 +219,12 @@ impl Run<'_> {
         arms.position(|arm| arm.name() == POLICY && arm.budget == Some(budget))
     }
 
-    fn short_prefix(&self) -> Option<String> {
-        let cells = self.results.cells.iter().filter(|cell| cell.task == "kl");
+    /// Of the tasks whose length is in tokens; a record's is in lines.
+    fn short_context(&self, task: &str) -> Option<String> {
+        let cells = self.results.cells.iter().filter(|cell| cell.task == task);
         let shortest = cells.map(|cell| cell.length).min()?;
-        let is_short = shortest < LEAST_PREFIX;
-        is_short.then(|| format!("a prefix of {shortest} tokens, not {LEAST_PREFIX}"))
+        let is_short = shortest < LEAST_PREFIX && task != "lines";
+        is_short.then(|| format!("a context of {shortest} tokens, not {LEAST_PREFIX}"))
     }
 
     fn missing_baselines(&self) -> Option<String> {
@@ -279,7 +282,7 @@ mod tests {
         let mut short = repeated(4);
         short.cells.iter_mut().for_each(|cell| cell.length = 100);
         check(&short, 0.0, |verdicts| {
-            assert!(find(verdicts, "KL at 0.28").words().contains("a prefix of 100 tokens"));
+            assert!(find(verdicts, "KL at 0.28").words().contains("a context of 100 tokens"));
         });
     }
 

@@ -5,6 +5,7 @@ pub mod files;
 
 use std::path::PathBuf;
 
+use candle_core::Tensor;
 use keepwell_kernels::{
     Arena, AttentionPlan, Backend, PageId, PageLayout, PageRef, Slot, Span, Tier, Write,
 };
@@ -49,13 +50,25 @@ impl Sequence {
     ) -> Vec<Vec<f32>> {
         let plan = self.plan(tokens.len());
         self.len += tokens.len();
-        let batch = Batch { tokens, logit_rows, plan: &plan, probe: None };
-        let logits = model.forward(&mut self.arena, &batch).unwrap();
+        let logits = self.forward(model, &plan, tokens, logit_rows);
         assert_eq!(logits.dims(), [logit_rows.len(), self.config.vocab_size]);
         logits.to_vec2().unwrap().into_iter().map(log_softmax).collect()
     }
 
-    fn plan(&self, num_rows: usize) -> AttentionPlan {
+    /// Logits (logit_rows.len(), vocab); the length stays as it was.
+    pub fn forward(
+        &mut self,
+        model: &dyn Model,
+        plan: &AttentionPlan,
+        tokens: &[u32],
+        logit_rows: &[usize],
+    ) -> Tensor {
+        let batch = Batch { tokens, logit_rows, plan, probe: None };
+        model.forward(&mut self.arena, &batch).unwrap()
+    }
+
+    /// Of a step of so many rows.
+    pub fn plan(&self, num_rows: usize) -> AttentionPlan {
         let heads = self.config.num_layers * self.config.num_kv_heads;
         let capacity = self.layout.capacity(Tier::F16);
         let end = self.len + num_rows;
