@@ -70,13 +70,15 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
         .on_thread_start(|| _ = keepwell_kernels::wake::answer_soon())
         .enable_all()
         .build()?;
+    // Before anybody can connect: who does may have something to say to the process.
+    let signals = runtime.block_on(async { signals() })?;
     // Before the model: a port in use or a wrong path should not cost a minute to find out.
     let api_keys = args.limits.api_keys()?;
     let listener = bind(&args.host, args.port)?;
     let name = args.served_model_name.clone().unwrap_or_else(|| served_name(&args.model.model));
     let metrics = metrics::recorder(&name)?.install_recorder()?;
     metrics::describe();
-    let loading = runtime.block_on(Loading::begin(listener.try_clone()?, args))?;
+    let loading = runtime.block_on(Loading::begin(listener.try_clone()?, signals, args))?;
     let started = start(&args.model, name)?;
     let signals = runtime.block_on(loading.end())?;
     let summary = started.summary.clone();
@@ -105,13 +107,17 @@ struct Loading {
 }
 
 impl Loading {
-    async fn begin(listener: std::net::TcpListener, args: &ServeArgs) -> Result<Self> {
+    async fn begin(
+        listener: std::net::TcpListener,
+        signals: Signals,
+        args: &ServeArgs,
+    ) -> Result<Self> {
         let listener = TcpListener::from_std(listener)?;
         let (end, ended) = watch::channel(false);
         let limits = args.limits.connections();
         let loaded = has_ended(ended.clone());
         let serving = tokio::spawn(listen::serve(listener, http::loading(), limits, loaded));
-        let heeding = tokio::spawn(leave_at_a_signal(signals()?, has_ended(ended)));
+        let heeding = tokio::spawn(leave_at_a_signal(signals, has_ended(ended)));
         Ok(Self { end, serving, heeding })
     }
 
