@@ -26,8 +26,9 @@ pub fn code_bits(dtype: GgmlDType) -> Option<usize> {
     }
 }
 
-/// Block number `index` of a row. The formats with 16 weights to a scale (Q2_K, Q3_K, Q6_K) are quantized anew
-/// to 8 bits; all others keep their codes exactly, and their scales as precisely as f16 can.
+/// Block number `index` of a row. The formats with 16 weights to a scale (Q2_K, Q3_K, Q6_K) are
+/// quantized anew to 8 bits; all others keep their codes exactly, and their scales as precisely as f16
+/// can.
 pub fn unpack(dtype: GgmlDType, row: &[u8], index: usize) -> Unpacked {
     let sub_blocks = dtype.block_size() / BLOCK;
     let bytes = dtype.type_size();
