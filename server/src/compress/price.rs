@@ -6,6 +6,7 @@
 //! 1988). Only tiers on the lower hull of (bytes, distortion) can win, and which of them depends on
 //! `score / λ` alone: with scores sorted, one trial of λ costs a few searches per head.
 
+mod fill;
 mod filled;
 mod head;
 mod tier_set;
@@ -14,6 +15,7 @@ use keepwell_kernels::{PageLayout, PerTier, Tier, codec::Format};
 use rayon::prelude::*;
 
 use crate::cache::Assignment;
+use fill::fill;
 pub use filled::{Counted, filled_pages};
 use head::{Head, Merged};
 
@@ -142,9 +144,12 @@ pub fn assign_at_price(
     merge_tiers(&mut market, max_pages, layout);
     let (finer, fits) = bisect(&market, max_pages, layout);
     let upgraded = spend_rest(&market, fits, finer, max_pages, layout);
-    let decide = |(head, upgraded): (&Head, bool), candidates: &Vec<Candidate>| {
+    let decide = |(head, upgraded): (&Head, bool), candidates: &Vec<Candidate>| -> Vec<_> {
         let price = if upgraded { finer } else { fits };
-        candidates.iter().map(|c| c.fixed.or_else(|| head.choose(c, price))).collect()
+        let choose = |c: &Candidate| c.fixed.or_else(|| head.choose(c, price));
+        let mut tiers: Vec<_> = candidates.iter().map(choose).collect();
+        fill(head, candidates, &mut tiers, layout);
+        tiers
     };
     let tiers =
         market.par_iter().zip(upgraded).zip(heads).map(|(head, c)| decide(head, c)).collect();

@@ -165,6 +165,16 @@ impl Head {
         group.and_then(|group| group.hull.choose(sane(candidate.score), price))
     }
 
+    /// Whether an undecided candidate may be in `tier`, takes more bytes there than as `now`, and loses less.
+    pub(super) fn is_helped(&self, candidate: &Candidate, now: Assignment, tier: Tier) -> bool {
+        let of_its_tier =
+            |group: &&Group| candidate.fixed.is_none() && group.tier == candidate.tier;
+        let Some(group) = self.groups.iter().find(of_its_tier) else { return false };
+        let choice = |tier| group.choices.iter().find(|choice| choice.tier == tier);
+        let both = choice(now).zip(choice(Some(tier)));
+        both.is_some_and(|(now, then)| now.bytes < then.bytes && now.distortion > then.distortion)
+    }
+
     /// The tiers that are left where some are given up as long as the pages that saves are worth more
     /// than what it loses, and until no more than [`MAX_TIERS`] are left.
     ///
