@@ -49,7 +49,7 @@ pub fn compress_event(
     demand: &Demand,
     prices: &Prices,
 ) -> Result<Option<Report>> {
-    let max_pages = demand.limit(seq.budget, seq.budgeted_len());
+    let max_pages = seq.limit(demand);
     if !seq.is_compressed() || seq.table.num_pages() <= max_pages {
         return Ok(None);
     }

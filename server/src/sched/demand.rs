@@ -37,6 +37,14 @@ impl Demand {
         share.max(self.num_heads * window.max(self.protected_pages(len)))
     }
 
+    /// Pages that an event within a prompt of `len` tokens leaves at most: what the whole of it may hold,
+    /// and a chunk more. What is lost before the question at the end was seen cannot be had back, and
+    /// the next chunk takes as much anyway. It is not set aside: where memory runs short, it is had back
+    /// like all that is held above a floor.
+    pub fn prefill_limit(&self, budget: f32, len: usize) -> usize {
+        self.limit(budget, len) + self.chunk()
+    }
+
     /// The share of `len` tokens' F16 bytes that so many pages are, metadata included.
     pub fn share(&self, num_pages: usize, len: usize) -> f32 {
         (num_pages * self.layout.page_bytes) as f32 / self.f16_bytes(len).max(1) as f32
@@ -60,7 +68,7 @@ impl Demand {
         pages.saturating_sub(others) * self.layout.capacity(COARSEST_PROTECTED)
     }
 
-    /// The most pages the sequence holds on its way to `len` tokens, were it alone: what it may keep
+    /// The most pages the sequence needs on its way to `len` tokens, were it alone: what it may keep
     /// plus what it writes in F16 until the next event.
     pub fn peak(&self, budget: f32, len: usize) -> usize {
         self.with_window(budget, len, self.max_chunk.max(EVENT_INTERVAL))

@@ -3,7 +3,7 @@
 use keepwell_kernels::Scoring;
 
 use super::{
-    Chunks, UserId,
+    Chunks, Demand, UserId,
     sharing::{Purity, Sharing},
 };
 use crate::{
@@ -106,6 +106,14 @@ impl Sequence {
     /// unless it has to be.
     pub fn budgeted_len(&self) -> usize {
         if self.num_pending() > 1 { self.prefilled_len() } else { self.table.len() }
+    }
+
+    /// Pages that a compress event leaves it at most.
+    pub fn limit(&self, demand: &Demand) -> usize {
+        match self.num_pending() > 1 {
+            true => demand.prefill_limit(self.budget, self.prefilled_len()),
+            false => demand.limit(self.budget, self.table.len()),
+        }
     }
 
     /// What counts as the length of a prompt still coming in: a sixteenth less at most. Prompts that

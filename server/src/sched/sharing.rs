@@ -73,7 +73,7 @@ impl Sequence {
     /// Pages that the events within the prompt leave.
     fn prefill_limit(&self, demand: &Demand) -> usize {
         match self.asked_budget < 1.0 {
-            true => demand.limit(self.asked_budget, self.prefilled_len()),
+            true => demand.prefill_limit(self.asked_budget, self.prefilled_len()),
             false => usize::MAX,
         }
     }

@@ -123,7 +123,7 @@ impl World {
         let Self { rng, demand, ledger, stored, prices, .. } = self;
         let seq = &mut self.running[index];
         seq.since_event = 0;
-        let limit = demand.limit(seq.budget, seq.budgeted_len());
+        let limit = seq.limit(demand);
         let prices = if seq.demotes_first() { &prices.reluctant() } else { &*prices };
         if seq.table.num_pages() > limit {
             self.num_events += 1;
@@ -151,7 +151,9 @@ impl World {
         }
         let (held, len) = (seq.table.num_pages(), seq.table.len());
         assert!(held <= limit, "{held} of {limit} pages for {len} tokens at {}", seq.budget);
-        assert!(seq.table.peak_pages() <= demand.peak(seq.budget, seq.tokens.len()));
+        assert!(
+            seq.table.peak_pages() <= demand.peak(seq.budget, seq.tokens.len()) + demand.chunk()
+        );
         seq.table.check(&demand.layout);
         let is_marked = |slot: &Slot| seq.marked.covers(stored[slot] as usize);
         let num_marked = seq.marked.within(len).num_tokens();

@@ -166,7 +166,7 @@ impl World {
         for entry in &step.entries {
             let demand = *self.scheduler.demand();
             let seq = self.get(entry.id);
-            let max_pages = demand.limit(seq.budget, seq.budgeted_len());
+            let max_pages = seq.limit(&demand);
             if entry.has_event && seq.is_compressed() && seq.table.num_pages() > max_pages {
                 self.compress(entry.id, max_pages);
             }

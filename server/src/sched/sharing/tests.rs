@@ -182,7 +182,7 @@ impl World {
 
     fn compress(&mut self, id: SeqId, demand: &Demand) {
         let seq = self.scheduler.running_mut(id).unwrap();
-        let max_pages = demand.limit(seq.budget, seq.budgeted_len());
+        let max_pages = seq.limit(demand);
         if !seq.is_compressed() || seq.table.num_pages() <= max_pages {
             return;
         }
