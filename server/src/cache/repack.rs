@@ -74,6 +74,23 @@ impl Repack {
         repack
     }
 
+    /// [`Repack::page_change`] alone, which is far less to hold.
+    pub fn change(
+        table: &PageTable,
+        head: usize,
+        positions: &[u32],
+        assignments: &[Assignment],
+        layout: &PageLayout,
+    ) -> isize {
+        if table.len() > REACH {
+            return Self::new(table, head, positions, assignments, layout).page_change;
+        }
+        let mut counts = PerTier::<usize>::default();
+        assignments.iter().flatten().for_each(|tier| counts[*tier] += 1);
+        let pages = |(tier, count): (Tier, &usize)| count.div_ceil(layout.capacity(tier)) as isize;
+        counts.iter().map(pages).sum::<isize>() - table.head(head).pages.len() as isize
+    }
+
     /// Books the new pages and returns the moves. Releases come first, so that a repacking that
     /// shrinks never needs a free page; the moves' reads must precede their writes.
     ///

@@ -13,7 +13,7 @@ mod spans;
 mod squeeze;
 
 pub use evicted::Evicted;
-pub use plan::{COARSEST_PROTECTED, Decision, Goal, HeadTokens, Moves, Protection, decide, repack};
+pub use plan::{COARSEST_PROTECTED, Decision, Goal, HeadTokens, Protection, decide, repack};
 pub use policy::{POLICIES, Policy, PolicyId, Queries, TokenSignals};
 pub use price::{Candidate, HeadPrices, MAX_TIERS, Prices, assign, assign_at_price, normal_error};
 pub use score::refine;

@@ -10,6 +10,7 @@ use crate::cache::{Assignment, Ledger, PageTable, REACH, Repack};
 
 /// Moves that one kernel call stages at most, unless a single head needs more.
 const MOVES_PER_BATCH: usize = 16_384;
+const HEADS_AT_A_TIME: usize = 16;
 
 /// Position and accumulated signal of each token of one (layer, KV head), in page order.
 #[derive(Clone, Debug, Default)]
@@ -217,46 +218,57 @@ fn refine_undecided(positions: &[u32], candidates: &mut [Candidate], unforeseen:
     }
 }
 
-/// Moves in batches: within a batch all reads come before all writes, and the batches run in order.
-#[derive(Debug, Default)]
-pub struct Moves {
-    pub batches: Vec<Vec<Move>>,
-    /// Whether every head found the pages it needed.
-    pub is_complete: bool,
-}
-
-/// Books the assignments and returns the moves. Heads that shrink go first, so that the sequence
-/// never holds more than the larger of before and after.
-pub fn repack(
+/// Books the assignments, and has `compact` make the moves batch by batch: within one all reads come
+/// before all writes. Heads that shrink go first, so that the sequence never holds more than the larger
+/// of before and after. Returns whether every head found the pages it needed.
+pub fn repack<E>(
     table: &mut PageTable,
     ledger: &mut Ledger,
     tokens: &[HeadTokens],
     assignments: &[Vec<Assignment>],
-) -> Moves {
+    mut compact: impl FnMut(&[Move]) -> Result<(), E>,
+) -> Result<bool, E> {
     let layout = *ledger.layout();
-    let shared = &*table;
-    let mut repacks: Vec<_> = tokens
-        .par_iter()
-        .zip(assignments)
-        .enumerate()
-        .map(|(head, (tokens, tiers))| Repack::new(shared, head, &tokens.positions, tiers, &layout))
-        .collect();
-    repacks.sort_by_key(|repack| repack.page_change);
-    let mut batches = vec![Vec::new()];
     let mut is_complete = true;
-    for repack in repacks {
-        // A head for which no page is left stays as it is until the next event.
-        let Some(moves) = repack.book(table, ledger) else {
-            is_complete = false;
-            continue;
+    let mut batch = Vec::new();
+    // What a head becomes takes more memory than its coded tokens: few of them at a time.
+    for heads in shrinking_first(table, tokens, assignments, &layout).chunks(HEADS_AT_A_TIME) {
+        let shared = &*table;
+        let new = |&head: &usize| {
+            let positions = &tokens[head].positions;
+            Repack::new(shared, head, positions, &assignments[head], &layout)
         };
-        if batches.last().is_some_and(|batch| batch.len() + moves.len() > MOVES_PER_BATCH) {
-            batches.push(Vec::new());
+        let repacks: Vec<_> = heads.par_iter().map(new).collect();
+        for repack in repacks {
+            // A head for which no page is left stays as it is until the next event.
+            let Some(moves) = repack.book(table, ledger) else {
+                is_complete = false;
+                continue;
+            };
+            if batch.len() + moves.len() > MOVES_PER_BATCH && !batch.is_empty() {
+                compact(&std::mem::take(&mut batch))?;
+            }
+            batch.extend(moves);
         }
-        batches.last_mut().expect("starts with one").extend(moves);
     }
-    batches.retain(|batch| !batch.is_empty());
-    Moves { batches, is_complete }
+    if !batch.is_empty() {
+        compact(&batch)?;
+    }
+    Ok(is_complete)
+}
+
+fn shrinking_first(
+    table: &PageTable,
+    tokens: &[HeadTokens],
+    assignments: &[Vec<Assignment>],
+    layout: &PageLayout,
+) -> Vec<usize> {
+    let change = |(head, (tokens, tiers)): (usize, (&HeadTokens, &Vec<Assignment>))| {
+        (Repack::change(table, head, &tokens.positions, tiers, layout), head)
+    };
+    let mut changes: Vec<_> = tokens.par_iter().zip(assignments).enumerate().map(change).collect();
+    changes.sort_unstable();
+    changes.into_iter().map(|(_, head)| head).collect()
 }
 
 #[cfg(test)]

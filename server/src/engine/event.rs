@@ -7,7 +7,7 @@ use keepwell_kernels::{Arena, Backend, PageRef, PerTier, Result};
 
 use crate::{
     cache::{Assignment, Ledger, PageTable},
-    compress::{Goal, HeadTokens, Moves, Prices, decide, repack},
+    compress::{Goal, HeadTokens, Prices, decide, repack},
     sched::{Demand, Purity, Sequence},
 };
 
@@ -147,13 +147,13 @@ pub fn execute(
     assignments: &[Vec<Assignment>],
 ) -> Result<Done> {
     let mut demoted = PerTier::default();
-    let Moves { batches, is_complete } = repack(table, memory.ledger, tokens, assignments);
-    for moves in &batches {
-        backend.compact(memory.arena, moves)?;
+    let Memory { arena, ledger } = memory;
+    let is_complete = repack(table, ledger, tokens, assignments, |moves| {
         for to in moves.iter().filter(|m| m.from_tier != m.to_tier).map(|m| m.to_tier) {
             demoted[to] += 1;
         }
-    }
+        backend.compact(arena, moves)
+    })?;
     Ok(Done { demoted, is_complete })
 }
 

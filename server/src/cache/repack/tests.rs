@@ -46,6 +46,7 @@ impl World {
         let layout = *self.ledger.layout();
         let repack = Repack::new(&self.table, 0, &positions, &assignments, &layout);
         let (before, change) = (self.table.num_pages(), repack.page_change);
+        assert_eq!(Repack::change(&self.table, 0, &positions, &assignments, &layout), change);
         let moves = repack.book(&mut self.table, &mut self.ledger).expect("pages suffice");
         assert_eq!(self.table.num_pages() as isize, before as isize + change);
         let lifted: Vec<_> = moves.iter().map(|m| self.stored[&m.from]).collect();

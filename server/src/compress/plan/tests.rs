@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::{collections::HashMap, convert::Infallible};
 
 use keepwell_kernels::{PerTier, Slot};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -144,10 +144,12 @@ impl World {
                 max_pages: limit,
             };
             let decision = decide(&seq.table, &tokens, &goal, &demand.layout);
-            for moves in repack(&mut seq.table, ledger, &tokens, &decision.assignments).batches {
+            let moved = |moves: &[Move]| {
                 let lifted: Vec<_> = moves.iter().map(|m| stored[&m.from]).collect();
                 stored.extend(moves.iter().map(|m| m.to).zip(lifted));
-            }
+                Ok::<_, Infallible>(())
+            };
+            repack(&mut seq.table, ledger, &tokens, &decision.assignments, moved).unwrap();
         }
         let (held, len) = (seq.table.num_pages(), seq.table.len());
         assert!(held <= limit, "{held} of {limit} pages for {len} tokens at {}", seq.budget);

@@ -1,6 +1,6 @@
-use std::sync::LazyLock;
+use std::{convert::Infallible, sync::LazyLock};
 
-use keepwell_kernels::{Histogram, PageLayout, PerTier};
+use keepwell_kernels::{Histogram, Move, PageLayout, PerTier};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
@@ -191,7 +191,8 @@ impl World {
         let tokens = tokens(seq);
         let goal = goal(seq, &demand, max_pages);
         let decision = decide(&seq.table, &tokens, &goal, self.ledger.layout());
-        repack(&mut seq.table, &mut self.ledger, &tokens, &decision.assignments);
+        let moved = |_: &[Move]| Ok::<_, Infallible>(());
+        repack(&mut seq.table, &mut self.ledger, &tokens, &decision.assignments, moved).unwrap();
         assert!(seq.table.num_pages() <= max_pages, "the event left more than the budget");
     }
 

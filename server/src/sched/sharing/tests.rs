@@ -1,5 +1,6 @@
 use std::{
     collections::HashMap,
+    convert::Infallible,
     hash::{DefaultHasher, Hash, Hasher},
 };
 
@@ -204,20 +205,23 @@ impl World {
             max_pages,
         };
         let decision = decide(&seq.table, &tokens, &goal, &demand.layout);
-        let done = repack(&mut seq.table, &mut self.ledger, &tokens, &decision.assignments);
-        seq.sharing.is_at_best(if done.is_complete { Purity::Recipe } else { Purity::Private });
-        for moves in &done.batches {
+        let stored = &mut self.stored;
+        let moved = |moves: &[Move]| {
             let lifted: Vec<_> = moves
                 .iter()
                 .map(|m| {
-                    let held = self.stored[&m.from];
+                    let held = stored[&m.from];
                     let coded = || hash((held.content, m.to_tier));
                     let content = if m.from_tier == m.to_tier { held.content } else { coded() };
                     Held { content, ..held }
                 })
                 .collect();
-            self.stored.extend(moves.iter().map(|m| m.to).zip(lifted));
-        }
+            stored.extend(moves.iter().map(|m| m.to).zip(lifted));
+            Ok::<_, Infallible>(())
+        };
+        let (table, assignments) = (&mut seq.table, &decision.assignments);
+        let is_complete = repack(table, &mut self.ledger, &tokens, assignments, moved).unwrap();
+        seq.sharing.is_at_best(if is_complete { Purity::Recipe } else { Purity::Private });
     }
 
     fn run(&mut self) {
