@@ -32,12 +32,24 @@ pub struct Batch<'a> {
     /// Rows whose logits are wanted.
     pub logit_rows: &'a [usize],
     pub plan: &'a AttentionPlan,
-    /// Is shown the queries of each layer.
+    /// Is shown what passes through each layer.
     pub probe: Option<&'a Probe<'a>>,
+    /// Where it begins if not at the tokens: with the states that enter this layer, as a probe saw
+    /// them. The layers before write no K and V.
+    pub resumed: Option<(usize, &'a Tensor)>,
 }
 
-/// Gets a layer's number and its queries (T, H * D), as attention gets them.
-pub type Probe<'a> = dyn Fn(usize, &Tensor) -> Result<()> + 'a;
+/// Gets a layer's number and what it is about to compute with.
+pub type Probe<'a> = dyn Fn(usize, Probed) -> Result<()> + 'a;
+
+/// What a [`Probe`] is shown.
+#[derive(Clone, Copy, Debug)]
+pub enum Probed<'a> {
+    /// (T, hidden), as they enter the layer.
+    States(&'a Tensor),
+    /// (T, H * D), as attention gets them.
+    Queries(&'a Tensor),
+}
 
 /// A decoder that runs one ragged batch at a time.
 pub trait Model: Send {

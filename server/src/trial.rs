@@ -18,6 +18,7 @@ mod logits;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use candle_core::Tensor;
 use keepwell_kernels::{
     Arena, Scoring, Tier,
     portable::segment::{Segment, encode},
@@ -62,6 +63,13 @@ impl EventTime {
         self.price += price;
         self.compact += compact;
     }
+}
+
+/// How tokens go through the model: fields of [`Batch`].
+#[derive(Clone, Copy, Default)]
+pub struct Way<'a> {
+    pub probe: Option<&'a Probe<'a>>,
+    pub resumed: Option<(usize, &'a Tensor)>,
 }
 
 /// A context in page memory of its own, given back when it is dropped.
@@ -128,8 +136,8 @@ impl<'a> Trial<'a> {
         Ok(())
     }
 
-    /// Appends `tokens` chunk by chunk, unscored and without a compress event, and shows their
-    /// queries to `probe`.
+    /// Appends `tokens` chunk by chunk, unscored and without a compress event, and shows `probe` what
+    /// passes through the layers.
     ///
     /// # Errors
     /// As [`Trial::prefill`], or what the probe returns.
@@ -138,7 +146,7 @@ impl<'a> Trial<'a> {
         while self.seq.num_pending() > 0 {
             let chunk = self.seq.num_pending().min(self.lab.demand.max_chunk);
             let entry = Entry { scoring: None, ..self.next_entry(chunk)? };
-            self.forward_probed(&entry, 1, Some(probe))?;
+            self.forward_by(&entry, 1, Way { probe: Some(probe), ..Way::default() })?;
         }
         Ok(())
     }
@@ -149,9 +157,17 @@ impl<'a> Trial<'a> {
     /// # Errors
     /// As [`Trial::prefill`].
     pub fn force(&mut self, tokens: &[u32]) -> Result<Logits> {
+        self.force_by(tokens, Way::default())
+    }
+
+    /// [`Trial::force`], under the eyes of a probe or from a layer on.
+    ///
+    /// # Errors
+    /// As [`Trial::prefill`], or states that do not fit.
+    pub fn force_by(&mut self, tokens: &[u32], way: Way) -> Result<Logits> {
         self.seq.tokens.extend_from_slice(tokens);
         let entry = Entry { scoring: None, ..self.next_entry(self.seq.num_pending())? };
-        self.forward(&entry, tokens.len())
+        self.forward_by(&entry, tokens.len(), way)
     }
 
     /// Appends `tokens` unscored and without a compress event, to generate from there.
@@ -294,15 +310,10 @@ impl<'a> Trial<'a> {
     }
 
     fn forward(&mut self, entry: &Entry, num_logits: usize) -> Result<Logits> {
-        self.forward_probed(entry, num_logits, None)
+        self.forward_by(entry, num_logits, Way::default())
     }
 
-    fn forward_probed(
-        &mut self,
-        entry: &Entry,
-        num_logits: usize,
-        probe: Option<&Probe>,
-    ) -> Result<Logits> {
+    fn forward_by(&mut self, entry: &Entry, num_logits: usize, way: Way) -> Result<Logits> {
         let config = self.lab.model.config();
         let mut gathered = gather(&[(entry, &self.seq)], config, |_| num_logits);
         gathered.plan.basis = self.lab.calibration.and_then(|known| known.basis.clone());
@@ -310,7 +321,8 @@ impl<'a> Trial<'a> {
             tokens: &gathered.tokens,
             logit_rows: &gathered.logit_rows,
             plan: &gathered.plan,
-            probe,
+            probe: way.probe,
+            resumed: way.resumed,
         };
         let logits = self.lab.model.forward(&mut self.arena, &batch)?;
         let data = logits.flatten_all()?.to_vec1::<f32>()?;

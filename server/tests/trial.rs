@@ -2,14 +2,16 @@
 
 mod common;
 
+use std::cell::RefCell;
+
 use common::*;
 use keepwell_kernels::{Backend, Scoring, Signal, Tier};
-use keepwell_models::{Model, WeightFormat, load_model};
+use keepwell_models::{Model, Probed, WeightFormat, load_model};
 use keepwell_server::{
     calibrate::measure,
     compress::{POLICIES, PolicyId, Protection},
     engine::KvCacheParams,
-    trial::{Lab, Recipe, Trial},
+    trial::{Lab, Recipe, Trial, Way},
 };
 
 const CHUNK: usize = 128;
@@ -185,4 +187,34 @@ fn more_tokens_than_there_is_room_for_are_an_error() {
     let world = world();
     let mut trial = world.lab().start(Recipe::exact(), 100).unwrap();
     assert!(trial.prefill(&prompt(400)).is_err());
+}
+
+#[test]
+fn forcing_from_a_layer_on_says_what_forcing_through_all_of_them_says() {
+    let world = world();
+    let (forced, num_layers) = (prompt(20), world.model.config().num_layers);
+    let trial = world.prefilled(Recipe::exact(), 200);
+    let states = RefCell::new(Vec::new());
+    let probe = |layer: usize, probed: Probed| {
+        if let Probed::States(x) = probed {
+            assert_eq!(layer, states.borrow().len());
+            states.borrow_mut().push(x.clone());
+        }
+        Ok(())
+    };
+    let way = Way { probe: Some(&probe), ..Way::default() };
+    let whole = trial.fork().unwrap().force_by(&forced, way).unwrap();
+    let states = states.into_inner();
+    assert_eq!(states.len(), num_layers);
+    let force_from = |layer, states| {
+        let way = Way { resumed: Some((layer, states)), ..Way::default() };
+        trial.fork().unwrap().force_by(&forced, way)
+    };
+    for (layer, states) in states.iter().enumerate() {
+        let resumed = force_from(layer, states).unwrap();
+        assert!(resumed.rows().eq(whole.rows()), "from layer {layer}");
+    }
+    assert!(force_from(num_layers, &states[0]).is_err(), "there is no such layer");
+    let other = states[0].narrow(0, 0, 3).unwrap();
+    assert!(force_from(1, &other).is_err(), "states of other tokens");
 }

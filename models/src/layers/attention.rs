@@ -3,7 +3,7 @@ use candle_core::Tensor;
 use keepwell_kernels::{Arena, Linear};
 
 use super::{Scope, StepContext};
-use crate::ModelConfig;
+use crate::{ModelConfig, Probed};
 
 /// Grouped-query attention over the paged KV cache.
 pub struct Attention {
@@ -40,7 +40,7 @@ impl Attention {
         let qkv = self.qkv.forward(x)?;
         let q = backend.write_kv(arena, layer, &qkv, step.rope, plan)?;
         if let Some(probe) = step.probe {
-            probe(layer, &q)?;
+            probe(layer, Probed::Queries(&q))?;
         }
         let attended = backend.attention(arena, layer, &q, plan)?;
         if plan.spans.iter().any(|span| span.scoring.is_some()) {

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use keepwell_kernels::{Arena, Backend, Linear};
 
 use super::{Attention, Mlp, RmsNorm, Scope, StepContext};
-use crate::{Batch, Model, ModelConfig, rope, weights::Weights};
+use crate::{Batch, Model, ModelConfig, Probed, rope, weights::Weights};
 
 /// GGUF's own tensor for RoPE scaling: one divisor per frequency.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
@@ -90,12 +90,18 @@ impl Model for Decoder {
     }
 
     fn hidden(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor> {
-        check_batch(batch, self.config.vocab_size)?;
+        check_batch(batch, &self.config)?;
         let rope = self.config.rope.table(&batch.plan.positions);
         let Batch { plan, probe, .. } = *batch;
         let step = StepContext { backend: &*self.backend, rope: &rope, plan, probe };
-        let mut x = self.embedding.rows(batch.tokens)?;
-        for (index, layer) in self.layers.iter().enumerate() {
+        let (first, mut x) = match batch.resumed {
+            Some((first, states)) => (first, states.clone()),
+            None => (0, self.embedding.rows(batch.tokens)?),
+        };
+        for (index, layer) in self.layers.iter().enumerate().skip(first) {
+            if let Some(probe) = probe {
+                probe(index, Probed::States(&x))?;
+            }
             let normed = layer.attention_norm.forward(step.backend, &x)?;
             let mut attended = layer.attention.attend(arena, index, &normed, &step)?;
             if index + 1 == self.layers.len() {
@@ -151,8 +157,13 @@ fn select_rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     Ok(x.index_select(&Tensor::from_vec(ids, len, x.device())?, 0)?)
 }
 
-fn check_batch(batch: &Batch, vocab_size: usize) -> Result<()> {
+fn check_batch(batch: &Batch, config: &ModelConfig) -> Result<()> {
+    let &ModelConfig { vocab_size, hidden_size, num_layers, .. } = config;
     let num_rows = batch.plan.num_rows();
+    if let Some((layer, states)) = batch.resumed {
+        let is_whole = states.dims() == [num_rows, hidden_size] && layer < num_layers;
+        ensure!(is_whole, "{:?} states cannot enter layer {layer}", states.dims());
+    }
     ensure!(num_rows > 0 && batch.tokens.len() == num_rows, "tokens and plan differ in length");
     ensure!(batch.logit_rows.iter().all(|&row| row < num_rows), "a logit row is not in the batch");
     batch

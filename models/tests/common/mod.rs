@@ -63,7 +63,7 @@ impl Sequence {
         tokens: &[u32],
         logit_rows: &[usize],
     ) -> Tensor {
-        let batch = Batch { tokens, logit_rows, plan, probe: None };
+        let batch = Batch { tokens, logit_rows, plan, probe: None, resumed: None };
         model.forward(&mut self.arena, &batch).unwrap()
     }
 

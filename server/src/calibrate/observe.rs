@@ -4,7 +4,7 @@ use std::{cell::RefCell, ops::Range};
 
 use anyhow::{Context, Result};
 use keepwell_kernels::{KeyBasis, Rope, codec::Format, hadamard};
-use keepwell_models::ModelConfig;
+use keepwell_models::{ModelConfig, Probed};
 use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 
@@ -46,8 +46,10 @@ pub fn observe(lab: &Lab, tokens: &[u32]) -> Result<Vec<HeadSample>> {
     let mut trial = lab.start(Recipe::exact(), tokens.len())?;
     // By layer, (tokens, H * D)
     let queries = RefCell::new(vec![Vec::<f32>::new(); config.num_layers]);
-    trial.probe(tokens, &|layer, q| {
-        queries.borrow_mut()[layer].extend(q.flatten_all()?.to_vec1::<f32>()?);
+    trial.probe(tokens, &|layer, probed| {
+        if let Probed::Queries(q) = probed {
+            queries.borrow_mut()[layer].extend(q.flatten_all()?.to_vec1::<f32>()?);
+        }
         Ok(())
     })?;
     let queries = queries.into_inner();

@@ -1,15 +1,17 @@
 //! A stretch of the calibration text: what the model predicts after it, exact and coarsened.
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use anyhow::Result;
+use candle_core::Tensor;
 use keepwell_kernels::{Scoring, Signal, Tier};
+use keepwell_models::Probed;
 use rayon::prelude::*;
 
 use crate::{
     cache::Assignment,
     compress::{Protection, refine},
-    trial::{Lab, Logits, Recipe, Trial},
+    trial::{Lab, Recipe, Trial, Way},
 };
 
 /// Tokens that are coarsened.
@@ -68,7 +70,11 @@ pub struct Window<'a> {
     /// The continuation, then the stretches that come again.
     forced: Vec<u32>,
     num_continued: usize,
-    reference: Vec<Vec<f32>>,
+    reference: Vec<Predicted>,
+    /// By layer, (forced tokens, hidden) as they enter it: what happens to one layer's cache changes
+    /// nothing before.
+    states: Vec<Tensor>,
+    num_kv_heads: usize,
     /// By head, the refined importance of the prefix's tokens in page order.
     scores: Vec<Vec<f32>>,
 }
@@ -84,7 +90,17 @@ impl<'a> Window<'a> {
         prefix.observe(before, None)?;
         let scoring = Scoring { rows: SCORED, signal: Signal::Deletion, decay: 1.0 };
         prefix.observe(judged, Some(scoring))?;
-        let reference = log_softmax(&prefix.fork()?.force(&forced)?);
+        let states = RefCell::new(Vec::new());
+        let probe = |_: usize, probed: Probed| {
+            if let Probed::States(x) = probed {
+                states.borrow_mut().push(x.clone());
+            }
+            Ok(())
+        };
+        let way = Way { probe: Some(&probe), ..Way::default() };
+        let logits = prefix.fork()?.force_by(&forced, way)?;
+        let rows: Vec<_> = logits.rows().collect();
+        let reference = rows.par_iter().map(|row| Predicted::new(row)).collect();
         let scores = (0..prefix.num_heads()).map(|head| {
             let states = prefix.states(head)?;
             let (positions, mut scores): (Vec<u32>, Vec<f32>) =
@@ -94,15 +110,24 @@ impl<'a> Window<'a> {
             Ok(scores)
         });
         let scores = scores.collect::<Result<_>>()?;
-        Ok(Self { prefix, forced, num_continued: continued.len(), reference, scores })
+        Ok(Self {
+            prefix,
+            forced,
+            num_continued: continued.len(),
+            reference,
+            states: states.into_inner(),
+            num_kv_heads: lab.config().num_kv_heads,
+            scores,
+        })
     }
 
-    /// What it does to predictions that all unprotected tokens of `heads` go to `tier`.
+    /// What it does to predictions that all unprotected tokens of `heads`, all of one layer, go to `tier`.
     ///
     /// # Errors
     /// A failing kernel.
     pub fn coarsening(&self, heads: &Range<usize>, tier: Tier) -> Result<Divergence> {
-        self.divergence(|head, _| Some(if heads.contains(&head) { tier } else { Tier::F16 }))
+        let assign = |head, _| Some(if heads.contains(&head) { tier } else { Tier::F16 });
+        self.divergence(heads.start, assign)
     }
 
     /// The same when the tokens below the head's median importance are evicted; and for each unit of
@@ -115,8 +140,8 @@ impl<'a> Window<'a> {
         let scores = &self.scores[head];
         let median = median(&scores[undecided.clone()]);
         let evicts = |token: usize| scores[token] < median;
-        let whole =
-            self.divergence(|other, token| (other != head || !evicts(token)).then_some(Tier::F16))?;
+        let assign = |other, token| (other != head || !evicts(token)).then_some(Tier::F16);
+        let whole = self.divergence(head, assign)?;
         let evicted = || undecided.clone().filter(|token| evicts(*token));
         let share = |lost: f32| (lost / undecided.len() as f32).max(f32::MIN_POSITIVE);
         Ok(Divergence {
@@ -126,8 +151,12 @@ impl<'a> Window<'a> {
     }
 
     /// When `assign` decides, by head and token, what becomes of the prefix's tokens that are not
-    /// protected.
-    fn divergence(&self, assign: impl Fn(usize, usize) -> Assignment) -> Result<Divergence> {
+    /// protected; those of layers before that of `first_head` stay as they are.
+    fn divergence(
+        &self,
+        first_head: usize,
+        assign: impl Fn(usize, usize) -> Assignment,
+    ) -> Result<Divergence> {
         let mut trial = self.prefix.fork()?;
         let len = self.prefix.len();
         let of_head = |head: usize| -> Vec<Assignment> {
@@ -138,9 +167,12 @@ impl<'a> Window<'a> {
             (0..len).map(decide).collect()
         };
         trial.assign(&(0..trial.num_heads()).map(of_head).collect::<Vec<_>>())?;
-        let predicted = log_softmax(&trial.force(&self.forced)?);
-        let rows = self.reference.par_iter().zip(&predicted);
-        let each: Vec<f64> = rows.map(|(p, q)| kl_divergence(p, q)).collect();
+        let layer = first_head / self.num_kv_heads;
+        let resumed = Some((layer, &self.states[layer]));
+        let logits = trial.force_by(&self.forced, Way { resumed, ..Way::default() })?;
+        let rows: Vec<_> = logits.rows().collect();
+        let rows = self.reference.par_iter().zip(&rows);
+        let each: Vec<f64> = rows.map(|(predicted, logits)| predicted.divergence(logits)).collect();
         let (continued, recalled) = each.split_at(self.num_continued);
         let foreseeable = recalled
             .chunks(RECALLED)
@@ -173,20 +205,41 @@ fn median(scores: &[f32]) -> f32 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
-fn log_softmax(logits: &Logits) -> Vec<Vec<f32>> {
-    let rows: Vec<_> = logits.rows().collect();
-    let of_row = |row: &&[f32]| -> Vec<f32> {
-        let largest = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
-        let sum: f32 = row.iter().map(|x| (x - largest).exp()).sum();
-        let normalizer = largest + sum.ln();
-        row.iter().map(|x| x - normalizer).collect()
-    };
-    rows.par_iter().map(of_row).collect()
+/// What the exact model says comes next.
+struct Predicted {
+    /// p, by token.
+    probabilities: Vec<f32>,
+    sum: f64,
+    /// The sum of p times log p.
+    negentropy: f64,
 }
 
-/// Of log-probabilities `q` from `p`.
-fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
-    p.iter().zip(q).map(|(p, q)| f64::from(p.exp() * (p - q))).sum()
+impl Predicted {
+    fn new(logits: &[f32]) -> Self {
+        let normalizer = normalizer(logits);
+        let log = |logit: &f32| f64::from(*logit) - normalizer;
+        let probabilities: Vec<f32> = logits.iter().map(|x| log(x).exp() as f32).collect();
+        let sum = probabilities.iter().map(|p| f64::from(*p)).sum();
+        let negentropy = dot(&probabilities, logits) - sum * normalizer;
+        Self { probabilities, sum, negentropy }
+    }
+
+    /// KL divergence of what `logits` say from it.
+    fn divergence(&self, logits: &[f32]) -> f64 {
+        let predicted = dot(&self.probabilities, logits) - self.sum * normalizer(logits);
+        self.negentropy - predicted
+    }
+}
+
+/// What is to be taken off logits for their exponentials to be probabilities.
+fn normalizer(logits: &[f32]) -> f64 {
+    let largest = logits.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+    let sum: f64 = logits.iter().map(|x| f64::from((x - largest).exp())).sum();
+    f64::from(largest) + sum.ln()
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
 #[cfg(test)]
@@ -200,6 +253,16 @@ mod tests {
         assert_eq!(recalled.len(), NUM_RECALLED);
         assert_eq!(recalled[..RECALLED], context[60..60 + RECALLED]);
         assert!(recalled.chunks(RECALLED).all(|s| s.windows(2).all(|pair| pair[1] == pair[0] + 1)));
+    }
+
+    #[test]
+    fn a_divergence_is_the_sum_of_p_times_the_difference_of_logarithms() {
+        let (p, q): ([f32; 3], [f32; 3]) = ([0.5, 0.3, 0.2], [0.4, 0.4, 0.2]);
+        let logits = |of: [f32; 3], shift: f32| of.map(|x| x.ln() + shift);
+        let expected: f32 = p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum();
+        let predicted = Predicted::new(&logits(p, 3.0));
+        assert!((predicted.divergence(&logits(q, -20.0)) - f64::from(expected)).abs() < 1e-6);
+        assert!(predicted.divergence(&logits(p, 7.0)).abs() < 1e-6);
     }
 
     #[test]

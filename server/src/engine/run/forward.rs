@@ -39,6 +39,7 @@ impl Engine {
             logit_rows: &gathered.logit_rows,
             plan: &gathered.plan,
             probe: None,
+            resumed: None,
         };
         let pooled = self.pooled_rows(step);
         if !pooled.contains(&true) {
