@@ -52,7 +52,7 @@ pub enum Probed<'a> {
 }
 
 /// A decoder that runs one ragged batch at a time.
-pub trait Model: Send {
+pub trait Model: Send + Sync {
     fn config(&self) -> &ModelConfig;
 
     /// Writes the batch's K and V to the cache and returns the last layer's states of the wanted

@@ -5,7 +5,15 @@
 //! is measured (KL divergence of the logits), so that heads stand on one scale: of what comes next, and
 //! of what comes again.
 
-use std::sync::Arc;
+use std::{
+    ops::Range,
+    panic::resume_unwind,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::ScopedJoinHandle,
+};
 
 use anyhow::{Result, ensure};
 use keepwell_kernels::{Backend, PerTier, TIERS, Tier, codec::Format};
@@ -157,12 +165,12 @@ fn impacts(lab: &Lab, tokens: &[u32], progress: &dyn Fn(f32)) -> Result<Vec<Impa
         for layer in 0..config.num_layers {
             let heads = layer * config.num_kv_heads..(layer + 1) * config.num_kv_heads;
             // Values of a layer's heads matter alike, nearly: one look saves two.
-            let values = window.coarsening(&heads, COARSE_VALUES)?;
-            for head in heads.clone() {
-                let impact = &mut impacts[head];
-                impact.keys += window.coarsening(&(head..head + 1), COARSE_KEYS)?;
-                impact.values += values / heads.len() as f32;
-                impact.evicted += window.eviction(head)?;
+            let looks: Vec<Look> = std::iter::once(Look::Values(heads.clone()))
+                .chain(heads.clone().flat_map(|head| [Look::Keys(head), Look::Evicted(head)]))
+                .collect();
+            let seen = side_by_side(&looks, lab.runs_side_by_side(), |look| look.at(&window))?;
+            for (look, divergence) in looks.iter().zip(seen) {
+                look.note(divergence, &mut impacts);
             }
             done += 1;
             progress(done as f32 / num_steps);
@@ -174,6 +182,57 @@ fn impacts(lab: &Lab, tokens: &[u32], progress: &dyn Fn(f32)) -> Result<Vec<Impa
     let finite = |i: &Impact| [i.keys, i.values, i.evicted].iter().all(|x| x.is_finite());
     ensure!(impacts.iter().all(finite), "the model's predictions are not finite");
     Ok(impacts)
+}
+
+/// One trial: what is coarsened, of which heads of a layer.
+enum Look {
+    Values(Range<usize>),
+    Keys(usize),
+    Evicted(usize),
+}
+
+impl Look {
+    fn at(&self, window: &Window) -> Result<Divergence> {
+        match self {
+            Look::Values(heads) => window.coarsening(heads, COARSE_VALUES),
+            Look::Keys(head) => window.coarsening(&(*head..head + 1), COARSE_KEYS),
+            Look::Evicted(head) => window.eviction(*head),
+        }
+    }
+
+    fn note(&self, divergence: Divergence, impacts: &mut [Impact]) {
+        match self {
+            Look::Values(heads) => impacts[heads.clone()]
+                .iter_mut()
+                .for_each(|impact| impact.values += divergence / heads.len() as f32),
+            Look::Keys(head) => impacts[*head].keys += divergence,
+            Look::Evicted(head) => impacts[*head].evicted += divergence,
+        }
+    }
+}
+
+/// Results in the order of the tasks, so many of which run at once: while one copies and books on a
+/// single core, another computes on the others. On threads of their own, for a task waits for those
+/// of the pool.
+fn side_by_side<A: Sync, B: Send>(
+    tasks: &[A],
+    at_once: usize,
+    run: impl Fn(&A) -> Result<B> + Sync,
+) -> Result<Vec<B>> {
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<Vec<(usize, B)>> {
+        let indices = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)));
+        let tasks = indices.map_while(|index| Some((index, tasks.get(index)?)));
+        tasks.map(|(index, task)| Ok((index, run(task)?))).collect()
+    };
+    let done = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        let join = |worker: ScopedJoinHandle<_>| worker.join().unwrap_or_else(|e| resume_unwind(e));
+        workers.into_iter().map(join).collect::<Result<Vec<_>>>()
+    });
+    let mut done: Vec<_> = done?.into_iter().flatten().collect();
+    done.sort_by_key(|(index, _)| *index);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
 }
 
 /// No head is worth nothing.
@@ -191,6 +250,8 @@ fn raise(impacts: &mut [Impact], of: impl Fn(&mut Impact) -> &mut Divergence) {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::anyhow;
+
     use super::*;
 
     /// Of a head that two bits of key break, and of one that they do not.
@@ -213,6 +274,16 @@ mod tests {
         let refuses = |head: &HeadPrices, tier| Prices::new(vec![head.clone()]).refuses(tier);
         assert!(refuses(&prices[0], Tier::K2V8) && refuses(&prices[0], Tier::K2V2));
         assert!(!refuses(&prices[0], Tier::K3V3) && !refuses(&prices[1], Tier::K2V8));
+    }
+
+    #[test]
+    fn results_come_in_the_order_of_the_tasks_and_an_error_ends_all() {
+        let tasks: Vec<usize> = (0..50).collect();
+        let squares = side_by_side(&tasks, 3, |n| Ok(n * n)).unwrap();
+        assert!(squares.into_iter().eq(tasks.iter().map(|n| n * n)));
+        let failing = |n: &usize| if *n == 20 { Err(anyhow!("the twentieth")) } else { Ok(()) };
+        let error = side_by_side(&tasks, 3, failing).unwrap_err();
+        assert_eq!(error.to_string(), "the twentieth");
     }
 
     #[test]

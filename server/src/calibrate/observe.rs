@@ -83,8 +83,8 @@ impl HeadSample {
             let q = DMatrix::from_fn(rows.len(), dim, |row, col| of_head[row][col]);
             let positions: Vec<usize> = rows.iter().map(|(position, _)| *position).collect();
             let seen = deletions(&q, &keys, &values, &positions);
-            weights.iter_mut().zip(seen.row_sum().iter()).for_each(|(sum, seen)| *sum += seen);
-            queries.push((q, seen.column_sum().iter().copied().collect::<Vec<f32>>()));
+            weights.iter_mut().zip(seen.column_sum().iter()).for_each(|(sum, seen)| *sum += seen);
+            queries.push((q, seen.row_sum().iter().copied().collect::<Vec<f32>>()));
         }
         even_out(&mut weights);
         Self { queries: second_moments(queries, dim), keys, values, weights }
@@ -124,8 +124,8 @@ impl HeadSample {
     }
 }
 
-/// (queries, keys): `p^2 |v - o|^2`, what the output of each query owes to each key that is not
-/// kept exact anyway.
+/// (keys, queries): `p^2 |v - o|^2`, what the output of each query owes to each key that is not
+/// kept exact anyway. A query's numbers stand together.
 fn deletions(
     q: &DMatrix<f32>,
     keys: &DMatrix<f32>,
@@ -133,25 +133,25 @@ fn deletions(
     positions: &[usize],
 ) -> DMatrix<f32> {
     let scale = 1.0 / (keys.ncols() as f32).sqrt();
-    let mut p = (q * keys.transpose()) * scale;
-    for (mut row, position) in p.row_iter_mut().zip(positions) {
+    let mut p = (keys * q.transpose()) * scale;
+    for (mut of_query, position) in p.column_iter_mut().zip(positions) {
         let visible = position + 1;
-        let largest = row.columns(0, visible).max();
-        row.iter_mut().enumerate().for_each(|(key, s)| {
+        let largest = of_query.rows(0, visible).max();
+        of_query.iter_mut().enumerate().for_each(|(key, s)| {
             *s = if key < visible { (*s - largest).exp() } else { 0.0 };
         });
-        row /= row.sum();
+        of_query /= of_query.sum();
     }
-    let out = &p * values;
-    let products = &out * values.transpose();
-    let norms: DVector<f32> =
-        DVector::from_iterator(values.nrows(), values.row_iter().map(|value| value.norm_squared()));
-    DMatrix::from_fn(p.nrows(), p.ncols(), |row, key| {
-        if key < SINKS || key + RECENT > positions[row] {
+    let out = values.transpose() * &p;
+    let products = values * &out;
+    let norms: Vec<f32> = values.row_iter().map(|value| value.norm_squared()).collect();
+    let outs: Vec<f32> = out.column_iter().map(|out| out.norm_squared()).collect();
+    DMatrix::from_fn(p.nrows(), p.ncols(), |key, query| {
+        if key < SINKS || key + RECENT > positions[query] {
             return 0.0;
         }
-        let distance = norms[key] - 2.0 * products[(row, key)] + out.row(row).norm_squared();
-        p[(row, key)].powi(2) * distance
+        let distance = norms[key] - 2.0 * products[(key, query)] + outs[query];
+        p[(key, query)].powi(2) * distance
     })
 }
 

@@ -58,6 +58,12 @@ impl<'a> Lab<'a> {
         self.model.config()
     }
 
+    /// How many trials are worth running at once: on a host, what one does on a single core leaves
+    /// the others idle.
+    pub fn runs_side_by_side(&self) -> usize {
+        if self.backend.device().is_cpu() { 2 } else { 1 }
+    }
+
     pub fn demand(&self) -> &Demand {
         &self.demand
     }
