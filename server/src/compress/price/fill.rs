@@ -44,8 +44,13 @@ fn best_coarser(
     let score = |index: &usize| candidates[*index].score;
     // Of equal scores the first in the pages.
     let best_first = |a: &usize, b: &usize| score(b).total_cmp(&score(a)).then(a.cmp(b));
-    let is_helped = |index: &usize| head.is_helped(&candidates[*index], tiers[*index], tier);
-    let mut helped: Vec<_> = (0..tiers.len()).filter(is_helped).collect();
+    let of_tier = head.helped(tier);
+    let is_helped = |(candidate, now): (&Candidate, &Assignment)| {
+        candidate.fixed.is_none() && of_tier[candidate.tier].contains(*now)
+    };
+    let mut helped: Vec<_> = (candidates.iter().zip(tiers).enumerate())
+        .filter_map(|(index, token)| is_helped(token).then_some(index))
+        .collect();
     if helped.len() > room {
         helped.select_nth_unstable_by(room, best_first);
         helped.truncate(room);

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use keepwell_kernels::{PageLayout, PerTier, TIERS, Tier};
 
-use super::{Candidate, HeadPrices, MAX_TIERS, pages, tier_set::TierSet};
+use super::{
+    Candidate, HeadPrices, MAX_TIERS, pages,
+    tier_set::{AssignmentSet, TierSet},
+};
 use crate::cache::Assignment;
 
 /// Factor from a price to one slightly lower.
@@ -165,14 +168,19 @@ impl Head {
         group.and_then(|group| group.hull.choose(sane(candidate.score), price))
     }
 
-    /// Whether an undecided candidate may be in `tier`, takes more bytes there than as `now`, and loses less.
-    pub(super) fn is_helped(&self, candidate: &Candidate, now: Assignment, tier: Tier) -> bool {
-        let of_its_tier =
-            |group: &&Group| candidate.fixed.is_none() && group.tier == candidate.tier;
-        let Some(group) = self.groups.iter().find(of_its_tier) else { return false };
-        let choice = |tier| group.choices.iter().find(|choice| choice.tier == tier);
-        let both = choice(now).zip(choice(Some(tier)));
-        both.is_some_and(|(now, then)| now.bytes < then.bytes && now.distortion > then.distortion)
+    /// By the tier that undecided tokens have: from which of their choices to `tier` they may go for more
+    /// bytes and less loss.
+    pub(super) fn helped(&self, tier: Tier) -> PerTier<AssignmentSet> {
+        let mut helped = PerTier::default();
+        for group in &self.groups {
+            let then = group.choices.iter().find(|choice| choice.tier == Some(tier));
+            let is_helped = |now: &&Choice| {
+                then.is_some_and(|then| now.bytes < then.bytes && now.distortion > then.distortion)
+            };
+            let choices = group.choices.iter().filter(is_helped);
+            helped[group.tier] = choices.map(|choice| choice.tier).collect();
+        }
+        helped
     }
 
     /// The tiers that are left where some are given up as long as the pages that saves are worth more
