@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn results_come_in_the_order_of_the_tasks_and_an_error_ends_all() {
+    fn results_come_in_the_order_of_the_tasks_and_an_error_takes_their_place() {
         let tasks: Vec<usize> = (0..50).collect();
         let squares = side_by_side(&tasks, 3, |n| Ok(n * n)).unwrap();
         assert!(squares.into_iter().eq(tasks.iter().map(|n| n * n)));

@@ -246,7 +246,8 @@ pub fn repack<E>(
                 continue;
             };
             if batch.len() + moves.len() > MOVES_PER_BATCH && !batch.is_empty() {
-                compact(&std::mem::take(&mut batch))?;
+                compact(&batch)?;
+                batch.clear();
             }
             batch.extend(moves);
         }

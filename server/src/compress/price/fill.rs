@@ -61,7 +61,7 @@ fn best_coarser(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compress::{Prices, price::assign};
+    use crate::compress::Prices;
 
     #[test]
     fn the_room_of_a_finer_tier_goes_to_the_best_of_the_coarser_and_theirs_to_evicted_ones() {
@@ -83,10 +83,14 @@ mod tests {
     fn neither_settled_tokens_nor_those_that_are_coarse_already_get_finer() {
         let layout = PageLayout::new(64);
         let candidate = |tier, fixed| Candidate { score: 1.0, tier, fixed };
-        let mut heads = vec![vec![candidate(Tier::F16, Some(Tier::K8V8))]];
-        heads[0].extend([candidate(Tier::K4V4, None); 20]);
-        heads[0].extend([candidate(Tier::F16, Some(Tier::K3V3)); 20]);
-        let assigned = &assign(&heads, 3, &Prices::default(), &layout)[0];
+        let mut candidates = vec![candidate(Tier::F16, Some(Tier::K8V8))];
+        candidates.extend([candidate(Tier::K4V4, None); 20]);
+        candidates.extend([candidate(Tier::F16, Some(Tier::K3V3)); 20]);
+        let head = Head::new(&candidates, Prices::default().head(0), &layout);
+        // K8V8 has room for fourteen more.
+        let now = |c: &Candidate| c.fixed.or((c.tier == Tier::K4V4).then_some(Tier::K3V3));
+        let mut assigned: Vec<Assignment> = candidates.iter().map(now).collect();
+        fill(&head, &candidates, &mut assigned, &layout);
         assert_eq!(assigned[0], Some(Tier::K8V8));
         assert!(assigned[1..21].iter().flatten().all(|tier| *tier != Tier::K8V8));
         assert!(assigned[21..].iter().all(|tier| *tier == Some(Tier::K3V3)));
