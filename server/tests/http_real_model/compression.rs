@@ -20,8 +20,10 @@ const F16_ENTRY_BYTES: usize = 256;
 const PAGE_BYTES: usize = 2112;
 /// Pages of 8 tokens that a head writes between two compress events; the first need not be new.
 const WINDOW_PAGES: usize = EVENT_INTERVAL / 8 + 1;
-/// The same of a chunk of prefill.
-const CHUNK_PAGES: usize = 512 / 8 + 1;
+/// Tokens of a prompt computed at a time.
+const CHUNK: usize = 128;
+/// What a prompt still coming in may hold above its budget: a chunk kept, and the one being written.
+const CHUNK_PAGES: usize = 2 * (CHUNK / 8 + 1);
 /// One of each tier.
 const OPEN_PAGES: usize = 4;
 
@@ -53,6 +55,11 @@ fn check_account(usage: &Value) {
     }
 }
 
+/// Its chunks are short, so that a prompt left uncompressed would be seen in its peak.
+fn in_chunks(memory: &str) -> Server {
+    Server::start(&["--kv-memory", memory, "--max-batch-tokens", &CHUNK.to_string()])
+}
+
 fn after_a_story(num_tokens: usize) -> Value {
     let story = format!("Here is a story:\n\n{}", alice(num_tokens));
     json!([
@@ -64,7 +71,7 @@ fn after_a_story(num_tokens: usize) -> Value {
 
 #[test]
 fn sixteen_compressed_streams_finish_right_within_budget_and_their_accounts_add_up() {
-    let server = Server::with_memory("256MiB");
+    let server = in_chunks("256MiB");
     let ask = |nth: usize| -> Streamed {
         let mut body = chat(CAPITAL, json!({"kv_cache": {"budget": BUDGET}, "max_tokens": 24}));
         if nth.is_multiple_of(2) {
@@ -105,7 +112,7 @@ fn a_budget_of_one_changes_nothing() {
 
 #[test]
 fn every_policy_serves() {
-    let server = Server::with_memory("64MiB");
+    let server = in_chunks("64MiB");
     for policy in keepwell_server::compress::POLICIES {
         let kv_cache = json!({"budget": BUDGET, "policy": policy.name()});
         let body = completion(alice(550), 8, json!({"kv_cache": kv_cache}));
