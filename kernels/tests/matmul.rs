@@ -116,6 +116,38 @@ fn every_backend_multiplies_as_the_portable_one_does() {
     }
 }
 
+/// The largest codes of each format, all alike.
+fn extreme(dtype: GgmlDType, code: u8) -> RawMatrix {
+    let one = half::f16::ONE.to_le_bytes();
+    let block = match dtype {
+        Q4_1 => [&one[..], &[0; 2], &[code; 16]].concat(),
+        _ => [&one[..], &[code; 32]].concat(),
+    };
+    RawMatrix { dtype, rows: 16, cols: 64, data: block.repeat(16 * 2) }
+}
+
+#[test]
+fn no_sum_of_the_largest_codes_and_activations_overflows() {
+    // 127 times 256 is the largest code of an activation, and this one has the largest bytes: 127 and
+    // -128.
+    let largest_bytes = (126.5 * 256.0) / (127.0 * 256.0);
+    let row =
+        |sign: f32| (0..64).map(move |k| sign * if k % 32 == 0 { 1.0 } else { largest_bytes });
+    let x: Vec<f32> = (0..8).flat_map(|r| row(if r % 2 == 0 { 1.0 } else { -1.0 })).collect();
+    let x = Tensor::from_vec(x, (8, 64), &Device::Cpu).unwrap();
+    for (dtype, code, weight) in [(Q4_1, 0xff, 15.0), (Q8_0, 127, 127.0), (Q8_0, 128, -128.0)] {
+        let right = 2.0 * weight * (1.0 + 31.0 * largest_bytes);
+        for backend in available() {
+            let linear = backend.linear(vec![extreme(dtype, code)]).unwrap();
+            for (r, y) in product(&*backend, &*linear, &x).iter().enumerate() {
+                let right = if r % 2 == 0 { right } else { -right };
+                let close = |y: &f32| (y / right - 1.0).abs() < 1e-5;
+                assert!(y.iter().all(close), "{} {dtype:?} {code}: {y:?}", backend.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn products_differ_from_exact_ones_by_the_rounding_of_scales_and_activations() {
     for backend in available() {

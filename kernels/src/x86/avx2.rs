@@ -34,23 +34,26 @@ impl Kernel for Avx2 {
         y: &mut [[f32; LANES]],
     ) {
         debug_assert!((1..=GROUP_ROWS).contains(&y.len()));
-        for (i, y) in y.chunks_mut(STRIP).enumerate() {
+        let strip = if LINES == GROUPS { WIDE_STRIP } else { NARROW_STRIP };
+        for (i, y) in y.chunks_mut(strip).enumerate() {
             // SAFETY: `new` saw the features.
             unsafe {
                 match y.len() {
-                    1 => tile::<LINES, 1>(panel, x, i * STRIP, y),
-                    2 => tile::<LINES, 2>(panel, x, i * STRIP, y),
-                    3 => tile::<LINES, 3>(panel, x, i * STRIP, y),
-                    _ => tile::<LINES, STRIP>(panel, x, i * STRIP, y),
+                    1 => tile::<LINES, 1>(panel, x, i * strip, y),
+                    2 => tile::<LINES, 2>(panel, x, i * strip, y),
+                    3 => tile::<LINES, 3>(panel, x, i * strip, y),
+                    _ => tile::<LINES, WIDE_STRIP>(panel, x, i * strip, y),
                 }
             }
         }
     }
 }
 
-/// Rows that pass over a panel together: 16 registers hold the sums of 4 rows by 16 columns, and what
-/// they are made of.
-const STRIP: usize = 4;
+/// Rows that pass over a panel of 8-bit codes together: 16 registers hold the integer sums of 4 rows
+/// by 16 columns, and what they are made of.
+const WIDE_STRIP: usize = 4;
+/// Of 4-bit codes, whose sums come in two parts.
+const NARROW_STRIP: usize = 2;
 /// Columns of a register.
 const HALF: usize = LANES / 2;
 
@@ -69,9 +72,11 @@ fn tile<const LINES: usize, const R: usize>(
 ) {
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
     for (block, x) in panel.iter().zip(x) {
-        let words: [Words; R] =
-            std::array::from_fn(|r| Words::new(&x.high[row + r], &x.low[row + r]));
-        let dots = dots(block, &words);
+        let dots = if LINES == GROUPS {
+            wide_dots::<LINES, R>(block, x, row)
+        } else {
+            narrow_dots::<LINES, R>(block, x, row)
+        };
         for half in 0..2 {
             let (d, m) = (floats(&block.d[half * HALF..]), floats(&block.m[half * HALF..]));
             for r in 0..R {
@@ -90,8 +95,70 @@ fn tile<const LINES: usize, const R: usize>(
     }
 }
 
-/// 32 activations of a row in pairs of 16 bits, as weights leave a line when it is read in words: of
-/// each group of four the first and the third, and the second and the last.
+/// Integer products of R rows with the 16 columns of a block of 4-bit codes. Bytes of activations
+/// are multiplied as they are, two at a time: sums of 16 products of 4 and 8 bits are below 2^15.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn narrow_dots<const LINES: usize, const R: usize>(
+    block: &Block<LINES>,
+    x: &Activations,
+    row: usize,
+) -> [[__m256i; 2]; R] {
+    let mask = _mm256_set1_epi8(15);
+    let x: [_; R] = std::array::from_fn(|r| [&x.high[row + r], &x.low[row + r]].map(fours));
+    let mut sums = [[[_mm256_setzero_si256(); 2]; 2]; R];
+    for g in 0..LINES {
+        let codes = bytes(&block.codes[g]);
+        let lower = codes.map(|codes| _mm256_and_si256(codes, mask));
+        let upper = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask));
+        for (codes, g) in [(lower, g), (upper, g + LINES)] {
+            for (sums, x) in sums.as_flattened_mut().iter_mut().zip(x.as_flattened()) {
+                let x = _mm256_set1_epi32(i32::from_ne_bytes(x[g].map(i8::cast_unsigned)));
+                for (sum, codes) in sums.iter_mut().zip(codes) {
+                    *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(codes, x));
+                }
+            }
+        }
+    }
+    let (of_high, of_low) = (_mm256_set1_epi16(256), _mm256_set1_epi16(1));
+    sums.map(|[high, low]| {
+        let join = |half: usize| {
+            let high = _mm256_madd_epi16(high[half], of_high);
+            _mm256_add_epi32(high, _mm256_madd_epi16(low[half], of_low))
+        };
+        [join(0), join(1)]
+    })
+}
+
+/// The same with 8-bit codes, whose products with words are far below 2^31.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn wide_dots<const LINES: usize, const R: usize>(
+    block: &Block<LINES>,
+    x: &Activations,
+    row: usize,
+) -> [[__m256i; 2]; R] {
+    let words: [Words; R] = std::array::from_fn(|r| Words::new(&x.high[row + r], &x.low[row + r]));
+    let mask = _mm256_set1_epi16(0xff);
+    let mut sums = [[_mm256_setzero_si256(); 2]; R];
+    for g in 0..LINES {
+        let codes = bytes(&block.codes[g]);
+        let even = codes.map(|codes| _mm256_and_si256(codes, mask));
+        let odd = codes.map(|codes| _mm256_srli_epi16::<8>(codes));
+        for (sums, words) in sums.iter_mut().zip(&words) {
+            for (codes, x) in [(even, words.even[g]), (odd, words.odd[g])] {
+                let x = _mm256_set1_epi32(x);
+                for (sum, codes) in sums.iter_mut().zip(codes) {
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(codes, x));
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// 32 activations of a row in pairs of 16 bits, as 8-bit codes leave a line when it is read in words:
+/// of each group of four the first and the third, and the second and the last.
 #[repr(align(32))]
 struct Words {
     even: [i32; GROUPS],
@@ -118,64 +185,22 @@ impl Words {
     }
 }
 
-/// Integer products of R rows with the 16 columns of a block: 32 products of 8 and 16 bits are far
-/// below 2^31.
+/// A row in groups of four.
 #[inline]
-#[target_feature(enable = "avx2")]
-fn dots<const LINES: usize, const R: usize>(
-    block: &Block<LINES>,
-    x: &[Words; R],
-) -> [[__m256i; 2]; R] {
-    let mut sums = [[_mm256_setzero_si256(); 2]; R];
-    for (g, line) in block.codes.iter().enumerate() {
-        let (first, second) = line.split_at(4 * HALF);
-        if LINES == GROUPS {
-            let codes = [bytes(first), bytes(second)];
-            add(&mut sums, codes.map(|c| c.0), |r| x[r].even[g]);
-            add(&mut sums, codes.map(|c| c.1), |r| x[r].odd[g]);
-        } else {
-            let codes = [nibbles(first), nibbles(second)];
-            add(&mut sums, codes.map(|c| c.0.0), |r| x[r].even[g]);
-            add(&mut sums, codes.map(|c| c.0.1), |r| x[r].odd[g]);
-            add(&mut sums, codes.map(|c| c.1.0), |r| x[r].even[g + LINES]);
-            add(&mut sums, codes.map(|c| c.1.1), |r| x[r].odd[g + LINES]);
-        }
-    }
-    sums
+fn fours(x: &[i8; BLOCK]) -> &[[i8; 4]; GROUPS] {
+    x.as_chunks().0.first_chunk().expect("32 are 8 times 4")
 }
 
+/// The two halves of a line, 8 columns each.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add<const R: usize>(
-    sums: &mut [[__m256i; 2]; R],
-    codes: [__m256i; 2],
-    x: impl Fn(usize) -> i32,
-) {
-    for (r, sums) in sums.iter_mut().enumerate() {
-        let x = _mm256_set1_epi32(x(r));
-        for (sum, codes) in sums.iter_mut().zip(codes) {
-            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(codes, x));
-        }
-    }
-}
-
-/// The even bytes of each column, and the odd ones, as words.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn bytes(line: &[u8]) -> (__m256i, __m256i) {
-    assert!(line.len() == 32);
-    // SAFETY: 32 bytes.
-    let line = unsafe { _mm256_loadu_si256(line.as_ptr().cast()) };
-    (_mm256_and_si256(line, _mm256_set1_epi16(0xff)), _mm256_srli_epi16::<8>(line))
-}
-
-/// The same of the low nibbles and of the high ones.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn nibbles(line: &[u8]) -> ((__m256i, __m256i), (__m256i, __m256i)) {
-    let ((even, odd), mask) = (bytes(line), _mm256_set1_epi16(15));
-    let low = (_mm256_and_si256(even, mask), _mm256_and_si256(odd, mask));
-    (low, (_mm256_srli_epi16::<4>(even), _mm256_srli_epi16::<4>(odd)))
+fn bytes(line: &[u8; 4 * LANES]) -> [__m256i; 2] {
+    let half = |start: usize| {
+        let half = &line[start..start + 4 * HALF];
+        // SAFETY: 32 bytes.
+        unsafe { _mm256_loadu_si256(half.as_ptr().cast()) }
+    };
+    [half(0), half(4 * HALF)]
 }
 
 #[inline]
