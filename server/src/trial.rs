@@ -68,6 +68,8 @@ impl EventTime {
 /// How tokens go through the model: fields of [`Batch`].
 #[derive(Clone, Copy, Default)]
 pub struct Way<'a> {
+    /// The tokens after which logits are wanted; without it, all of them.
+    pub logit_rows: Option<&'a [usize]>,
     pub probe: Option<&'a Probe<'a>>,
     pub resumed: Option<(usize, &'a Tensor)>,
 }
@@ -160,10 +162,10 @@ impl<'a> Trial<'a> {
         self.force_by(tokens, Way::default())
     }
 
-    /// [`Trial::force`], under the eyes of a probe or from a layer on.
+    /// [`Trial::force`] for some of the tokens, under the eyes of a probe or from a layer on.
     ///
     /// # Errors
-    /// As [`Trial::prefill`], or states that do not fit.
+    /// As [`Trial::prefill`], or rows and states that do not fit.
     pub fn force_by(&mut self, tokens: &[u32], way: Way) -> Result<Logits> {
         self.seq.tokens.extend_from_slice(tokens);
         let entry = Entry { scoring: None, ..self.next_entry(self.seq.num_pending())? };
@@ -319,7 +321,7 @@ impl<'a> Trial<'a> {
         gathered.plan.basis = self.lab.calibration.and_then(|known| known.basis.clone());
         let batch = Batch {
             tokens: &gathered.tokens,
-            logit_rows: &gathered.logit_rows,
+            logit_rows: way.logit_rows.unwrap_or(&gathered.logit_rows),
             plan: &gathered.plan,
             probe: way.probe,
             resumed: way.resumed,

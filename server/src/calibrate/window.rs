@@ -70,6 +70,9 @@ pub struct Window<'a> {
     /// The continuation, then the stretches that come again.
     forced: Vec<u32>,
     num_continued: usize,
+    /// After which of them predictions are compared.
+    judged: Vec<usize>,
+    /// By token judged.
     reference: Vec<Predicted>,
     /// By layer, (forced tokens, hidden) as they enter it: what happens to one layer's cache changes
     /// nothing before.
@@ -85,11 +88,11 @@ impl<'a> Window<'a> {
     pub fn new(lab: &Lab<'a>, tokens: &[u32]) -> Result<Self> {
         let (context, continued) = tokens.split_at(tokens.len() - CONTINUED);
         let forced = [continued, &recalled(context)].concat();
-        let (before, judged) = context.split_at(context.len() - SCORED);
+        let (before, scored) = context.split_at(context.len() - SCORED);
         let mut prefix = lab.start(Recipe::exact(), context.len() + forced.len())?;
         prefix.observe(before, None)?;
         let scoring = Scoring { rows: SCORED, signal: Signal::Deletion, decay: 1.0 };
-        prefix.observe(judged, Some(scoring))?;
+        prefix.observe(scored, Some(scoring))?;
         let states = RefCell::new(Vec::new());
         let probe = |_: usize, probed: Probed| {
             if let Probed::States(x) = probed {
@@ -97,7 +100,8 @@ impl<'a> Window<'a> {
             }
             Ok(())
         };
-        let way = Way { probe: Some(&probe), ..Way::default() };
+        let judged = judged(continued.len());
+        let way = Way { logit_rows: Some(&judged), probe: Some(&probe), ..Way::default() };
         let logits = prefix.fork()?.force_by(&forced, way)?;
         let rows: Vec<_> = logits.rows().collect();
         let reference = rows.par_iter().map(|row| Predicted::new(row)).collect();
@@ -114,6 +118,7 @@ impl<'a> Window<'a> {
             prefix,
             forced,
             num_continued: continued.len(),
+            judged,
             reference,
             states: states.into_inner(),
             num_kv_heads: lab.config().num_kv_heads,
@@ -169,15 +174,13 @@ impl<'a> Window<'a> {
         trial.assign(&(0..trial.num_heads()).map(of_head).collect::<Vec<_>>())?;
         let layer = first_head / self.num_kv_heads;
         let resumed = Some((layer, &self.states[layer]));
-        let logits = trial.force_by(&self.forced, Way { resumed, ..Way::default() })?;
+        let way = Way { logit_rows: Some(&self.judged), resumed, ..Way::default() };
+        let logits = trial.force_by(&self.forced, way)?;
         let rows: Vec<_> = logits.rows().collect();
         let rows = self.reference.par_iter().zip(&rows);
         let each: Vec<f64> = rows.map(|(predicted, logits)| predicted.divergence(logits)).collect();
         let (continued, recalled) = each.split_at(self.num_continued);
-        let foreseeable = recalled
-            .chunks(RECALLED)
-            .flat_map(|stretch| &stretch[UNFORESEEABLE.min(stretch.len())..stretch.len() - 1]);
-        Ok(Divergence { continued: mean(continued), recalled: mean(foreseeable) })
+        Ok(Divergence { continued: mean(continued), recalled: mean(recalled) })
     }
 }
 
@@ -187,6 +190,13 @@ fn recalled(context: &[u32]) -> Vec<u32> {
     RECALLED_FROM.iter().flat_map(|share| &context[start(*share)..][..RECALLED]).copied().collect()
 }
 
+/// All of the continuation, and of each stretch what can be foreseen of it.
+fn judged(num_continued: usize) -> Vec<usize> {
+    let stretches = (0..RECALLED_FROM.len()).map(|index| num_continued + index * RECALLED);
+    let foreseeable = stretches.flat_map(|start| start + UNFORESEEABLE..start + RECALLED - 1);
+    (0..num_continued).chain(foreseeable).collect()
+}
+
 /// Tokens of a context that are up for a decision.
 fn unprotected(len: usize) -> Range<usize> {
     let Protection { sinks, recent, .. } = Protection::default();
@@ -194,9 +204,8 @@ fn unprotected(len: usize) -> Range<usize> {
 }
 
 /// Never below 0, which rounding can bring about.
-fn mean<'a>(divergences: impl IntoIterator<Item = &'a f64>) -> f32 {
-    let (sum, count) = divergences.into_iter().fold((0.0, 0), |(sum, n), d| (sum + d, n + 1));
-    (sum / f64::from(count.max(1))).max(0.0) as f32
+fn mean(divergences: &[f64]) -> f32 {
+    (divergences.iter().sum::<f64>() / divergences.len().max(1) as f64).max(0.0) as f32
 }
 
 fn median(scores: &[f32]) -> f32 {
@@ -238,8 +247,15 @@ fn normalizer(logits: &[f32]) -> f64 {
     f64::from(largest) + sum.ln()
 }
 
+/// Sums are kept for each of some lanes: a single one would not vectorize.
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    let product = |(a, b): (&f32, &f32)| f64::from(*a) * f64::from(*b);
+    let ((runs, rest), (others, last)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut lanes = [0f64; 8];
+    for (run, other) in runs.iter().zip(others) {
+        lanes.iter_mut().zip(run.iter().zip(other)).for_each(|(lane, pair)| *lane += product(pair));
+    }
+    lanes.iter().sum::<f64>() + rest.iter().zip(last).map(product).sum::<f64>()
 }
 
 #[cfg(test)]
@@ -253,6 +269,15 @@ mod tests {
         assert_eq!(recalled.len(), NUM_RECALLED);
         assert_eq!(recalled[..RECALLED], context[60..60 + RECALLED]);
         assert!(recalled.chunks(RECALLED).all(|s| s.windows(2).all(|pair| pair[1] == pair[0] + 1)));
+    }
+
+    #[test]
+    fn a_repetition_is_judged_once_it_shows_and_as_long_as_it_goes_on() {
+        let judged = judged(2);
+        assert_eq!(judged[..4], [0, 1, 2 + 3, 2 + 4]);
+        assert_eq!(judged.len(), 2 + 2 * (RECALLED - UNFORESEEABLE - 1));
+        // The last token of a stretch is followed by another stretch, or by nothing.
+        assert!(!judged.contains(&(2 + RECALLED - 1)) && !judged.contains(&(2 + NUM_RECALLED - 1)));
     }
 
     #[test]
