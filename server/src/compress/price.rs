@@ -6,8 +6,8 @@
 //! 1988). Only tiers on the lower hull of (bytes, distortion) can win, and which of them depends on
 //! `score / λ` alone: with scores sorted, one trial of λ costs a few searches per head.
 
+mod counted;
 mod fill;
-mod filled;
 mod head;
 mod tier_set;
 
@@ -15,8 +15,8 @@ use keepwell_kernels::{PageLayout, PerTier, Tier, codec::Format};
 use rayon::prelude::*;
 
 use crate::cache::Assignment;
+pub use counted::{Counted, pages_by_price};
 use fill::fill;
-pub use filled::{Counted, filled_pages};
 use head::{Head, Merged};
 
 /// Tiers that the undecided tokens of one head use at most: each has a page that is partly empty.

@@ -9,7 +9,7 @@ use keepwell_kernels::{Histogram, PageLayout, Tier, histogram};
 
 use super::{
     Goal, Policy, TokenSignals,
-    price::{Counted, filled_pages},
+    price::{Counted, pages_by_price},
     score::refine_counted,
 };
 use crate::cache::PageTable;
@@ -61,7 +61,7 @@ impl Curve {
             })
             .collect();
         let prices: Vec<f32> = (0..NUM_RUNGS).map(|rung| price(rung as f32)).collect();
-        let filled = filled_pages(&heads, &prices, goal.prices, layout);
+        let filled = pages_by_price(&heads, &prices, goal.prices, layout);
         Self::from_filled(table.num_pages(), goal.max_pages, &filled)
     }
 

@@ -17,7 +17,7 @@ pub struct Counted {
 
 /// Pages that the tokens of all heads fill at each price of `at`, in parts of a page: without the one
 /// of each head and tier that is partly empty, it falls steadily as the price rises.
-pub fn filled_pages(
+pub fn pages_by_price(
     heads: &[Vec<Counted>],
     at: &[f32],
     prices: &Prices,
@@ -72,7 +72,7 @@ mod tests {
         let candidates: Vec<_> = scores.iter().map(candidate).collect();
         let head = Head::new(&candidates, prices.head(0), &layout);
         let at: Vec<f32> = (-14..10).map(|octave| (octave as f32).exp2()).collect();
-        let by_octave = filled_pages(&[vec![counted]], &at, &prices, &layout);
+        let by_octave = pages_by_price(&[vec![counted]], &at, &prices, &layout);
         for (price, by_octave) in at.iter().zip(by_octave) {
             let pages =
                 |(tier, count): (Tier, &usize)| *count as f32 / layout.capacity(tier) as f32;
@@ -90,7 +90,7 @@ mod tests {
         let counted = |tier| Counted { tier, scores: vec![(0.0, 40), (0.5, 100), (3.0, 60)] };
         let heads = vec![vec![counted(Tier::F16), counted(Tier::K4V4)], vec![counted(Tier::K8V8)]];
         let at: Vec<f32> = (-40..20).map(|octave| (octave as f32).exp2()).collect();
-        let filled = filled_pages(&heads, &at, &Prices::default(), &layout);
+        let filled = pages_by_price(&heads, &at, &Prices::default(), &layout);
         let all = |tier| 160.0 / layout.capacity(tier) as f32;
         let worth_something = all(Tier::F16) + all(Tier::K4V4) + all(Tier::K8V8);
         assert!((filled[0] - worth_something).abs() < 1e-3, "{} {worth_something}", filled[0]);
