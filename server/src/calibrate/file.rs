@@ -17,7 +17,7 @@ use super::{Calibration, key::hex};
 use crate::compress::{HeadPrices, Prices};
 
 /// To be raised when the layout of the file, or what its numbers mean, changes.
-pub const VERSION: &str = "4";
+pub const VERSION: &str = "5";
 
 /// More than names, shapes and sentences take.
 const MAX_HEADER: usize = 1 << 20;

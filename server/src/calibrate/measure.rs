@@ -26,7 +26,7 @@ use super::{
     window::{self, Divergence, Window},
 };
 use crate::{
-    compress::{HeadPrices, Prices, Protection},
+    compress::{HeadPrices, Prices, Protection, REFUSED},
     trial::Lab,
 };
 
@@ -134,9 +134,10 @@ impl Impact {
     fn prices(&self, noise: &Noise) -> HeadPrices {
         let evicted = COHERENCE * price(self.evicted);
         let (keys, values) = (price(self.keys), price(self.values));
-        let key = PerTier::new(|tier| {
-            let price = keys * noise.key[tier] / noise.key[COARSE_KEYS].max(f32::MIN_POSITIVE);
-            if noise.key[tier] >= MOST_NOISE { price.max(evicted) } else { price }
+        let of_coarse = noise.key[COARSE_KEYS].max(f32::MIN_POSITIVE);
+        let key = PerTier::new(|tier| match noise.key[tier] {
+            broken if broken >= MOST_NOISE => REFUSED,
+            noise => keys * noise / of_coarse,
         });
         let of_coarse = noise.value[COARSE_VALUES].max(f32::MIN_POSITIVE);
         let value = PerTier::new(|tier| values * noise.value[tier] / of_coarse);

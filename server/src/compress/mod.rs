@@ -15,7 +15,9 @@ mod squeeze;
 pub use evicted::Evicted;
 pub use plan::{COARSEST_PROTECTED, Decision, Goal, HeadTokens, Protection, decide, repack};
 pub use policy::{POLICIES, Policy, PolicyId, Queries, TokenSignals};
-pub use price::{Candidate, HeadPrices, MAX_TIERS, Prices, assign, assign_at_price, normal_error};
+pub use price::{
+    Candidate, HeadPrices, MAX_TIERS, Prices, REFUSED, assign, assign_at_price, normal_error,
+};
 pub use score::refine;
 pub use spans::Spans;
 pub use squeeze::{Curve, HeadHistograms, Shares, share_out};

@@ -43,6 +43,10 @@ pub struct HeadPrices {
     pub unforeseen: f32,
 }
 
+/// The price of keys in a format that breaks the head: no token is ever put there, whatever eviction
+/// costs.
+pub const REFUSED: f32 = f32::MAX;
+
 impl HeadPrices {
     /// Whether a token with such keys is as good as evicted.
     fn refuses(&self, tier: Tier) -> bool {

@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::{
-    compress::{HeadPrices, POLICIES, PolicyId, Spans, normal_error},
+    compress::{HeadPrices, POLICIES, PolicyId, REFUSED, Spans, normal_error},
     sched::{Demand, EVENT_INTERVAL, SeqId, Sequence},
 };
 
@@ -152,7 +152,8 @@ impl World {
             repack(&mut seq.table, ledger, &tokens, &decision.assignments, moved).unwrap();
         }
         let (held, len) = (seq.table.num_pages(), seq.table.len());
-        assert!(held <= limit, "{held} of {limit} pages for {len} tokens at {}", seq.budget);
+        let most = allowed(seq, demand);
+        assert!(held <= most, "{held} of {most} pages for {len} tokens at {}", seq.budget);
         assert!(
             seq.table.peak_pages() <= demand.peak(seq.budget, seq.tokens.len()) + demand.chunk()
         );
@@ -163,6 +164,22 @@ impl World {
             assert_eq!(slots(seq, head).filter(is_marked).count(), num_marked, "one was evicted");
         }
     }
+}
+
+/// Pages that the budget leaves after an event, in plain numbers: of the whole prompt and a chunk while
+/// it comes in, then of what is there; a window in F16 and the protected tokens are never squeezed out.
+fn allowed(seq: &Sequence, demand: &Demand) -> usize {
+    const F16_ENTRY_BYTES: usize = 256;
+    const PAGE_BYTES: usize = 2112;
+    const WINDOW: usize = 64;
+    const NUM_PROTECTED: usize = 4 + 64 + 64;
+    let comes_in = seq.num_pending() > 1;
+    let len = if comes_in { seq.prompt_len } else { seq.table.len() };
+    let share = f64::from(seq.budget) * (len * NUM_HEADS * F16_ENTRY_BYTES) as f64;
+    let protected = len.min(NUM_PROTECTED).div_ceil(demand.layout.capacity(Tier::K3V3));
+    let least = NUM_HEADS * len.min(WINDOW).div_ceil(8).max(protected);
+    let chunk = NUM_HEADS * (demand.max_chunk / 8 + 1);
+    ((share / PAGE_BYTES as f64) as usize).max(least) + if comes_in { chunk } else { 0 }
 }
 
 fn slots(seq: &Sequence, head: usize) -> impl Iterator<Item = Slot> {
@@ -179,7 +196,7 @@ fn random_prices(rng: &mut StdRng) -> Prices {
         let most_noise = rng.random_range(0.01f32..1.0);
         let key = PerTier::new(|tier| {
             let noise = normal_error(tier.info().key);
-            if noise >= most_noise { evicted.max(keys * noise) } else { keys * noise }
+            if noise >= most_noise { REFUSED } else { keys * noise }
         });
         let value = PerTier::new(|tier| values * normal_error(tier.info().value));
         HeadPrices { key, value, evicted, unforeseen: rng.random_range(0f32..1.0) }

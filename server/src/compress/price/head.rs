@@ -5,7 +5,7 @@ use std::ops::Range;
 use keepwell_kernels::{PageLayout, PerTier, TIERS, Tier};
 
 use super::{
-    Candidate, HeadPrices, MAX_TIERS, pages,
+    Candidate, HeadPrices, MAX_TIERS, REFUSED, pages,
     tier_set::{AssignmentSet, TierSet},
 };
 use crate::cache::Assignment;
@@ -339,7 +339,8 @@ fn bounded(lost: f32, evicted: f32) -> f32 {
     if lost <= knee { lost } else { evicted - (evicted - knee) * knee / lost }
 }
 
-/// What a token in `current` may become: nothing larger, and what is lost already stays lost. Fewest
+/// What a token in `current` may become: nothing larger, no format that is refused, and what is lost
+/// already stays lost. Fewest
 /// bytes first; of equal bytes the least distortion, to which the others lose.
 pub(super) fn choices(prices: &HeadPrices, current: Tier, layout: &PageLayout) -> Vec<Choice> {
     let largest = layout.token_bytes(current);
@@ -347,8 +348,11 @@ pub(super) fn choices(prices: &HeadPrices, current: Tier, layout: &PageLayout) -
         prices.key[tier].max(prices.key[current]) + prices.value[tier].max(prices.value[current])
     };
     let evicted = Choice { tier: None, bytes: 0.0, distortion: prices.evicted, from: 0.0 };
-    let tiers = TIERS.iter().map(|info| info.tier);
-    let kept = tiers.filter(|tier| layout.token_bytes(*tier) <= largest).map(|tier| Choice {
+    let is_left = |tier: &Tier| {
+        let is_refused = *tier != current && prices.key[*tier] >= REFUSED;
+        !is_refused && layout.token_bytes(*tier) <= largest
+    };
+    let kept = TIERS.iter().map(|info| info.tier).filter(is_left).map(|tier| Choice {
         tier: Some(tier),
         bytes: layout.token_bytes(tier) as f32,
         distortion: bounded(lost(tier), prices.evicted),

@@ -41,6 +41,21 @@ fn bytes(assignment: Assignment) -> usize {
 }
 
 #[test]
+fn what_is_refused_is_never_used_however_dear_eviction_is() {
+    let mut head = Prices::default().head(0).clone();
+    let is_refused = |tier: Tier| tier.name().starts_with("k2") || tier.name().starts_with("k1");
+    TIERS.iter().filter(|i| is_refused(i.tier)).for_each(|i| head.key[i.tier] = REFUSED);
+    let heads = vec![candidates((0..400).map(|i| (i as f32 / 20.0).exp2()))];
+    for prices in [Prices::new(vec![head.clone()]), Prices::new(vec![head]).reluctant()] {
+        for max_pages in [4, 8, 12, 16, 24] {
+            let assigned = assign(&heads, max_pages, &prices, &layout());
+            assert!(held_pages(&assigned) <= max_pages);
+            assert!(assigned[0].iter().flatten().all(|tier| !is_refused(*tier)), "{max_pages}");
+        }
+    }
+}
+
+#[test]
 fn the_pages_never_exceed_the_limit_in_a_thousand_random_worlds() {
     let mut rng = StdRng::seed_from_u64(1);
     for _ in 0..1000 {
