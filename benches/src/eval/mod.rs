@@ -2,6 +2,7 @@
 
 mod arms;
 mod bars;
+mod check;
 mod clock;
 mod compare;
 mod measure;
@@ -151,7 +152,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
 
 fn evaluate(arguments: &Arguments) -> Result<()> {
     let arms = arms::arms(&arguments.policies, arguments.budgets())?;
-    arguments.baselines_in.iter().flatten().try_for_each(|name| task(name).map(drop))?;
+    check::check(arguments)?;
     std::fs::create_dir_all(&arguments.out)
         .with_context(|| format!("cannot create {}", arguments.out.display()))?;
     let fastest = available().into_iter().next().context("no kernels for this machine")?;
@@ -219,7 +220,7 @@ fn measure(
         arms.map(|arm| clock::work(arm, sample)).sum::<u64>()
     };
     let total = samples.iter().map(work).sum();
-    let first = samples.first().context("no samples: ask for at least one of each task")?;
+    let first = samples.first().context("no samples: none of these tasks has these modes")?;
     let seconds = clock::seconds_per_unit(&bench.lab, &first.1.context)? * total as f64;
     eprintln!(
         "{} samples, {} arms: about {}",

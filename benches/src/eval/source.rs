@@ -41,10 +41,11 @@ impl Source {
     /// # Errors
     /// A file that is shorter than a window.
     pub fn windows(&self, count: usize, len: usize, seed: u64) -> Result<Vec<Vec<u32>>> {
-        if let Some(text) = self.texts.iter().find(|text| text.len() <= len) {
+        if let Some(index) = self.texts.iter().position(|text| text.len() <= len) {
             bail!(
-                "a text has {} tokens; samples take {len}: name longer files or ask for less",
-                text.len()
+                "text number {} has {} tokens; samples take {len}: name longer files or ask for less",
+                index + 1,
+                self.texts[index].len()
             );
         }
         let mut rng = StdRng::seed_from_u64(seed);

@@ -110,3 +110,36 @@ fn an_evaluation_leaves_rows_bars_and_a_page_with_all_plots() {
     assert!(file("overhead.json").contains("compact_seconds"));
     assert!(file("comparisons.json").contains("\"full\""));
 }
+
+/// What is wrong with an evaluation of a text by flags that come last.
+fn refusal(flags: &[&str]) -> String {
+    let text = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/tests/fixtures/alice.txt");
+    let out = tempfile::tempdir().unwrap();
+    // There is no such model: what is said of it is said too late.
+    let words = ["eval", "--model", "./none", "--text", text, "--out"];
+    let words = [&words[..], &[out.path().to_str().unwrap()], flags].concat();
+    let words: Vec<_> = words.into_iter().map(|word| word.replace("TEXT", text)).collect();
+    format!("{:#}", run(Command::parse_from(words).arguments).unwrap_err())
+}
+
+#[test]
+fn what_cannot_be_evaluated_is_refused_before_a_model_is_loaded() {
+    let cases: &[(&[&str], &str)] = &[
+        (&["--tasks", "kl,needles"], "no task needles"),
+        (&["--tasks", "kl,kl"], "--tasks names kl twice"),
+        (&["--policies", "full,rdkv,rdkv"], "--policies names rdkv twice"),
+        (&["--budgets", "0.2,0.20"], "--budgets names 0.2 twice"),
+        (&["--lengths", "100,100"], "--lengths names 100 twice"),
+        (&["--lines", "300"], "--lines 300: a record has 1 to 202 lines"),
+        (&["--lines", "0"], "--lines 0: a record has 1 to 202 lines"),
+        (&["--chunk", "0"], "--chunk must be at least 1"),
+        (&["--text", "./no/such/text"], "cannot read \"./no/such/text\""),
+        (&["--text", "TEXT", "TEXT"], "twice"),
+        (&["--calibration", "TEXT"], "is calibrated on: measure on another text"),
+    ];
+    for (flags, expected) in cases {
+        let refusal = refusal(flags);
+        assert!(refusal.contains(expected), "{flags:?}: {refusal}");
+    }
+    assert!(!refusal(&[]).contains("twice"), "the model is what is missing");
+}

@@ -37,6 +37,8 @@ const WORDS: [&str; 202] = [
     "wolf", "yacht", "zebra", "zipper",
 ];
 
+pub const MOST_LINES: usize = WORDS.len();
+
 impl Task for Lines {
     fn name(&self) -> &'static str {
         "lines"

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::source::Source;
 
+pub use lines::MOST_LINES;
+
 pub static TASKS: &[&dyn Task] = &[
     &kl::Kl,
     &needle::Needle,
