@@ -58,6 +58,7 @@ def keepwell(arguments, row):
             + ["--prompt", str(prompt), "--gen", str(generated), "--depth", str(row.depth)]
             + ["--batch", str(row.batch), "--kv-budget", str(row.budget)]
             + ["--threads", str(arguments.threads), "--repetitions", "1", "--json", file.name]
+            + ["--activation-bits", str(arguments.activation_bits)]
         )
         result = json.load(file)[0]
     return peak if row.test == "memory" else result["tokens_per_s"]
@@ -70,6 +71,7 @@ def divergences(arguments, budgets):
             [arguments.keepwell, "engine", "--model", arguments.model, "--kl", arguments.text]
             + ["--prompt", "0", "--gen", "1", "--kv-budget", ",".join(map(str, budgets))]
             + ["--threads", str(arguments.threads), "--repetitions", "1", "--json", file.name]
+            + ["--activation-bits", str(arguments.activation_bits)]
         )
         return {round(row["kv_budget"], 4): row["kl_to_f32"] for row in json.load(file)}
 
@@ -137,6 +139,7 @@ def main():
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
+    parser.add_argument("--activation-bits", type=int, default=16, help="Keepwell's; llama.cpp has 8")
     # Quantized ones are slower in every row, and take minutes to prefill 7000 tokens with.
     parser.add_argument("--kv-types", default="f16", help="llama.cpp's; each row takes the best")
     arguments = parser.parse_args()

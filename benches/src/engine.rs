@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use keepwell_kernels::{Backend, Choice, available, open, portable::Portable};
+use keepwell_kernels::{
+    ActivationBits, Backend, Choice, available, keeping, open, portable::Portable,
+};
 use keepwell_models::{LoadOptions, Model, TextTokenizer, WeightFormat, load};
 use keepwell_server::{
     calibrate::{Calibration, CalibrationText, obtain},
@@ -65,6 +67,9 @@ pub struct Arguments {
     /// A backend by name (`portable`, `avx2`), where not the fastest of the device is meant.
     #[arg(long, conflicts_with = "device")]
     backend: Option<String>,
+    /// Bits that activations keep where they meet quantized weights.
+    #[arg(long, value_name = "8|16", default_value = "16")]
+    activation_bits: ActivationBits,
     /// Text to calibrate the KV cache on: `auto` is built in, `off` does without, else a file.
     #[arg(
         long,
@@ -101,12 +106,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// The backend of that name, or else the fastest on the device.
-pub fn backend(device: Choice, name: Option<&str>) -> Result<Arc<dyn Backend>> {
+pub fn backend(device: Choice, name: Option<&str>) -> Result<Box<dyn Backend>> {
     let Some(name) = name else {
-        return Ok(Arc::from(open(device)?));
+        return Ok(open(device)?);
     };
     let found = available().into_iter().find(|backend| backend.name() == name);
-    Ok(Arc::from(found.ok_or_else(|| anyhow!("this machine cannot run a backend {name}"))?))
+    found.ok_or_else(|| anyhow!("this machine cannot run a backend {name}"))
 }
 
 /// Bytes per second that a case is measured against. Prints it, and the head of the table.
@@ -128,6 +133,7 @@ fn device_bandwidth(backend: &dyn Backend) -> Result<f64> {
 fn measure_engine(arguments: &Arguments) -> Result<Vec<Row>> {
     let text = arguments.calibration.read()?;
     let backend = backend(arguments.device, arguments.backend.as_deref())?;
+    let backend: Arc<dyn Backend> = keeping(backend, arguments.activation_bits)?.into();
     let bandwidth = match backend.has_own_memory() {
         true => device_bandwidth(&*backend)?,
         false => host_bandwidth(),

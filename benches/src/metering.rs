@@ -13,7 +13,7 @@ use ::metrics::{
 };
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
-use keepwell_kernels::{Arena, Choice};
+use keepwell_kernels::{Arena, Backend, Choice};
 use keepwell_models::{Batch, LoadOptions, Model, ModelConfig, load};
 use keepwell_server::{calibrate::Calibration, metrics};
 use metrics_exporter_prometheus::PrometheusRecorder;
@@ -50,7 +50,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.batch.iter().all(|b| *b > 0), "--batch must be at least 1");
-    let backend = backend(Choice::Auto, arguments.backend.as_deref())?;
+    let backend: Arc<dyn Backend> = backend(Choice::Auto, arguments.backend.as_deref())?.into();
     let loaded = load(&arguments.model, &LoadOptions::default(), backend.clone())?;
     let switch = Switch::install()?;
     let (model, steps) = Alternating::new(loaded.model, switch);

@@ -8,7 +8,8 @@ use std::{ops::Range, str::FromStr};
 use candle_core::{Device, Tensor};
 
 use crate::{
-    Arena, AttentionPlan, Error, Histogram, Move, PageId, PageRef, RawMatrix, Result, RopeTable,
+    ActivationBits, Arena, AttentionPlan, Error, Histogram, Move, PageId, PageRef, RawMatrix,
+    Result, RopeTable,
     portable::{self, Portable},
 };
 
@@ -68,6 +69,11 @@ pub trait Backend: Send + Sync {
     /// Bytes of that memory that are taken, by whomever; `None` where it is the host's.
     fn used_memory(&self) -> Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// The same with products in which activations keep so many bits; `None` where there is no choice.
+    fn with_activations(&self, _: ActivationBits) -> Option<Box<dyn Backend>> {
+        None
     }
 
     fn arena(&self, layout: crate::PageLayout, num_pages: usize) -> Result<Arena> {
@@ -234,6 +240,18 @@ impl FromStr for Choice {
             ))),
         }
     }
+}
+
+/// `backend` with activations of so many bits.
+///
+/// # Errors
+/// It has no choice.
+pub fn keeping(backend: Box<dyn Backend>, bits: ActivationBits) -> Result<Box<dyn Backend>> {
+    if bits == ActivationBits::default() {
+        return Ok(backend);
+    }
+    let refused = || format!("{} multiplies activations of 16 bits only", backend.name());
+    backend.with_activations(bits).ok_or_else(|| Error::Unsupported(refused()))
 }
 
 /// The fastest backend on a device.

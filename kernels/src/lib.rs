@@ -31,10 +31,11 @@ pub mod wake;
 pub mod x86;
 
 pub use arena::Arena;
-pub use backend::{Attended, Backend, Choice, Linear, available, open};
+pub use backend::{Attended, Backend, Choice, Linear, available, keeping, open};
 pub use basis::{HeadBasis, KeyBasis};
 pub use error::{Error, Result};
 pub use histogram::Histogram;
+pub use linear::ActivationBits;
 pub use matrix::RawMatrix;
 pub use page::{PageId, PageLayout, PageRef, PerTier, Slot, TIERS, Tier};
 pub use plan::{AttentionPlan, Move, Scoring, Signal, Span, Write};

@@ -6,7 +6,7 @@ use candle_core::{
     Device, Tensor,
     quantized::{GgmlDType, QTensor},
 };
-use keepwell_kernels::{Backend, Linear, RawMatrix, available, portable::Portable};
+use keepwell_kernels::{ActivationBits, Backend, Linear, RawMatrix, available, portable::Portable};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use world::{on, on_host};
@@ -145,6 +145,36 @@ fn no_sum_of_the_largest_codes_and_activations_overflows() {
                 assert!(y.iter().all(close), "{} {dtype:?} {code}: {y:?}", backend.name());
             }
         }
+    }
+}
+
+/// x as 8 bits a number keep it, blocks of 32 by themselves.
+fn in_8_bits(x: &Tensor) -> Tensor {
+    let shape = x.shape().clone();
+    let mut data = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for block in data.chunks_mut(32) {
+        let step = block.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
+        block.iter_mut().for_each(|v| *v = (*v / step).round_ties_even() * step);
+    }
+    Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn activations_keep_8_bits_where_that_is_asked_for() {
+    let kept = |(_, dtype): &(usize, GgmlDType)| [Q4_0, Q4_1, Q8_0].contains(dtype);
+    for backend in available().iter().filter_map(|b| b.with_activations(ActivationBits::Eight)) {
+        let mut furthest = 0f64;
+        for (num_rows, cols, shape) in CASES.iter().filter(|(_, _, shape)| shape.iter().all(kept)) {
+            let (raw, dense) = parts(*cols, shape);
+            let x = random(99, *num_rows, *cols);
+            let y = product(&*backend, &*backend.linear(raw).unwrap(), &x);
+            let error = |x| error(&y, &exact(x, &dense));
+            let (rounded, own) = (error(&in_8_bits(&x)), error(&x));
+            assert!(rounded < 1e-3, "{}: {num_rows} x {cols} x {shape:?}", backend.name());
+            furthest = furthest.max(own);
+        }
+        // What 16 bits would not be.
+        assert!(furthest > 2e-3, "{}: {furthest}", backend.name());
     }
 }
 

@@ -6,25 +6,31 @@ use super::to_floats;
 use crate::linear::{
     Kernel,
     ggml::BLOCK,
-    packed::{Activations, Block, GROUP_ROWS, GROUPS, LANES, quantize_group},
+    packed::{ActivationBits, Activations, Block, GROUP_ROWS, GROUPS, LANES, quantize_group},
 };
 
 /// Proof that the processor has NEON and dot products: ARMv8.2 with an extension that nearly all
 /// have, and what came later.
 #[derive(Clone, Copy)]
-pub struct Neon(());
+pub struct Neon {
+    activations: ActivationBits,
+}
 
 impl Neon {
     pub fn new() -> Option<Self> {
         let can_run =
             is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("dotprod");
-        can_run.then_some(Self(()))
+        can_run.then(|| Self { activations: ActivationBits::default() })
     }
 }
 
 impl Kernel for Neon {
+    fn with_activations(self, activations: ActivationBits) -> Self {
+        Self { activations }
+    }
+
     fn quantize(self, x: &[[f32; BLOCK]], out: &mut [Activations]) {
-        quantize_group(x, out);
+        quantize_group(x, self.activations, out);
     }
 
     fn panel<const LINES: usize>(

@@ -1,7 +1,7 @@
 //! Weight matrices made ready for products: y = x W^T.
 //!
-//! Quantized weights keep their 4 or 8 bits and meet activations quantized to 16 bits per block of
-//! 32, as two bytes: y = sum over blocks of d * s * dot(code, xq) + m * s * sum(xq). Float weights
+//! Quantized weights keep their 4 or 8 bits and meet activations quantized per block of 32 to 16 bits,
+//! as two bytes (or to 8, by choice): y = sum over blocks of d * s * dot(code, xq) + m * s * sum(xq). Float weights
 //! go through candle.
 //!
 //! There is one shape of inner loop, up to 8 rows of activations by 16 rows of weights: with one row it
@@ -20,6 +20,7 @@ mod quantized;
 
 use candle_core::{Tensor, quantized::GgmlDType};
 
+pub use packed::ActivationBits;
 pub use quantized::Kernel;
 
 use self::{float::Float, packed::GROUPS, packed::Packed, quantized::Quantized};

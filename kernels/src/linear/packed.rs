@@ -4,11 +4,13 @@
 //! of the 16 rows, then the codes, so ordered that one line of 64 bytes gives 4 consecutive k for
 //! each row: what one `vpdpbusd` multiplies with 4 broadcast activations.
 
+use std::str::FromStr;
+
 use half::f16;
 use rayon::prelude::*;
 
 use super::ggml::{BLOCK, Unpacked, unpack};
-use crate::RawMatrix;
+use crate::{Error, RawMatrix, Result};
 
 /// Output rows of a panel.
 pub const LANES: usize = 16;
@@ -117,10 +119,43 @@ fn put_row<const LINES: usize>(
 /// Rows of x that meet a panel together.
 pub const GROUP_ROWS: usize = 8;
 
-/// 32 activations of up to 8 rows in 16 bits: x = scale * (256 * high + low).
-///
-/// With 8 bits the log-probabilities of a small model were off by up to 0.45; the second byte costs
-/// integer products, of which a decode step, bound by memory, has plenty.
+/// How many bits an activation keeps where it meets quantized weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ActivationBits {
+    /// As in llama.cpp. Half the integer products, and the log-probabilities of a small model are off by
+    /// up to 0.45.
+    Eight,
+    /// As exact as floats, next to weights of 4 or 8 bits. The second byte costs products, of which a
+    /// decode step, bound by memory, has plenty.
+    #[default]
+    Sixteen,
+}
+
+impl FromStr for ActivationBits {
+    type Err = Error;
+
+    /// `8` or `16`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "8" => Ok(Self::Eight),
+            "16" => Ok(Self::Sixteen),
+            _ => Err(Error::Unsupported(format!("activations of `{text}` bits: 8 or 16"))),
+        }
+    }
+}
+
+impl ActivationBits {
+    /// All codes are multiples of it.
+    const fn step(self) -> i16 {
+        match self {
+            Self::Eight => 256,
+            Self::Sixteen => 1,
+        }
+    }
+}
+
+/// 32 activations of up to 8 rows: x = scale * (256 * high + low), where `low` is 0 of those that keep
+/// 8 bits.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Activations {
@@ -142,11 +177,11 @@ impl Activations {
 
 /// Codes up to 8 rows of x, each of `out.len()` blocks.
 #[inline(always)]
-pub fn quantize_group(x: &[[f32; BLOCK]], out: &mut [Activations]) {
+pub fn quantize_group(x: &[[f32; BLOCK]], bits: ActivationBits, out: &mut [Activations]) {
     for (row, x) in x.chunks_exact(out.len()).enumerate() {
         for (x, out) in x.iter().zip(&mut *out) {
             let codes = (&mut out.high[row], &mut out.low[row]);
-            (out.scales[row], out.sums[row]) = quantize(x, codes);
+            (out.scales[row], out.sums[row]) = quantize(x, bits, codes);
         }
     }
 }
@@ -156,15 +191,20 @@ const LARGEST_CODE: f32 = 127.0 * 256.0;
 
 /// Codes one block. Returns its scale and scale * sum of codes.
 #[inline(always)]
-fn quantize(x: &[f32; BLOCK], (high, low): (&mut [i8; BLOCK], &mut [i8; BLOCK])) -> (f32, f32) {
+fn quantize(
+    x: &[f32; BLOCK],
+    bits: ActivationBits,
+    (high, low): (&mut [i8; BLOCK], &mut [i8; BLOCK]),
+) -> (f32, f32) {
     // Magnitudes compare as integers, which vectorizes; a NaN is the largest and reaches y.
     let largest = f32::from_bits(x.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0));
-    let inverse = if largest == 0.0 { 0.0 } else { LARGEST_CODE / largest };
+    let step = bits.step();
+    let inverse = if largest == 0.0 { 0.0 } else { LARGEST_CODE / f32::from(step) / largest };
     let mut sum = 0i32;
     for ((high, low), v) in high.iter_mut().zip(low).zip(x) {
         // 1.5 * 2^23 leaves no bits for a fraction: the sum rounds to even, and its low half is the
         // integer in two's complement.
-        let code = (v * inverse + 12_582_912.0).to_bits() as i16;
+        let code = ((v * inverse + 12_582_912.0).to_bits() as i16).wrapping_mul(step);
         *low = code as i8;
         *high = ((i32::from(code) + 128) >> 8) as i8;
         sum += i32::from(code);

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::{
     OP, check_ids, check_input,
     ggml::BLOCK,
-    packed::{Activations, Block, GROUP_ROWS, LANES, Packed},
+    packed::{ActivationBits, Activations, Block, GROUP_ROWS, LANES, Packed},
 };
 use crate::{
     Linear, Result,
@@ -17,6 +17,11 @@ use crate::{
 
 /// The two inner loops of a quantized product, for one instruction set.
 pub trait Kernel: Copy + Send + Sync + 'static {
+    /// The same with activations of so many bits, where there is a choice.
+    fn with_activations(self, _: ActivationBits) -> Self {
+        self
+    }
+
     /// Codes up to 8 rows of whole blocks as [`super::packed::quantize_group`] does.
     fn quantize(self, x: &[[f32; BLOCK]], out: &mut [Activations]);
 

@@ -5,7 +5,7 @@ use crate::{
     linear::{
         self, Kernel,
         ggml::BLOCK,
-        packed::{Activations, Block, LANES, quantize_group},
+        packed::{ActivationBits, Activations, Block, LANES, quantize_group},
     },
     portable::Portable,
 };
@@ -16,7 +16,7 @@ pub fn linear(parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
 
 impl Kernel for Portable {
     fn quantize(self, x: &[[f32; BLOCK]], out: &mut [Activations]) {
-        quantize_group(x, out);
+        quantize_group(x, ActivationBits::Sixteen, out);
     }
 
     fn panel<const LINES: usize>(

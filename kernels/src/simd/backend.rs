@@ -9,13 +9,18 @@ use super::{
     write_kv::write_kv,
 };
 use crate::{
-    Arena, Attended, AttentionPlan, Backend, Linear, Move, RawMatrix, Result, RopeTable,
+    ActivationBits, Arena, Attended, AttentionPlan, Backend, Linear, Move, RawMatrix, Result,
+    RopeTable,
     linear::{self, Kernel},
 };
 
 impl<S: Simd + Kernel> Backend for S {
     fn name(&self) -> &'static str {
         S::NAME
+    }
+
+    fn with_activations(&self, bits: ActivationBits) -> Option<Box<dyn Backend>> {
+        Some(Box::new(Kernel::with_activations(*self, bits)))
     }
 
     fn linear(&self, parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {

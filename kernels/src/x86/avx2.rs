@@ -5,26 +5,32 @@ use std::arch::x86_64::*;
 use crate::linear::{
     Kernel,
     ggml::BLOCK,
-    packed::{Activations, Block, GROUP_ROWS, GROUPS, LANES, quantize_group},
+    packed::{ActivationBits, Activations, Block, GROUP_ROWS, GROUPS, LANES, quantize_group},
 };
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
-pub struct Avx2(());
+pub struct Avx2 {
+    activations: ActivationBits,
+}
 
 impl Avx2 {
     pub fn new() -> Option<Self> {
         let can_run = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        can_run.then_some(Self(()))
+        can_run.then(|| Self { activations: ActivationBits::default() })
     }
 }
 
 impl Kernel for Avx2 {
+    fn with_activations(self, activations: ActivationBits) -> Self {
+        Self { activations }
+    }
+
     fn quantize(self, x: &[[f32; BLOCK]], out: &mut [Activations]) {
         // SAFETY: `new` saw the features.
-        unsafe { quantize(x, out) }
+        unsafe { quantize(x, self.activations, out) }
     }
 
     fn panel<const LINES: usize>(
@@ -34,37 +40,47 @@ impl Kernel for Avx2 {
         y: &mut [[f32; LANES]],
     ) {
         debug_assert!((1..=GROUP_ROWS).contains(&y.len()));
-        let strip = if LINES == GROUPS { WIDE_STRIP } else { NARROW_STRIP };
+        use ActivationBits::{Eight, Sixteen};
+        let strip = strip::<LINES>(self.activations);
         for (i, y) in y.chunks_mut(strip).enumerate() {
             // SAFETY: `new` saw the features.
             unsafe {
-                match y.len() {
-                    1 => tile::<LINES, 1>(panel, x, i * strip, y),
-                    2 => tile::<LINES, 2>(panel, x, i * strip, y),
-                    3 => tile::<LINES, 3>(panel, x, i * strip, y),
-                    _ => tile::<LINES, WIDE_STRIP>(panel, x, i * strip, y),
+                match (self.activations, y.len()) {
+                    (Sixteen, 1) => tile::<LINES, 2, 1>(panel, x, i * strip, y),
+                    (Sixteen, 2) => tile::<LINES, 2, 2>(panel, x, i * strip, y),
+                    (Sixteen, 3) => tile::<LINES, 2, 3>(panel, x, i * strip, y),
+                    (Sixteen, _) => tile::<LINES, 2, MOST_ROWS>(panel, x, i * strip, y),
+                    (Eight, 1) => tile::<LINES, 1, 1>(panel, x, i * strip, y),
+                    (Eight, 2) => tile::<LINES, 1, 2>(panel, x, i * strip, y),
+                    (Eight, 3) => tile::<LINES, 1, 3>(panel, x, i * strip, y),
+                    (Eight, _) => tile::<LINES, 1, MOST_ROWS>(panel, x, i * strip, y),
                 }
             }
         }
     }
 }
 
-/// Rows that pass over a panel of 8-bit codes together: 16 registers hold the integer sums of 4 rows
-/// by 16 columns, and what they are made of.
-const WIDE_STRIP: usize = 4;
-/// Of 4-bit codes, whose sums come in two parts.
-const NARROW_STRIP: usize = 2;
+/// Rows that pass over a panel together: 16 registers hold the integer sums of 4 rows by 16 columns,
+/// and what they are made of. Of bytes times 4-bit codes, each byte of an activation has its own.
+const fn strip<const LINES: usize>(bits: ActivationBits) -> usize {
+    match bits {
+        ActivationBits::Sixteen if LINES < GROUPS => MOST_ROWS / 2,
+        _ => MOST_ROWS,
+    }
+}
+
+const MOST_ROWS: usize = 4;
 /// Columns of a register.
 const HALF: usize = LANES / 2;
 
 #[target_feature(enable = "avx2,fma")]
-fn quantize(x: &[[f32; BLOCK]], out: &mut [Activations]) {
-    quantize_group(x, out);
+fn quantize(x: &[[f32; BLOCK]], bits: ActivationBits, out: &mut [Activations]) {
+    quantize_group(x, bits, out);
 }
 
-/// R rows from `row` by 16 columns.
+/// R rows from `row` by 16 columns, of activations of BYTES bytes.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile<const LINES: usize, const R: usize>(
+fn tile<const LINES: usize, const BYTES: usize, const R: usize>(
     panel: &[Block<LINES>],
     x: &[Activations],
     row: usize,
@@ -74,6 +90,8 @@ fn tile<const LINES: usize, const R: usize>(
     for (block, x) in panel.iter().zip(x) {
         let dots = if LINES == GROUPS {
             wide_dots::<LINES, R>(block, x, row)
+        } else if BYTES == 1 {
+            byte_dots::<LINES, R>(block, x, row)
         } else {
             narrow_dots::<LINES, R>(block, x, row)
         };
@@ -104,19 +122,13 @@ fn narrow_dots<const LINES: usize, const R: usize>(
     x: &Activations,
     row: usize,
 ) -> [[__m256i; 2]; R] {
-    let mask = _mm256_set1_epi8(15);
     let x: [_; R] = std::array::from_fn(|r| [&x.high[row + r], &x.low[row + r]].map(fours));
     let mut sums = [[[_mm256_setzero_si256(); 2]; 2]; R];
     for g in 0..LINES {
-        let codes = bytes(&block.codes[g]);
-        let lower = codes.map(|codes| _mm256_and_si256(codes, mask));
-        let upper = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask));
+        let (lower, upper) = nibbles(&block.codes[g]);
         for (codes, g) in [(lower, g), (upper, g + LINES)] {
             for (sums, x) in sums.as_flattened_mut().iter_mut().zip(x.as_flattened()) {
-                let x = _mm256_set1_epi32(i32::from_ne_bytes(x[g].map(i8::cast_unsigned)));
-                for (sum, codes) in sums.iter_mut().zip(codes) {
-                    *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(codes, x));
-                }
+                add_products(sums, codes, x[g]);
             }
         }
     }
@@ -128,6 +140,39 @@ fn narrow_dots<const LINES: usize, const R: usize>(
         };
         [join(0), join(1)]
     })
+}
+
+/// The same of the high bytes of activations alone.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn byte_dots<const LINES: usize, const R: usize>(
+    block: &Block<LINES>,
+    x: &Activations,
+    row: usize,
+) -> [[__m256i; 2]; R] {
+    let x: [_; R] = std::array::from_fn(|r| fours(&x.high[row + r]));
+    let mut sums = [[_mm256_setzero_si256(); 2]; R];
+    for g in 0..LINES {
+        let (lower, upper) = nibbles(&block.codes[g]);
+        for (codes, g) in [(lower, g), (upper, g + LINES)] {
+            for (sums, x) in sums.iter_mut().zip(&x) {
+                add_products(sums, codes, x[g]);
+            }
+        }
+    }
+    let of_high = _mm256_set1_epi16(256);
+    let join = |sums| _mm256_madd_epi16(sums, of_high);
+    sums.map(|[left, right]| [join(left), join(right)])
+}
+
+/// Adds the products of four activations with four codes of each column, two in a word.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_products(sums: &mut [__m256i; 2], codes: [__m256i; 2], x: [i8; 4]) {
+    let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(i8::cast_unsigned)));
+    for (sum, codes) in sums.iter_mut().zip(codes) {
+        *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(codes, x));
+    }
 }
 
 /// The same with 8-bit codes, whose products with words are far below 2^31.
@@ -189,6 +234,15 @@ impl Words {
 #[inline]
 fn fours(x: &[i8; BLOCK]) -> &[[i8; 4]; GROUPS] {
     x.as_chunks().0.first_chunk().expect("32 are 8 times 4")
+}
+
+/// The low nibbles of a line in bytes, and the high ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn nibbles(line: &[u8; 4 * LANES]) -> ([__m256i; 2], [__m256i; 2]) {
+    let (codes, mask) = (bytes(line), _mm256_set1_epi8(15));
+    let upper = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask));
+    (codes.map(|codes| _mm256_and_si256(codes, mask)), upper)
 }
 
 /// The two halves of a line, 8 columns each.

@@ -5,12 +5,14 @@ use std::arch::x86_64::*;
 use crate::linear::{
     Kernel,
     ggml::BLOCK,
-    packed::{Activations, Block, GROUP_ROWS, GROUPS, LANES, quantize_group},
+    packed::{ActivationBits, Activations, Block, GROUP_ROWS, GROUPS, LANES, quantize_group},
 };
 
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, and all of [`super::Avx2`].
 #[derive(Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512 {
+    activations: ActivationBits,
+}
 
 impl Avx512 {
     pub fn new() -> Option<Self> {
@@ -23,14 +25,18 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        can_run.then_some(Self(()))
+        can_run.then(|| Self { activations: ActivationBits::default() })
     }
 }
 
 impl Kernel for Avx512 {
+    fn with_activations(self, activations: ActivationBits) -> Self {
+        Self { activations }
+    }
+
     fn quantize(self, x: &[[f32; BLOCK]], out: &mut [Activations]) {
         // SAFETY: `new` saw the features.
-        unsafe { quantize(x, out) }
+        unsafe { quantize(x, self.activations, out) }
     }
 
     fn panel<const LINES: usize>(
@@ -42,28 +48,40 @@ impl Kernel for Avx512 {
         debug_assert!((1..=GROUP_ROWS).contains(&y.len()));
         // SAFETY: `new` saw the features.
         unsafe {
-            match y.len() {
-                1 => tile::<LINES, 1>(panel, x, y),
-                2 => tile::<LINES, 2>(panel, x, y),
-                3 => tile::<LINES, 3>(panel, x, y),
-                4 => tile::<LINES, 4>(panel, x, y),
-                5 => tile::<LINES, 5>(panel, x, y),
-                6 => tile::<LINES, 6>(panel, x, y),
-                7 => tile::<LINES, 7>(panel, x, y),
-                _ => tile::<LINES, 8>(panel, x, y),
+            match self.activations {
+                ActivationBits::Eight => rows::<LINES, 1>(panel, x, y),
+                ActivationBits::Sixteen => rows::<LINES, 2>(panel, x, y),
             }
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn quantize(x: &[[f32; BLOCK]], out: &mut [Activations]) {
-    quantize_group(x, out);
+fn quantize(x: &[[f32; BLOCK]], bits: ActivationBits, out: &mut [Activations]) {
+    quantize_group(x, bits, out);
 }
 
-/// R rows by 16 columns; all sums stay in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn tile<const LINES: usize, const R: usize>(
+fn rows<const LINES: usize, const BYTES: usize>(
+    panel: &[Block<LINES>],
+    x: &[Activations],
+    y: &mut [[f32; LANES]],
+) {
+    match y.len() {
+        1 => tile::<LINES, BYTES, 1>(panel, x, y),
+        2 => tile::<LINES, BYTES, 2>(panel, x, y),
+        3 => tile::<LINES, BYTES, 3>(panel, x, y),
+        4 => tile::<LINES, BYTES, 4>(panel, x, y),
+        5 => tile::<LINES, BYTES, 5>(panel, x, y),
+        6 => tile::<LINES, BYTES, 6>(panel, x, y),
+        7 => tile::<LINES, BYTES, 7>(panel, x, y),
+        _ => tile::<LINES, BYTES, 8>(panel, x, y),
+    }
+}
+
+/// R rows by 16 columns; all sums stay in registers. Of activations, the first BYTES count.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn tile<const LINES: usize, const BYTES: usize, const R: usize>(
     panel: &[Block<LINES>],
     x: &[Activations],
     y: &mut [[f32; LANES]],
@@ -76,7 +94,9 @@ fn tile<const LINES: usize, const R: usize>(
             let codes = codes(block, group);
             for r in 0..R {
                 high[r] = _mm512_dpbusd_epi32(high[r], codes, broadcast(&x.high[r], group));
-                low[r] = _mm512_dpbusd_epi32(low[r], codes, broadcast(&x.low[r], group));
+                if BYTES > 1 {
+                    low[r] = _mm512_dpbusd_epi32(low[r], codes, broadcast(&x.low[r], group));
+                }
             }
         }
         let (d, m) = (floats(&block.d), floats(&block.m));

@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum, value_parser};
 
-use keepwell_kernels::Choice;
+use keepwell_kernels::{ActivationBits, Choice};
 
 use crate::calibrate::CalibrationText;
 use crate::compress::{POLICIES, PolicyId};
@@ -23,6 +23,11 @@ pub struct ModelArgs {
     /// What computes: `auto` is the first CUDA device, or the CPU where there is none
     #[arg(long, env = "KEEPWELL_DEVICE", value_name = "auto|cpu|cuda:N", default_value = "auto")]
     pub device: Choice,
+
+    /// Bits that activations keep where they meet quantized weights: with 8 prompts are computed faster on
+    /// a CPU, and predictions are about as far from exact as llama.cpp's
+    #[arg(long, env = "KEEPWELL_ACTIVATION_BITS", value_name = "8|16", default_value = "16")]
+    pub activation_bits: ActivationBits,
 
     /// How weights are kept in memory
     #[arg(long, env = "KEEPWELL_WEIGHTS", value_enum, default_value_t = Weights::AsFile)]

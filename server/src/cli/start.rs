@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
-use keepwell_kernels::{Backend, Choice, PageLayout, Tier};
+use keepwell_kernels::{ActivationBits, Backend, Choice, PageLayout, Tier};
 use keepwell_models::{LoadOptions, ModelConfig, WeightFormat};
 
 use super::args::{ModelArgs, OnEnginePanic, Switch, Weights};
@@ -35,7 +35,7 @@ pub struct Started {
 pub fn start(args: &ModelArgs, served_name: String) -> Result<Started> {
     // Before the model: a wrong path should not cost a minute to find out.
     let text = args.calibration.read()?;
-    let backend = backend(args.device)?;
+    let backend = backend(args.device, args.activation_bits)?;
     let options = LoadOptions { weights: args.weights.into(), ..LoadOptions::default() };
     let loaded = keepwell_models::load(&args.model, &options, backend.clone())?;
     let config = loaded.model.config().clone();
@@ -66,19 +66,19 @@ pub fn start(args: &ModelArgs, served_name: String) -> Result<Started> {
     })
 }
 
-fn backend(choice: Choice) -> Result<Arc<dyn Backend>> {
+fn backend(choice: Choice, bits: ActivationBits) -> Result<Arc<dyn Backend>> {
     let backend = match keepwell_kernels::open(choice) {
         Err(error) if choice == Choice::Auto => {
             // There is one: its owner should learn why it idles.
             tracing::error!("{error}: serving on the CPU");
-            return Ok(keepwell_kernels::open(Choice::Cpu)?.into());
+            keepwell_kernels::open(Choice::Cpu)?
         }
         opened => opened.context("cannot open the device")?,
     };
     if cfg!(feature = "cuda") && choice == Choice::Auto && !backend.has_own_memory() {
         tracing::info!("no CUDA device is there: serving on the CPU");
     }
-    Ok(backend.into())
+    Ok(keepwell_kernels::keeping(backend, bits).context("--activation-bits")?.into())
 }
 
 fn engine_options(
