@@ -12,7 +12,8 @@ use super::{Arguments, task, tasks::MOST_LINES};
 /// used; or a text that is measured on and calibrated on.
 pub fn check(arguments: &Arguments) -> Result<()> {
     let Arguments { tasks, policies, budgets, modes, lengths, lines, .. } = arguments;
-    tasks.iter().chain(arguments.baselines_in.iter().flatten()).try_for_each(known)?;
+    let mut named = tasks.iter().chain(arguments.baselines_in.iter().flatten());
+    named.try_for_each(|name| task(name).map(drop))?;
     named_once("--tasks", tasks)?;
     named_once("--policies", policies)?;
     named_once("--budgets", budgets)?;
@@ -25,10 +26,6 @@ pub fn check(arguments: &Arguments) -> Result<()> {
         ensure!(fits, "--lines {num_lines}: a record has 1 to {MOST_LINES} lines");
     }
     texts(arguments)
-}
-
-fn known(name: &String) -> Result<()> {
-    task(name).map(drop)
 }
 
 fn named_once(flag: &str, values: &[impl Display + PartialEq]) -> Result<()> {
