@@ -1,8 +1,8 @@
 //! Weight matrices made ready for products: y = x W^T.
 //!
 //! Quantized weights keep their 4 or 8 bits and meet activations quantized per block of 32 to 16 bits,
-//! as two bytes (or to 8, by choice): y = sum over blocks of d * s * dot(code, xq) + m * s * sum(xq). Float weights
-//! go through candle.
+//! as two bytes (or to 8, by choice): y = sum over blocks of d * s * dot(code, xq) + m * s * sum(xq).
+//! Float weights go through candle.
 //!
 //! There is one shape of inner loop, up to 8 rows of activations by 16 rows of weights: with one row it
 //! waits for memory, which no other shape would read faster, and with 8 it computes as fast as with

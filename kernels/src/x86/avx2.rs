@@ -142,7 +142,8 @@ fn narrow_dots<const LINES: usize, const R: usize>(
     })
 }
 
-/// The same of the high bytes of activations alone.
+/// The same of the high bytes of activations alone. Apart from [`narrow_dots`], for one function of so
+/// many bytes does not keep its sums in registers.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn byte_dots<const LINES: usize, const R: usize>(

@@ -152,6 +152,7 @@ impl World {
             repack(&mut seq.table, ledger, &tokens, &decision.assignments, moved).unwrap();
         }
         let (held, len) = (seq.table.num_pages(), seq.table.len());
+        assert!(held <= limit, "{held} of {limit} pages for {len} tokens at {}", seq.budget);
         let most = allowed(seq, demand);
         assert!(held <= most, "{held} of {most} pages for {len} tokens at {}", seq.budget);
         assert!(
