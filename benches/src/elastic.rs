@@ -78,7 +78,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let text = arguments.calibration.read()?;
     let backend: Arc<dyn Backend> = available().remove(0).into();
     let loaded = load(&arguments.model, &LoadOptions::default(), backend.clone())?;
-    let calibration = obtain(text.as_deref(), &loaded, &*backend);
+    let calibration = obtain(text.as_deref(), &loaded, &*backend).calibration;
     let bench = Bench {
         model: Watched::new(loaded.model),
         backend,

@@ -139,7 +139,7 @@ fn measure_engine(arguments: &Arguments) -> Result<Vec<Row>> {
         false => host_bandwidth(),
     };
     let loaded = load(&arguments.model, &LoadOptions::default(), backend.clone())?;
-    let calibration = obtain(text.as_deref(), &loaded, &*backend);
+    let calibration = obtain(text.as_deref(), &loaded, &*backend).calibration;
     let lab = Lab::new(&*loaded.model, &*backend, STEP_TOKENS, Protection::default());
     let kls = match &arguments.kl {
         Some(text) => kls(arguments, text, &loaded.tokenizer, lab.calibrated(&calibration))?,

@@ -23,7 +23,7 @@ struct Haystack {
 fn haystack() -> Haystack {
     let loaded = smollm2(WeightFormat::AsFile);
     let text = CalibrationText::default().read().unwrap();
-    let calibration = obtain(text.as_deref(), &loaded, &*fastest());
+    let calibration = obtain(text.as_deref(), &loaded, &*fastest()).calibration;
     let Loaded { model, tokenizer, template, .. } = loaded;
     let options = EngineOptions { calibration, ..options(256 << 20, 512) };
     let (engine, _) = Engine::spawn(model, fastest(), options).unwrap();

@@ -4,10 +4,11 @@ use serde::Serialize;
 
 use super::{
     compare::Comparison,
+    conditions::Conditions,
     measure::Outcome,
     methods::METHODS,
     overhead::{Overhead, Share},
-    rows::{Results, quality},
+    rows::{Cell, Results, quality},
     stats::{Interval, difference_interval, mean, mean_interval, ratio_interval},
     tasks::Mode,
 };
@@ -20,28 +21,33 @@ const LEAST_PREFIX: usize = 3000;
 
 struct Bar {
     words: &'static str,
-    budget: f64,
+    /// `None` where it does not depend on one.
+    budget: Option<f64>,
     limit: Limit,
     /// `None` when the run has nothing to tell it by.
-    read: fn(&Run, f64) -> Option<Reading>,
+    read: Read,
 }
+
+/// What a run says at a budget.
+type Read = fn(&Run, f64) -> Option<Reading>;
 
 /// Of [`POLICY`]. Questions are those that come after compression.
 #[rustfmt::skip]
 static BARS: &[Bar] = &[
-    Bar { words: "KL over the best baseline's", budget: 0.28, limit: Limit::Surely(0.5, 0.7), read: kl_ratio },
-    Bar { words: "KL over the best baseline's", budget: 0.2, limit: Limit::Surely(0.5, 0.7), read: kl_ratio },
-    Bar { words: "KL over the best baseline's", budget: 0.125, limit: Limit::Surely(0.5, 0.7), read: kl_ratio },
-    Bar { words: "KL", budget: 0.28, limit: Limit::AtMost(0.0012), read: |run, budget| run.kl(budget, quality) },
-    Bar { words: "top-1", budget: 0.28, limit: Limit::AtLeast(0.975), read: |run, budget| run.kl(budget, score) },
-    Bar { words: "KL", budget: 0.2, limit: Limit::AtMost(0.007), read: |run, budget| run.kl(budget, quality) },
-    Bar { words: "KL", budget: 0.125, limit: Limit::AtMost(0.025), read: |run, budget| run.kl(budget, quality) },
-    Bar { words: "needle minus the full cache's", budget: 0.2, limit: Limit::AtLeast(-0.03), read: |run, budget| run.difference("needle", budget) },
-    Bar { words: "lines minus the full cache's", budget: 0.2, limit: Limit::AtLeast(-0.03), read: |run, budget| run.difference("lines", budget) },
-    Bar { words: "needle over the full cache's", budget: 0.125, limit: Limit::AtLeast(0.85), read: |run, budget| run.ratio("needle", budget) },
-    Bar { words: "lines over the full cache's", budget: 0.125, limit: Limit::AtLeast(0.85), read: |run, budget| run.ratio("lines", budget) },
-    Bar { words: "compression's share of prefill", budget: 0.2, limit: Limit::AtMost(0.1), read: |run, _| share(&run.overhead.prefill) },
-    Bar { words: "compression's share of decode", budget: 0.2, limit: Limit::AtMost(0.03), read: |run, _| share(&run.overhead.decode) },
+    Bar { words: "KL over the best baseline's", budget: Some(0.28), limit: Limit::Surely(0.5, 0.7), read: kl_ratio },
+    Bar { words: "KL over the best baseline's", budget: Some(0.2), limit: Limit::Surely(0.5, 0.7), read: kl_ratio },
+    Bar { words: "KL over the best baseline's", budget: Some(0.125), limit: Limit::Surely(0.5, 0.7), read: kl_ratio },
+    Bar { words: "KL", budget: Some(0.28), limit: Limit::AtMost(0.0012), read: |run, budget| run.kl(budget, quality) },
+    Bar { words: "top-1", budget: Some(0.28), limit: Limit::AtLeast(0.975), read: |run, budget| run.kl(budget, score) },
+    Bar { words: "KL", budget: Some(0.2), limit: Limit::AtMost(0.007), read: |run, budget| run.kl(budget, quality) },
+    Bar { words: "KL", budget: Some(0.125), limit: Limit::AtMost(0.025), read: |run, budget| run.kl(budget, quality) },
+    Bar { words: "needle minus the full cache's", budget: Some(0.2), limit: Limit::AtLeast(-0.03), read: |run, budget| run.difference("needle", budget) },
+    Bar { words: "lines minus the full cache's", budget: Some(0.2), limit: Limit::AtLeast(-0.03), read: |run, budget| run.difference("lines", budget) },
+    Bar { words: "needle over the full cache's", budget: Some(0.125), limit: Limit::AtLeast(0.85), read: |run, budget| run.ratio("needle", budget) },
+    Bar { words: "lines over the full cache's", budget: Some(0.125), limit: Limit::AtLeast(0.85), read: |run, budget| run.ratio("lines", budget) },
+    Bar { words: "compression's share of prefill", budget: Some(0.2), limit: Limit::AtMost(0.1), read: |run, _| share(&run.overhead.prefill) },
+    Bar { words: "compression's share of decode", budget: Some(0.2), limit: Limit::AtMost(0.03), read: |run, _| share(&run.overhead.decode) },
+    Bar { words: "seconds of calibration", budget: None, limit: Limit::AtMost(60.0), read: |run, _| run.calibration() },
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,6 +83,7 @@ pub struct Run<'a> {
     pub results: &'a Results,
     pub comparisons: &'a [Comparison],
     pub overhead: &'a Overhead,
+    pub conditions: &'a Conditions,
 }
 
 /// A bar in words, and what a run says about it.
@@ -126,8 +133,13 @@ pub fn print(verdicts: &[Verdict]) {
 }
 
 impl Bar {
+    fn at(&self) -> String {
+        self.budget.map(|budget| format!(" at {budget}")).unwrap_or_default()
+    }
+
     fn verdict(&self, run: &Run) -> Verdict {
-        let reading = (self.read)(run, self.budget).filter(|reading| reading.value.is_finite());
+        let budget = self.budget.unwrap_or(1.0);
+        let reading = (self.read)(run, budget).filter(|reading| reading.value.is_finite());
         let lacks = match &reading {
             None => Some("no such samples".to_owned()),
             Some(reading) => reading.lacks(),
@@ -135,7 +147,7 @@ impl Bar {
         let met = reading.as_ref().filter(|_| lacks.is_none()).map(|r| self.limit.is_met(r));
         let interval = reading.as_ref().and_then(|reading| reading.interval);
         Verdict {
-            bar: format!("{} at {}: {}", self.words, self.budget, self.limit.words()),
+            bar: format!("{}{}: {}", self.words, self.at(), self.limit.words()),
             value: reading.as_ref().map(|reading| reading.value),
             low: interval.map(|interval| interval.low),
             high: interval.map(|interval| interval.high),
@@ -186,6 +198,11 @@ impl Run<'_> {
         Some(Reading { value: mean(&values), interval, n, lacks: self.short_context("kl") })
     }
 
+    fn calibration(&self) -> Option<Reading> {
+        let value = self.conditions.calibration_seconds?;
+        Some(Reading { value, interval: None, n: None, lacks: None })
+    }
+
     fn difference(&self, task: &str, budget: f64) -> Option<Reading> {
         let (ours, full) = self.beside_full(task, budget)?;
         let interval = Some(difference_interval(&ours, &full, self.results.seed));
@@ -209,9 +226,17 @@ impl Run<'_> {
     }
 
     fn values(&self, task: &str, arm: usize, of: fn(&Outcome) -> f64) -> Option<Vec<f64>> {
-        let outcomes = self.results.outcomes(task, Mode::Agnostic, arm);
-        let values: Vec<f64> = outcomes.into_iter().map(of).collect();
+        let outcomes = self.cells(task).into_iter().flat_map(|cell| cell.of(arm));
+        let values: Vec<f64> = outcomes.map(of).collect();
         (!values.is_empty()).then_some(values)
+    }
+
+    /// Of the task, the samples that are long enough; all where none is.
+    fn cells(&self, task: &str) -> Vec<&Cell> {
+        let cells = self.results.cells.iter();
+        let asked = cells.filter(|cell| cell.task == task && cell.mode == Mode::Agnostic);
+        let (long, short): (Vec<_>, Vec<_>) = asked.partition(|cell| is_long(cell));
+        if long.is_empty() { short } else { long }
     }
 
     fn arm(&self, budget: f64) -> Option<usize> {
@@ -219,12 +244,9 @@ impl Run<'_> {
         arms.position(|arm| arm.name() == POLICY && arm.budget == Some(budget))
     }
 
-    /// Of the tasks whose length is in tokens; a record's is in lines.
     fn short_context(&self, task: &str) -> Option<String> {
-        let cells = self.results.cells.iter().filter(|cell| cell.task == task);
-        let shortest = cells.map(|cell| cell.length).min()?;
-        let is_short = shortest < LEAST_PREFIX && task != "lines";
-        is_short.then(|| format!("a context of {shortest} tokens, not {LEAST_PREFIX}"))
+        let short = self.cells(task).into_iter().find(|cell| !is_long(cell))?.length;
+        Some(format!("a context of {short} tokens, not {LEAST_PREFIX}"))
     }
 
     fn missing_baselines(&self) -> Option<String> {
@@ -235,15 +257,29 @@ impl Run<'_> {
     }
 }
 
+/// Where the length is in tokens; a record's is in lines.
+fn is_long(cell: &Cell) -> bool {
+    cell.length >= LEAST_PREFIX || cell.task == "lines"
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::{compare::comparisons, rows::tests::results};
+    use crate::eval::{
+        compare::comparisons, conditions::tests::conditions, rows::tests::results, tasks::Place,
+    };
 
-    fn check(results: &Results, share: f64, check: impl Fn(&[Verdict])) {
+    fn check(results: &Results, share: f64, check: impl FnOnce(&[Verdict])) {
         let overhead = Overhead::of_share(share);
         let comparisons = comparisons(results);
-        check(&verdicts(&Run { results, comparisons: &comparisons, overhead: &overhead }));
+        let conditions = conditions(Some(61.0));
+        let run = Run {
+            results,
+            comparisons: &comparisons,
+            overhead: &overhead,
+            conditions: &conditions,
+        };
+        check(&verdicts(&run));
     }
 
     /// The same samples so many times.
@@ -269,6 +305,7 @@ mod tests {
             assert_eq!(find(verdicts, "KL at 0.28").met, Some(false));
             assert_eq!(find(verdicts, "compression's share of prefill").met, Some(true));
             assert_eq!(find(verdicts, "compression's share of decode").words(), "missed");
+            assert_eq!(find(verdicts, "seconds of calibration: at most 60").words(), "missed");
         });
     }
 
@@ -283,6 +320,27 @@ mod tests {
         short.cells.iter_mut().for_each(|cell| cell.length = 100);
         check(&short, 0.0, |verdicts| {
             assert!(find(verdicts, "KL at 0.28").words().contains("a context of 100 tokens"));
+        });
+    }
+
+    #[test]
+    fn needles_in_short_contexts_do_not_count_beside_those_in_long_ones() {
+        let mut results = repeated(4);
+        for arm in results.arms.iter_mut().filter(|arm| arm.budget == Some(0.28)) {
+            arm.budget = Some(0.2);
+        }
+        let needles = results.cells.iter_mut().find(|cell| cell.task == "needle").unwrap();
+        needles.mode = Mode::Agnostic;
+        let outcomes = needles.outcomes.clone();
+        let needle = "needle minus the full cache's at 0.2";
+        check(&results, 0.0, |verdicts| {
+            assert!(find(verdicts, needle).words().contains("a context of 100 tokens"));
+        });
+        let place = Place { mode: Mode::Agnostic, length: LEAST_PREFIX, depth: None };
+        outcomes.into_iter().for_each(|outcomes| results.push("needle", place, outcomes));
+        check(&results, 0.0, |verdicts| {
+            let long = find(verdicts, needle);
+            assert_eq!((long.n, long.met), (Some(32), Some(false)));
         });
     }
 

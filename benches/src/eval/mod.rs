@@ -5,6 +5,7 @@ mod bars;
 mod check;
 mod clock;
 mod compare;
+mod conditions;
 mod measure;
 mod methods;
 mod overhead;
@@ -40,6 +41,7 @@ use self::{
     bars::{Run, Verdict, verdicts},
     clock::Progress,
     compare::Comparison,
+    conditions::Conditions,
     measure::Bench,
     overhead::Overhead,
     page::{Findings, page},
@@ -74,7 +76,8 @@ pub struct Arguments {
         default_value = "auto"
     )]
     calibration: CalibrationText,
-    /// Where `eval.json`, `comparisons.json`, `bars.json`, `overhead.json` and `index.html` go.
+    /// Where `eval.json`, `comparisons.json`, `bars.json`, `overhead.json`, `conditions.json` and
+    /// `index.html` go.
     #[arg(long)]
     out: PathBuf,
     #[arg(long, default_value_t = 0)]
@@ -160,13 +163,15 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     let backend: Arc<dyn Backend> = spy.clone();
     let loaded = load(&arguments.model, &LoadOptions::default(), backend.clone())?;
     let text = arguments.calibration.read()?;
-    let calibration = obtain(text.as_deref(), &loaded, &*backend);
+    let known = obtain(text.as_deref(), &loaded, &*backend);
     let source = Source::new(loaded.tokenizer, loaded.template, &arguments.text)?;
+    let calibrated_in = known.measured_in;
+    let conditions = Conditions::new(backend.name(), &arguments.text, &source, calibrated_in)?;
     let mut samples = samples(&arguments.tasks, &source, &arguments.plan())?;
     samples.retain(|(_, sample)| arguments.modes.contains(&sample.place.mode));
     let lab = Lab::new(&*loaded.model, &*backend, arguments.chunk, Protection::default());
     let bench = Bench {
-        served: lab.calibrated(&calibration),
+        served: lab.calibrated(&known.calibration),
         lab,
         spy: &spy,
         tokenizer: &source.tokenizer,
@@ -176,7 +181,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     };
     let overhead = Overhead::measure(&bench.served, &spy, &source.texts[0], arguments.quick)?;
     let save = |results: &Results, snapshots: &[Snapshot]| {
-        Report::new(results, &overhead).write(snapshots, &arguments.out)
+        Report::new(results, &overhead, &conditions).write(snapshots, &arguments.out)
     };
     let takes_part = |arm: &Arm, task: &str| {
         let baselines_in = arguments.baselines_in.as_ref();
@@ -184,7 +189,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     };
     let (results, snapshots) = measure(&bench, &samples, takes_part, loaded.name, save)?;
     save(&results, &snapshots)?;
-    Report::new(&results, &overhead).print();
+    Report::new(&results, &overhead, &conditions).print();
     println!("\n{}", arguments.out.join("index.html").display());
     Ok(())
 }
@@ -256,15 +261,16 @@ fn measure(
 struct Report<'a> {
     results: &'a Results,
     overhead: &'a Overhead,
+    conditions: &'a Conditions,
     comparisons: Vec<Comparison>,
     verdicts: Vec<Verdict>,
 }
 
 impl<'a> Report<'a> {
-    fn new(results: &'a Results, overhead: &'a Overhead) -> Self {
+    fn new(results: &'a Results, overhead: &'a Overhead, conditions: &'a Conditions) -> Self {
         let comparisons = compare::comparisons(results);
-        let verdicts = verdicts(&Run { results, comparisons: &comparisons, overhead });
-        Self { results, overhead, comparisons, verdicts }
+        let verdicts = verdicts(&Run { results, comparisons: &comparisons, overhead, conditions });
+        Self { results, overhead, conditions, comparisons, verdicts }
     }
 
     fn print(&self) {
@@ -274,7 +280,7 @@ impl<'a> Report<'a> {
     }
 
     fn write(&self, snapshots: &[Snapshot], folder: &Path) -> Result<()> {
-        let Self { results, overhead, comparisons, verdicts } = self;
+        let Self { results, overhead, conditions, comparisons, verdicts } = self;
         let write = |name: &str, text: String| {
             let path = folder.join(name);
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
@@ -283,9 +289,10 @@ impl<'a> Report<'a> {
         write("comparisons.json", serde_json::to_string_pretty(comparisons)?)?;
         write("bars.json", serde_json::to_string_pretty(verdicts)?)?;
         write("overhead.json", serde_json::to_string_pretty(overhead)?)?;
+        write("conditions.json", serde_json::to_string_pretty(conditions)?)?;
         write(
             "index.html",
-            page(&Findings { results, comparisons, verdicts, overhead, snapshots })?,
+            page(&Findings { results, comparisons, verdicts, overhead, conditions, snapshots })?,
         )
     }
 }

@@ -12,6 +12,7 @@ use plotters::style::RGBColor;
 use super::{
     bars::Verdict,
     compare::Comparison,
+    conditions::Conditions,
     overhead::Overhead,
     plots::{Grid, Scale, Series, bits_colour, colour, quality},
     rows::{Results, Row},
@@ -50,6 +51,7 @@ pub struct Findings<'a> {
     pub comparisons: &'a [Comparison],
     pub verdicts: &'a [Verdict],
     pub overhead: &'a Overhead,
+    pub conditions: &'a Conditions,
     pub snapshots: &'a [Snapshot],
 }
 
@@ -58,7 +60,7 @@ pub struct Findings<'a> {
 /// # Errors
 /// A drawing that fails.
 pub fn page(findings: &Findings) -> Result<String> {
-    let Findings { results, comparisons, verdicts, overhead, snapshots } = *findings;
+    let Findings { results, comparisons, verdicts, overhead, conditions, snapshots } = *findings;
     let mut html = String::new();
     let model = escape(&results.model);
     write!(
@@ -69,10 +71,11 @@ pub fn page(findings: &Findings) -> Result<String> {
          <h1>What compression costs and buys: {model}</h1>\
          <p>Seed {}. Bytes are shares of what the same tokens take in F16. Those of the server's \
          policies (full lines) are the ledger's: pages with metadata and slack. Those of simulated \
-         methods (dashed) follow the formula of each format, without page slack: a lower bound, in \
-         their favour. All see the same samples and keep the first 4 and last 64 tokens. Bands are \
-         95 % bootstrap intervals.</p>",
-        results.seed
+         methods (dashed) follow the formula of each format, without page slack. All see the same \
+         samples and keep the first 4 and last 64 tokens, simulated methods in F16. Bands are 95 % \
+         bootstrap intervals.</p><p>{}</p>",
+        results.seed,
+        escape(&conditions.words())
     )?;
     legend(&mut html, names(results).into_iter())?;
     for (task, mode) in results.tasks() {
@@ -328,6 +331,7 @@ mod tests {
     use crate::eval::{
         bars::{Run, verdicts},
         compare::comparisons,
+        conditions::tests::conditions,
         rows::tests::results,
     };
 
@@ -347,12 +351,19 @@ mod tests {
             bits: vec![vec![4.0, 8.0]],
         };
         let (comparisons, overhead) = (comparisons(&results), Overhead::of_share(0.05));
-        let run = Run { results: &results, comparisons: &comparisons, overhead: &overhead };
+        let conditions = conditions(Some(41.0));
+        let run = Run {
+            results: &results,
+            comparisons: &comparisons,
+            overhead: &overhead,
+            conditions: &conditions,
+        };
         let findings = Findings {
             results: &results,
             comparisons: &comparisons,
             verdicts: &verdicts(&run),
             overhead: &overhead,
+            conditions: &conditions,
             snapshots: &[snapshot],
         };
         let html = page(&findings).unwrap();
@@ -363,6 +374,7 @@ mod tests {
             "Against the full cache",
             "not measured",
             "compacting",
+            "measured in 41 s",
             "by depth",
             "Bits by token",
         ] {

@@ -50,7 +50,8 @@ pub struct Cell {
 }
 
 impl Cell {
-    fn of(&self, arm: usize) -> impl Iterator<Item = &Outcome> {
+    /// Of the samples that an arm took part in.
+    pub fn of(&self, arm: usize) -> impl Iterator<Item = &Outcome> {
         self.outcomes.iter().filter_map(move |sample| sample[arm].as_ref())
     }
 }

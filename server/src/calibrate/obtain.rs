@@ -11,7 +11,6 @@ use keepwell_models::{LoadOptions, Loaded, fetch::cache_dir};
 use tracing::{info, warn};
 
 use super::{
-    Calibration,
     file::Shape,
     key::key,
     measure,
@@ -24,17 +23,16 @@ const STEPS_A_LINE: u64 = 20;
 
 /// From the cache, or measured now on `text` and kept there. A model that cannot be measured is
 /// served all the same, as uncalibrated as without a text.
-pub fn obtain(text: Option<&str>, loaded: &Loaded, backend: &dyn Backend) -> Calibration {
-    let Some(text) = text else { return Calibration::default() };
-    let start = Instant::now();
+pub fn obtain(text: Option<&str>, loaded: &Loaded, backend: &dyn Backend) -> Known {
+    let Some(text) = text else { return Known::default() };
     match load_or_measure(text, loaded, backend) {
         Ok(known) => {
-            info!("{}", describe(&known, start.elapsed().as_secs_f32()));
-            known.calibration
+            info!("{}", describe(&known));
+            known
         }
         Err(error) => {
             warn!("the KV cache is not calibrated, small budgets will cost more: {error:#}");
-            Calibration::default()
+            Known::default()
         }
     }
 }
@@ -49,7 +47,8 @@ fn load_or_measure(text: &str, loaded: &Loaded, backend: &dyn Backend) -> Result
         Ok(store) => store.load_or(&loaded.name, measure),
         Err(error) => {
             warn!("a calibration cannot be kept: {error:#}");
-            Ok(Known { calibration: measure()?, cached: false })
+            let start = Instant::now();
+            Ok(Known { calibration: measure()?, measured_in: Some(start.elapsed()) })
         }
     }
 }
@@ -62,10 +61,10 @@ fn store(loaded: &Loaded, tokens: &[u32]) -> Result<Store> {
     Ok(Store::new(&cache, key(&loaded.path, tokens)?, shape))
 }
 
-fn describe(known: &Known, seconds: f32) -> String {
-    let from = match known.cached {
-        true => "cached".to_owned(),
-        false => format!("measured in {seconds:.0} s"),
+fn describe(known: &Known) -> String {
+    let from = match known.measured_in {
+        None => "cached".to_owned(),
+        Some(time) => format!("measured in {:.0} s", time.as_secs_f32()),
     };
     match known.calibration.refused.join(", ") {
         refused if refused.is_empty() => format!("KV cache calibrated ({from})"),
@@ -121,18 +120,19 @@ impl Drop for Progress {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use super::{super::Calibration, *};
 
     #[test]
     fn the_log_says_where_it_came_from_and_what_was_refused() {
         let refused = vec!["keys in 2 bits".to_owned(), "keys in 1 bit".to_owned()];
         let calibration = Calibration { refused, ..Calibration::default() };
         assert_eq!(
-            describe(&Known { calibration, cached: false }, 41.3),
+            describe(&Known { calibration, measured_in: Some(Duration::from_millis(41_300)) }),
             "KV cache calibrated (measured in 41 s); not used, for they would break it: keys in 2 \
              bits, keys in 1 bit"
         );
-        let known = Known { calibration: Calibration::default(), cached: true };
-        assert_eq!(describe(&known, 0.2), "KV cache calibrated (cached)");
+        assert_eq!(describe(&Known::default()), "KV cache calibrated (cached)");
     }
 }

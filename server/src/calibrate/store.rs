@@ -6,6 +6,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tracing::{info, warn};
@@ -21,11 +22,12 @@ pub struct Store {
     shape: Shape,
 }
 
-/// A calibration, and whether it was there already.
-#[derive(Clone, Debug, PartialEq)]
+/// A calibration, and where it came from.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Known {
     pub calibration: Calibration,
-    pub cached: bool,
+    /// What measuring it took; `None` if it was there already, or there is none.
+    pub measured_in: Option<Duration>,
 }
 
 impl Store {
@@ -47,18 +49,20 @@ impl Store {
         let lock = self.lock();
         let lock = lock.inspect_err(|error| warn!("a calibration cannot be kept: {error:#}")).ok();
         match self.load() {
-            Ok(Some(calibration)) => return Ok(Known { calibration, cached: true }),
+            Ok(Some(calibration)) => return Ok(Known { calibration, measured_in: None }),
             Ok(None) => {}
             Err(error) => warn!("{} is ignored: {error:#}", self.path().display()),
         }
+        let start = Instant::now();
         let calibration = measure()?;
+        let measured_in = Some(start.elapsed());
         // Without the lock somebody else may be writing.
         if lock.is_some()
             && let Err(error) = self.save(&calibration, model)
         {
             warn!("the calibration is not kept: {error:#}");
         }
-        Ok(Known { calibration, cached: false })
+        Ok(Known { calibration, measured_in })
     }
 
     fn path(&self) -> PathBuf {

@@ -40,7 +40,7 @@ pub fn start(args: &ModelArgs, served_name: String) -> Result<Started> {
     let loaded = keepwell_models::load(&args.model, &options, backend.clone())?;
     let config = loaded.model.config().clone();
     let weight_bytes = loaded.model.bytes();
-    let calibration = obtain(text.as_deref(), &loaded, &*backend);
+    let calibration = obtain(text.as_deref(), &loaded, &*backend).calibration;
     let options = engine_options(args, &config, (calibration, &*backend))?;
     let model = match args.faults {
         Some(faults) => faults.in_model(loaded.model),
