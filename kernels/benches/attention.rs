@@ -1,5 +1,5 @@
-//! Attention of a layer of SmolLM2-135M over caches of each tier: time, bytes of cache and
-//! multiply-adds a second.
+//! Attention of a layer of SmolLM2-135M over caches of each tier, with activations of 16 and of 8 bits:
+//! time, bytes of cache and multiply-adds a second.
 //!
 //! `cargo bench -p keepwell-kernels --bench attention [-- words in a name]`
 
@@ -8,7 +8,7 @@ mod rates;
 mod world;
 
 use criterion::Throughput;
-use keepwell_kernels::{Backend, TIERS, Tier};
+use keepwell_kernels::{ActivationBits, Backend, TIERS, Tier};
 use rates::{Arithmetic, Bench, each_backend, group};
 use world::{Case, Sequences, World};
 
@@ -31,9 +31,14 @@ const STEPS: [(&str, Sequences); 6] = [
 fn main() {
     each_backend(Arithmetic::F32, |bench, backend| {
         for (name, sequences) in STEPS.iter().filter(|_| backend.name() != "portable") {
+            let coarse = backend.with_activations(ActivationBits::Eight);
             let tiers = TIERS.iter().map(|info| (info.name, std::slice::from_ref(&info.tier)));
             for (tier_name, tiers) in tiers.chain([("ladder", LADDER)]) {
                 measure(bench, backend, &format!("{name} {tier_name}"), (sequences, tiers));
+                if let Some(coarse) = &coarse {
+                    let name = format!("{name} {tier_name}, 8 bits");
+                    measure(bench, &**coarse, &name, (sequences, tiers));
+                }
             }
         }
     });

@@ -3,7 +3,7 @@
 mod world;
 
 use candle_core::Tensor;
-use keepwell_kernels::{Attended, Backend, Tier, available, portable::Portable};
+use keepwell_kernels::{ActivationBits, Attended, Backend, Tier, available, portable::Portable};
 
 use world::{ALL, Case, PLAIN, RAGGED, World};
 
@@ -69,6 +69,36 @@ fn check(case: &Case) {
     }
 }
 
+/// Every backend, and every one that can do with activations of 8 bits.
+fn backends() -> impl Iterator<Item = Box<dyn Backend>> {
+    available().into_iter().flat_map(|backend| {
+        let coarse = backend.with_activations(ActivationBits::Eight);
+        [Some(backend), coarse].into_iter().flatten()
+    })
+}
+
+/// With activations of 8 bits queries may have 16 and weights and values 8, of their largest.
+#[test]
+fn activations_of_8_bits_attend_nearly_as_the_portable_backend_does() {
+    let tiers = ALL.iter().map(std::slice::from_ref).chain([ALL]);
+    let cases = tiers.flat_map(|tiers| {
+        [64, 128].map(|head_dim| Case { head_dim, tiers, sequences: RAGGED, ..PLAIN })
+    });
+    for case in cases.chain(CASES.iter().copied()) {
+        let world = World::new(&case);
+        let right = world.attend(&Portable);
+        let largest = difference(&right.out, &(&right.out * 0.0).unwrap());
+        for backend in available() {
+            let Some(coarse) = backend.with_activations(ActivationBits::Eight) else { continue };
+            let got = world.attend(&*coarse);
+            let (out, lse) = (difference(&got.out, &right.out), difference(&got.lse, &right.lse));
+            let name = backend.name();
+            assert!(out < 0.01 * largest, "{name}: {case:?}: {out} of {largest}");
+            assert!(lse < 4e-3, "{name}: {case:?}: {lse}");
+        }
+    }
+}
+
 fn check_near(got: &Attended, right: &Attended, backend: &dyn Backend, case: &Case) {
     let (out, lse) = (difference(&got.out, &right.out), difference(&got.lse, &right.lse));
     assert!(out < 2e-5 && lse < 2e-5, "{}: {case:?}: {out} {lse}", backend.name());
@@ -104,7 +134,7 @@ fn a_query_attends_to_what_comes_after_it_in_no_backend() {
     // A chunk of two rows: what the second row's token holds must not reach the first row.
     let case = Case { sequences: &[(100, 2)], ..PLAIN };
     let mut world = World::new(&case);
-    for backend in available() {
+    for backend in backends() {
         let before = world.attend(&*backend).out.narrow(0, 0, 1).unwrap();
         for kv_head in 0..case.num_kv_heads {
             let page = *world.plan.pages(0, 0, kv_head).last().unwrap();
@@ -135,7 +165,7 @@ fn scores_far_apart_neither_overflow_nor_vanish() {
 fn every_backend_attends_alike_with_any_number_of_threads() {
     let long = &[(5000, 1), (0, 130), (2000, 1), (4500, 40)];
     let world = World::new(&Case { sequences: long, tiers: ALL, ..PLAIN });
-    for backend in available() {
+    for backend in backends() {
         let attend = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| world.attend(&*backend))

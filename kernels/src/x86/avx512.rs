@@ -11,7 +11,7 @@ use crate::linear::{
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, and all of [`super::Avx2`].
 #[derive(Clone, Copy)]
 pub struct Avx512 {
-    activations: ActivationBits,
+    pub activations: ActivationBits,
 }
 
 impl Avx512 {

@@ -4,7 +4,7 @@
 use super::{
     Avx512,
     coded::{Coded, STRIP},
-    integer::{CodedQueries, WIDTH, dots, square_sums, transpose_keys},
+    integer::{CodedQueries, dots, square_sums},
 };
 use crate::{
     Arena, PageRef, Signal,
@@ -12,9 +12,9 @@ use crate::{
     simd::{
         Op, Simd,
         attention::{
+            direct::Side,
             pieces::{Piece, TOKENS, each_group},
             signals::{Queries, Weigh},
-            softmax::Seen,
         },
     },
 };
@@ -28,8 +28,8 @@ const SMALLEST_SHARE: f32 = 1.0 / 64.0;
 /// Some queries in integers, with what attention made of them.
 struct Strip {
     start: usize,
-    queries: CodedQueries,
-    outs: CodedQueries,
+    queries: CodedQueries<3>,
+    outs: CodedQueries<3>,
     /// `|o|^2`
     out_squares: Vec<f32>,
 }
@@ -81,17 +81,6 @@ impl Coded {
         });
     }
 
-    /// The tokens' K or V, turned as [`dots`] reads them.
-    #[inline(always)]
-    fn turn(&mut self, simd: Avx512, arena: &Arena, pieces: &[Piece], keys: bool) {
-        for i in 0..self.head_dim / WIDTH {
-            self.load(arena, pieces, i, keys, 128);
-            let lines = &mut self.keys[i * TOKENS..(i + 1) * TOKENS];
-            // SAFETY: a value of `Avx512` proves the features.
-            unsafe { transpose_keys(simd, &self.rows, self.len, lines) };
-        }
-    }
-
     /// Squares of the levels that were turned.
     #[inline(always)]
     fn squares(&self, _: Avx512) -> [f32; TOKENS] {
@@ -119,18 +108,17 @@ impl Op<Avx512> for Group<'_> {
     #[inline(always)]
     fn run(self, simd: Avx512) {
         let Self { coded, arena, pieces, queries, strips, signal, totals } = self;
-        coded.locate(arena, pieces);
-        let seen = Seen::new(&coded.positions[..coded.len]);
+        let seen = coded.locate(arena, pieces);
         let is_seen = queries.visible.iter().any(|visible| seen.overlaps(visible));
         if !is_seen && signal != Signal::KeyNorm {
             pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
             return;
         }
         coded.scales(arena, pieces);
-        coded.turn(simd, arena, pieces, true);
+        coded.turn(simd, arena, pieces, Side::Keys);
         if signal == Signal::KeyNorm {
             let squares = coded.squares(simd);
-            for ((total, square), scale) in totals.iter_mut().zip(squares).zip(coded.key_scales) {
+            for ((total, square), scale) in totals.iter_mut().zip(squares).zip(coded.key_scales()) {
                 *total = 1.0 / (scale * square.sqrt()).max(f32::MIN_POSITIVE);
             }
             return;
@@ -138,17 +126,17 @@ impl Op<Avx512> for Group<'_> {
         let mut scores = [[0f32; TOKENS]; MAX_QUERIES];
         products(coded, strips, |strip| &strip.queries, &mut scores);
         for scores in &mut scores {
-            scores.iter_mut().zip(&coded.key_scales).for_each(|(score, scale)| *score *= scale);
+            scores.iter_mut().zip(coded.key_scales()).for_each(|(score, scale)| *score *= scale);
         }
         let mut distances = [[0f32; TOKENS]; MAX_QUERIES];
         if signal == Signal::Deletion {
-            coded.turn(simd, arena, pieces, false);
+            coded.turn(simd, arena, pieces, Side::Values);
             let squares = coded.squares(simd);
             products(coded, strips, |strip| &strip.outs, &mut distances);
             let out_squares = strips.iter().flat_map(|strip| &strip.out_squares);
             for (query, (products, square)) in distances.iter_mut().zip(out_squares).enumerate() {
                 let out = &queries.out[query * queries.head_dim..][..queries.head_dim];
-                to_distances(products, &squares, &coded.value_scales, *square);
+                to_distances(products, &squares, coded.value_scales(), *square);
                 mend(products, coded, (arena, pieces), &squares, (out, *square));
             }
         }
@@ -156,7 +144,7 @@ impl Op<Avx512> for Group<'_> {
             Weigh {
                 scores,
                 distances: (signal == Signal::Deletion).then_some(&distances[query]),
-                positions: &coded.positions,
+                positions: coded.positions(),
                 visible: &queries.visible[query],
                 lse: queries.lse[query],
                 totals,
@@ -171,7 +159,7 @@ impl Op<Avx512> for Group<'_> {
 fn products<'a>(
     coded: &Coded,
     strips: &'a [Strip],
-    of: impl Fn(&'a Strip) -> &'a CodedQueries,
+    of: impl Fn(&'a Strip) -> &'a CodedQueries<3>,
     out: &mut [[f32; TOKENS]; MAX_QUERIES],
 ) {
     for strip in strips {
@@ -180,10 +168,10 @@ fn products<'a>(
         // SAFETY: the caller has a value of `Avx512`, which proves the features.
         unsafe {
             match queries.len {
-                1 => dots::<1>(queries, keys, len, first(out)),
-                2 => dots::<2>(queries, keys, len, first(out)),
-                3 => dots::<3>(queries, keys, len, first(out)),
-                _ => dots::<STRIP>(queries, keys, len, first(out)),
+                1 => dots::<_, 1>(queries, keys, len, first(out)),
+                2 => dots::<_, 2>(queries, keys, len, first(out)),
+                3 => dots::<_, 3>(queries, keys, len, first(out)),
+                _ => dots::<_, STRIP>(queries, keys, len, first(out)),
             }
         }
     }
@@ -218,7 +206,7 @@ fn mend(
 ) {
     let mut is_small = [false; TOKENS];
     for (token, is_small) in is_small.iter_mut().enumerate() {
-        let scale = coded.value_scales[token];
+        let scale = coded.value_scales()[token];
         let terms = scale * scale * squares[token] + out_square;
         *is_small = distances[token] < SMALLEST_SHARE * terms;
     }

@@ -1,15 +1,17 @@
 //! Products of coded vectors in integers: what [`super::coded`] is made of.
 //!
-//! Queries have 24 bits of their largest channel and weights 24 bits of the largest weight of their
-//! group, as three bytes, so that products with levels of 8 bits are about as exact as in f32. (With 16
-//! bits, both were off by up to 2e-5.)
+//! Queries have 24 bits of their largest channel and weights ([`super::weights`]) 24 bits of the largest
+//! weight of their group, as three bytes, so that products with levels of 8 bits are about as exact as
+//! in f32. (With 16 bits, both were off by up to 2e-5.) Where activations of 8 bits are asked for,
+//! queries have two bytes and weights one.
 
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, array::from_fn};
 
 use super::{
     Avx512,
     avx512_simd::transpose_parts,
     spread::{self, Line},
+    weights::CodedWeights,
 };
 use crate::simd::{Simd, attention::pieces::TOKENS};
 
@@ -19,32 +21,34 @@ pub const WIDTH: usize = spread::BLOCK;
 const GROUPS: usize = WIDTH / 4;
 /// Tokens of a vector of scores.
 pub const LANES: usize = 16;
-/// Bytes of a query's channel and of a weight, the highest first.
-const BYTES: usize = 3;
-/// The largest code of a query: its highest byte is 127.
-const LARGEST_QUERY: f32 = 127.0 * 65_536.0;
-/// The largest code of a weight, unsigned, with room for rounding.
-const LARGEST_WEIGHT: f32 = 255.0 * 65_536.0;
+/// The weight of the highest of so many bytes.
+pub const fn unit(bytes: usize) -> f32 {
+    (1 << (8 * (bytes - 1))) as f32
+}
 
-/// Some queries in integers: q = scale * (65536 a + 256 b + c).
-pub struct CodedQueries {
+/// Some queries in integers of B bytes, the highest first: q = scale * (65536 a + 256 b + c), or
+/// q = scale * (256 a + b).
+pub struct CodedQueries<const B: usize> {
     pub len: usize,
-    /// (D / 4, queries, BYTES): four channels of one byte each.
+    /// (D / 4, queries, B): four channels of one byte each.
     groups: Vec<i32>,
     /// What levels that were made unsigned add too much to the sum of each byte, negated.
-    bias: Vec<[i32; BYTES]>,
+    bias: Vec<[i32; B]>,
     scales: Vec<f32>,
 }
 
-impl CodedQueries {
+impl<const B: usize> CodedQueries<B> {
+    /// The largest code: its highest byte is 127.
+    const LARGEST: f32 = 127.0 * unit(B);
+
     /// `data` (queries, D); D is a multiple of WIDTH.
     #[target_feature(enable = "avx512f")]
     pub fn new(data: &[f32], head_dim: usize) -> Self {
         let len = data.len() / head_dim;
         let mut queries = Self {
             len,
-            groups: vec![0; data.len() / 4 * BYTES],
-            bias: vec![[0; BYTES]; len],
+            groups: vec![0; data.len() / 4 * B],
+            bias: vec![[0; B]; len],
             scales: vec![0.0; len],
         };
         for (i, query) in data.chunks_exact(head_dim).enumerate() {
@@ -63,8 +67,8 @@ impl CodedQueries {
             largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(floats(run))));
         }
         let largest = f32::from_bits(_mm512_reduce_max_epu32(largest));
-        let inverse = if largest > 0.0 { LARGEST_QUERY / largest } else { 0.0 };
-        self.scales[index] = largest / LARGEST_QUERY;
+        let inverse = if largest > 0.0 { Self::LARGEST / largest } else { 0.0 };
+        self.scales[index] = largest / Self::LARGEST;
         for (i, run) in runs.iter().enumerate() {
             let scaled = _mm512_mul_ps(floats(run), _mm512_set1_ps(inverse));
             self.put_run(index, i * LANES / 4, _mm512_cvtps_epi32(scaled));
@@ -75,7 +79,7 @@ impl CodedQueries {
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn put_run(&mut self, index: usize, group: usize, mut codes: __m512i) {
-        for byte in (0..BYTES).rev() {
+        for byte in (0..B).rev() {
             let last = _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(codes));
             codes = _mm512_srai_epi32::<8>(_mm512_sub_epi32(codes, last));
             self.bias[index][byte] -= 128 * _mm512_reduce_add_epi32(last);
@@ -83,7 +87,7 @@ impl CodedQueries {
             // SAFETY: 16 bytes.
             unsafe { _mm_storeu_si128(fours.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(last)) };
             for (i, four) in fours.into_iter().enumerate() {
-                self.groups[((group + i) * self.len + index) * BYTES + byte] = four;
+                self.groups[((group + i) * self.len + index) * B + byte] = four;
             }
         }
     }
@@ -91,7 +95,7 @@ impl CodedQueries {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn floats(run: &[f32; LANES]) -> __m512 {
+pub fn floats(run: &[f32; LANES]) -> __m512 {
     // SAFETY: 16 floats.
     unsafe { _mm512_loadu_ps(run.as_ptr()) }
 }
@@ -110,13 +114,13 @@ pub fn transpose_keys(simd: Avx512, rows: &[Line; TOKENS], len: usize, out: &mut
     }
 }
 
-/// Rows of levels (tokens, WIDTH) to runs of 4 tokens for each channel: lines 4 i.. hold tokens 4 i..
-/// Line r of these has channels 4 r.. of each 16.
+/// Rows of levels (tokens, WIDTH) to fours of tokens for each channel: lines 4 i.. hold tokens i, i + 16,
+/// i + 32 and i + 48, as weights are coded. Line r of these has channels 4 r.. of each 16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub fn interleave_values(rows: &[Line; TOKENS], len: usize, out: &mut [Line]) {
-    for (rows, out) in rows.chunks_exact(4).zip(out.chunks_exact_mut(4)).take(len.div_ceil(4)) {
-        let row = |i: usize| load(&rows[i]);
+    for (i, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate().take(num_fours(len)) {
+        let row = |run: usize| load(&rows[run * LANES + i]);
         let (a, b, c, d) = (row(0), row(1), row(2), row(3));
         let (ab, cd) = (_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d));
         let (ab_high, cd_high) = (_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d));
@@ -125,6 +129,13 @@ pub fn interleave_values(rows: &[Line; TOKENS], len: usize, out: &mut [Line]) {
         store(&mut out[2], _mm512_unpacklo_epi16(ab_high, cd_high));
         store(&mut out[3], _mm512_unpackhi_epi16(ab_high, cd_high));
     }
+}
+
+/// Fours that hold the first `len` tokens of a group.
+#[inline]
+fn num_fours(len: usize) -> usize {
+    const { assert!(TOKENS == 4 * LANES) };
+    len.min(LANES)
 }
 
 #[inline]
@@ -144,8 +155,8 @@ fn store(line: &mut Line, bytes: __m512i) {
 /// Scores of R queries with the keys (registers, groups, tokens), before the keys' scales.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub fn dots<const R: usize>(
-    queries: &CodedQueries,
+pub fn dots<const B: usize, const R: usize>(
+    queries: &CodedQueries<B>,
     keys: &[Line],
     len: usize,
     scores: &mut [[f32; TOKENS]; R],
@@ -154,10 +165,10 @@ pub fn dots<const R: usize>(
     while start < len {
         // Two vectors of tokens share what is loaded of the queries.
         if len - start > LANES {
-            dots_of::<R, 2>(queries, keys, start, scores);
+            dots_of::<B, R, 2>(queries, keys, start, scores);
             start += 2 * LANES;
         } else {
-            dots_of::<R, 1>(queries, keys, start, scores);
+            dots_of::<B, R, 1>(queries, keys, start, scores);
             start += LANES;
         }
     }
@@ -166,25 +177,25 @@ pub fn dots<const R: usize>(
 /// The same for N vectors of tokens from `start`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn dots_of<const R: usize, const N: usize>(
-    queries: &CodedQueries,
+fn dots_of<const B: usize, const R: usize, const N: usize>(
+    queries: &CodedQueries<B>,
     keys: &[Line],
     start: usize,
     scores: &mut [[f32; TOKENS]; R],
 ) {
     let first = start / LANES;
     assert!(queries.len == R && first + N <= TOKENS / LANES && start + N * LANES <= TOKENS);
-    let mut sums = [[[_mm512_setzero_si512(); N]; BYTES]; R];
+    let mut sums = [[[_mm512_setzero_si512(); N]; B]; R];
     for (sums, bias) in sums.iter_mut().zip(&queries.bias) {
         for (sums, bias) in sums.iter_mut().zip(bias) {
             *sums = [_mm512_set1_epi32(*bias); N];
         }
     }
     let (lines, _) = keys.as_chunks::<{ TOKENS / LANES }>();
-    let bytes = queries.groups.as_chunks::<BYTES>().0.as_chunks::<R>().0;
+    let bytes = queries.groups.as_chunks::<B>().0.as_chunks::<R>().0;
     for (lines, bytes) in lines.iter().zip(bytes) {
         for r in 0..R {
-            for byte in 0..BYTES {
+            for byte in 0..B {
                 let query = _mm512_set1_epi32(bytes[r][byte]);
                 for n in 0..N {
                     let sum = &mut sums[r][byte][n];
@@ -195,7 +206,7 @@ fn dots_of<const R: usize, const N: usize>(
     }
     for r in 0..R {
         for n in 0..N {
-            let sum = join(sums[r][0][n], sums[r][1][n], sums[r][2][n]);
+            let sum = join(from_fn(|byte| sums[r][byte][n]) as [_; B]);
             let score = _mm512_mul_ps(sum, _mm512_set1_ps(queries.scales[r]));
             let out = &mut scores[r][start + n * LANES..][..LANES];
             // SAFETY: 16 floats.
@@ -204,51 +215,8 @@ fn dots_of<const R: usize, const N: usize>(
     }
 }
 
-/// Weights of R queries in integers: w = scale * (65536 a + 256 b + c).
-pub struct CodedWeights<const R: usize> {
-    bytes: [[[u8; TOKENS]; BYTES]; R],
-    scales: [f32; R],
-}
-
-impl<const R: usize> CodedWeights<R> {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub fn new(weights: &[[f32; TOKENS]; R]) -> Self {
-        let mut coded = Self { bytes: [[[0; TOKENS]; BYTES]; R], scales: [0.0; R] };
-        for (r, weights) in weights.iter().enumerate() {
-            let (runs, _) = weights.as_chunks::<LANES>();
-            let mut largest = _mm512_setzero_ps();
-            for run in runs {
-                largest = _mm512_max_ps(floats(run), largest);
-            }
-            let largest = _mm512_reduce_max_ps(largest);
-            let inverse = if largest > 0.0 { LARGEST_WEIGHT / largest } else { 0.0 };
-            coded.scales[r] = largest / LARGEST_WEIGHT;
-            for (i, run) in runs.iter().enumerate() {
-                let scaled = _mm512_mul_ps(floats(run), _mm512_set1_ps(inverse));
-                let codes = _mm512_cvtps_epi32(scaled);
-                let bytes = [_mm512_srli_epi32::<16>(codes), _mm512_srli_epi32::<8>(codes), codes];
-                for (codes, to) in bytes.into_iter().zip(&mut coded.bytes[r]) {
-                    let to = &mut to[i * LANES..][..LANES];
-                    // SAFETY: 16 bytes.
-                    unsafe {
-                        _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(codes));
-                    }
-                }
-            }
-        }
-        coded
-    }
-
-    /// One byte of each of four tokens.
-    #[inline]
-    fn four(&self, r: usize, byte: usize, quad: usize) -> i32 {
-        i32::from_le_bytes(self.bytes[r][byte].as_chunks::<4>().0[quad])
-    }
-}
-
 /// Rows of R outputs: out = factor * out + weights V, for channels `channel..channel + WIDTH`.
-/// `values`: quads of tokens, 4 lines each.
+/// `values`: fours of tokens, 4 lines each.
 pub struct Outputs<'a, const R: usize> {
     pub out: &'a mut [f32],
     pub stride: usize,
@@ -259,11 +227,16 @@ pub struct Outputs<'a, const R: usize> {
 impl<const R: usize> Outputs<'_, R> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    pub fn add(&mut self, weights: &CodedWeights<R>, values: &[Line], len: usize) {
-        let (quads, _) = values.as_chunks::<4>();
-        let quads = &quads[..len.div_ceil(4)];
-        let low = line_sums::<R, 0>(weights, quads);
-        let high = line_sums::<R, 2>(weights, quads);
+    pub fn add<const B: usize>(
+        &mut self,
+        weights: &CodedWeights<B, R>,
+        values: &[Line],
+        len: usize,
+    ) {
+        let (fours, _) = values.as_chunks::<4>();
+        let fours = &fours[..num_fours(len)];
+        let low = line_sums::<B, R, 0>(weights, fours);
+        let high = line_sums::<B, R, 2>(weights, fours);
         let Self { stride, channel, .. } = *self;
         for r in 0..R {
             let factor = _mm512_set1_ps(self.factors[r]);
@@ -280,20 +253,20 @@ impl<const R: usize> Outputs<'_, R> {
     }
 }
 
-/// Sums of lines N and N + 1 of each quad: so few that all stay in registers.
+/// Sums of lines N and N + 1 of each four: so few that all stay in registers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn line_sums<const R: usize, const N: usize>(
-    weights: &CodedWeights<R>,
-    quads: &[[Line; 4]],
+fn line_sums<const B: usize, const R: usize, const N: usize>(
+    weights: &CodedWeights<B, R>,
+    fours: &[[Line; 4]],
 ) -> [[__m512; 2]; R] {
-    assert!(quads.len() <= TOKENS / 4);
-    let mut sums = [[[_mm512_setzero_si512(); 2]; BYTES]; R];
-    for (i, quad) in quads.iter().enumerate() {
-        let values = [load(&quad[N]), load(&quad[N + 1])];
+    assert!(fours.len() <= LANES);
+    let mut sums = [[[_mm512_setzero_si512(); 2]; B]; R];
+    for (i, lines) in fours.iter().enumerate() {
+        let values = [load(&lines[N]), load(&lines[N + 1])];
         for (r, sums) in sums.iter_mut().enumerate() {
             for (byte, sums) in sums.iter_mut().enumerate() {
-                let four = _mm512_set1_epi32(weights.four(r, byte, i));
+                let four = _mm512_set1_epi32(weights.fours[r][byte][i]);
                 for (sum, values) in sums.iter_mut().zip(values) {
                     *sum = _mm512_dpbusd_epi32(*sum, four, values);
                 }
@@ -303,19 +276,27 @@ fn line_sums<const R: usize, const N: usize>(
     let mut floats = [[_mm512_setzero_ps(); 2]; R];
     for r in 0..R {
         for n in 0..2 {
-            let sum = join(sums[r][0][n], sums[r][1][n], sums[r][2][n]);
+            let sum = join(from_fn(|byte| sums[r][byte][n]) as [_; B]);
             floats[r][n] = _mm512_mul_ps(sum, _mm512_set1_ps(weights.scales[r]));
         }
     }
     floats
 }
 
-/// 65536 a + 256 b + c; the last two stay below 2^31.
+/// 65536 a + 256 b + c, 256 a + b or a, where the last two together stay below 2^31.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn join(a: __m512i, b: __m512i, c: __m512i) -> __m512 {
-    let low = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(b), c));
-    _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), _mm512_set1_ps(65_536.0), low)
+fn join<const B: usize>(sums: [__m512i; B]) -> __m512 {
+    let pair = |a, b| _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(a), b));
+    match &sums[..] {
+        [a] => _mm512_cvtepi32_ps(*a),
+        [a, b] => pair(*a, *b),
+        [a, b, c] => {
+            let unit = _mm512_set1_ps(unit(B));
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(*a), unit, pair(*b, *c))
+        }
+        _ => unreachable!("integers have one to three bytes"),
+    }
 }
 
 /// Sums of the squares of the levels of turned keys.

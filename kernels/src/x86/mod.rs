@@ -8,8 +8,11 @@ mod avx512;
 mod avx512_simd;
 pub(crate) mod coded;
 mod coded_signals;
+mod floats;
 mod integer;
+mod pairs;
 mod spread;
+mod weights;
 
 pub use avx2::Avx2;
 pub use avx512::Avx512;

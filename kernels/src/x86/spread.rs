@@ -38,6 +38,8 @@ struct Look {
     shifts: Line,
     masks: Line,
     markers: Line,
+    /// Whether all indices lie in the first half of the levels: one look-up then does.
+    is_short: bool,
 }
 
 /// What is wanted of some coded vectors.
@@ -64,10 +66,12 @@ impl Spread {
         let bits = |lane: usize| usize::from(lane_bits(&bits, dim, lane));
         let first = block * BLOCK / LANE;
         let zeros = Line::ZERO;
-        let mut look = Look { bytes: zeros, shifts: zeros, masks: zeros, markers: zeros };
+        let (bytes, shifts, masks, markers) = (zeros, zeros, zeros, zeros);
+        let mut look = Look { bytes, shifts, masks, markers, is_short: true };
         let mut len = 0;
         for lane in 0..BLOCK / LANE {
             let bits = bits(first + lane);
+            look.is_short &= 2 << bits <= BLOCK;
             for i in 0..LANE {
                 let channel = lane * LANE + i;
                 look.bytes.0[channel] = (len + i.min(bits.saturating_sub(1))) as u8;
@@ -106,13 +110,18 @@ impl Spread {
                     (low, _mm512_loadu_si512(levels.add(BLOCK).cast()))
                 };
                 let (low, high) = (_mm512_xor_si512(low, flip), _mm512_xor_si512(high, flip));
-                self.each(codes, (mask, ahead), rows, |packed| {
+                let index = |packed| {
                     let words = _mm512_permutexvar_epi8(bytes, packed);
                     let codes = _mm512_multishift_epi64_epi8(shifts, words);
                     // (codes & masks) | markers
-                    let index = _mm512_ternarylogic_epi64::<0xea>(codes, masks, markers);
-                    _mm512_permutex2var_epi8(low, index, high)
-                });
+                    _mm512_ternarylogic_epi64::<0xea>(codes, masks, markers)
+                };
+                if look.is_short {
+                    let level = |packed| _mm512_permutexvar_epi8(index(packed), low);
+                    return self.each(codes, (mask, ahead), rows, level);
+                }
+                let level = |packed| _mm512_permutex2var_epi8(low, index(packed), high);
+                self.each(codes, (mask, ahead), rows, level);
             }
         }
     }

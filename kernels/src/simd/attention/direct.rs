@@ -35,7 +35,7 @@ pub enum Side {
 impl Side {
     /// Format and codes of a piece's vectors, and what lies behind them in the page.
     #[inline(always)]
-    fn codes<'a>(self, arena: &'a Arena, piece: &Piece) -> (Format, &'a [u8]) {
+    pub fn codes<'a>(self, arena: &'a Arena, piece: &Piece) -> (Format, &'a [u8]) {
         let (info, at) = (piece.page.tier.info(), arena.layout().arrays(piece.page.tier));
         let (format, start, bytes) = match self {
             Self::Keys => (info.key, at.keys, at.key_bytes),

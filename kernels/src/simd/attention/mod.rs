@@ -7,7 +7,7 @@
 
 pub mod attribution;
 mod codes;
-mod direct;
+pub mod direct;
 mod direct_signals;
 pub mod pieces;
 mod product;
@@ -31,7 +31,7 @@ pub use self::uncoded as coded;
 pub(crate) use crate::x86::coded;
 
 use self::{
-    coded::{Coded, CodedQueries, code},
+    coded::{Coded, QueryCodes, code, serves_many},
     direct::{Direct, MAX_QUERIES},
     pieces::TOKENS,
     softmax::{Partial, Queries},
@@ -79,7 +79,7 @@ struct Item<'a> {
 struct Asked {
     queries: Queries,
     /// In integers, where codes are multiplied as such.
-    codes: Vec<CodedQueries>,
+    codes: Option<QueryCodes>,
 }
 
 /// See [`crate::Backend::attention`].
@@ -244,8 +244,8 @@ impl<S: Simd> Step<'_, S> {
             let queries = &mut asked.queries;
             self.fill(queries, q, &blocks[i / kv_heads].rows, i % kv_heads);
             let is_direct = Direct::serves::<S>(queries.visible.len(), head_dim);
-            let coded = wide.filter(|_| is_direct).map(|wide| code(wide, &queries.data, head_dim));
-            asked.codes = coded.unwrap_or_default();
+            let wide = wide.filter(|wide| is_direct || serves_many(*wide));
+            asked.codes = wide.map(|wide| code(wide, &queries.data, head_dim, !is_direct));
         });
     }
 
@@ -259,19 +259,20 @@ impl<S: Simd> Step<'_, S> {
         let Scratch { tile, direct, coded, .. } = scratch;
         let Asked { queries, codes } = asked;
         partial.restart(queries.visible.len(), tile.stride);
-        if Direct::serves::<S>(queries.visible.len(), tile.head_dim) {
-            let Some(wide) = self.simd.wide().filter(|_| !codes.is_empty()) else {
-                return direct.attend(self.simd, self.arena, pages, queries, partial);
-            };
+        let is_direct = Direct::serves::<S>(queries.visible.len(), tile.head_dim);
+        if let Some((wide, codes)) = self.simd.wide().zip(codes.as_ref()) {
             let is_float = |page: &PageRef| page.tier == Tier::F16;
             for pages in pages.chunk_by(|a, b| is_float(a) == is_float(b)) {
-                if is_float(&pages[0]) {
+                if is_direct && is_float(&pages[0]) {
                     direct.attend(self.simd, self.arena, pages, queries, partial);
                 } else {
                     coded.attend(wide, self.arena, pages, (queries, codes), partial);
                 }
             }
             return;
+        }
+        if is_direct {
+            return direct.attend(self.simd, self.arena, pages, queries, partial);
         }
         let starts = queries.visible.iter().map(|visible| visible.start);
         let ends = queries.visible.iter().map(|visible| visible.end);

@@ -146,8 +146,8 @@ impl<S: Simd> Op<S> for WeighRows<'_> {
 /// The range of a group's positions.
 #[derive(Clone, Copy)]
 pub struct Seen {
-    first: u32,
-    last: u32,
+    pub first: u32,
+    pub last: u32,
 }
 
 impl Seen {

@@ -11,9 +11,13 @@ use crate::{Arena, PageRef, Signal};
 #[derive(Clone, Copy)]
 pub enum Wide {}
 
-pub enum CodedQueries {}
+pub enum QueryCodes {}
 
-pub fn code(wide: Wide, _: &[f32], _: usize) -> Vec<CodedQueries> {
+pub fn code(wide: Wide, _: &[f32], _: usize, _: bool) -> QueryCodes {
+    match wide {}
+}
+
+pub fn serves_many(wide: Wide) -> bool {
     match wide {}
 }
 
@@ -33,7 +37,7 @@ impl Coded {
         wide: Wide,
         _: &Arena,
         _: &[PageRef],
-        _: (&Queries, &[CodedQueries]),
+        _: (&Queries, &QueryCodes),
         _: &mut Partial,
     ) {
         match wide {}
