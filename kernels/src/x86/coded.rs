@@ -92,7 +92,7 @@ impl<const B: usize> Strip for CodedQueries<B> {
     #[inline(always)]
     fn dots<const R: usize>(&self, _: Avx512, coded: &Coded, scores: &mut [[f32; TOKENS]; R]) {
         // SAFETY: a value of `Avx512` proves the features.
-        unsafe { dots(self, &coded.keys, coded.len, scores) };
+        unsafe { dots(self, coded.levels(), coded.len, scores) };
     }
 }
 
@@ -207,6 +207,11 @@ impl Coded {
                 }
             }
         });
+    }
+
+    /// Levels of 8 bits that were turned: keys of 16 bits take twice as many lines.
+    pub fn levels(&self) -> &[Line] {
+        &self.keys[..self.head_dim / WIDTH * TOKENS]
     }
 
     /// The tokens' K or V, turned as [`dots`] reads them.

@@ -86,7 +86,7 @@ impl Coded {
     fn squares(&self, _: Avx512) -> [f32; TOKENS] {
         let mut squares = [0f32; TOKENS];
         // SAFETY: a value of `Avx512` proves the features.
-        unsafe { square_sums(&self.keys, self.len, &mut squares) };
+        unsafe { square_sums(self.levels(), self.len, &mut squares) };
         squares
     }
 }
@@ -164,7 +164,7 @@ fn products<'a>(
 ) {
     for strip in strips {
         let out = &mut out[strip.start..];
-        let (queries, keys, len) = (of(strip), &coded.keys, coded.len);
+        let (queries, keys, len) = (of(strip), coded.levels(), coded.len);
         // SAFETY: the caller has a value of `Avx512`, which proves the features.
         unsafe {
             match queries.len {
@@ -219,5 +219,22 @@ fn mend(
         let bytes = arena.page(page.page);
         decode_token(arena.layout(), bytes, page.tier, index, &mut key, &mut value);
         distances[token] = value.iter().zip(out).map(|(v, o)| (v - o) * (v - o)).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::x86::spread::Line;
+
+    #[test]
+    fn squares_are_those_of_the_levels_whatever_lies_behind_them() {
+        let Some(simd) = Avx512::new() else { return };
+        let mut coded = Coded::new(128);
+        let (levels, behind) = coded.keys.split_at_mut(2 * TOKENS);
+        levels.fill(Line([128 + 3; 64]));
+        behind.fill(Line([255; 64]));
+        coded.len = TOKENS;
+        assert_eq!(coded.squares(simd), [128.0 * 9.0; TOKENS]);
     }
 }

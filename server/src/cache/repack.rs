@@ -34,7 +34,7 @@ struct Token {
     from_tier: Tier,
     position: u32,
     /// Its number among the slots of its old tier.
-    place: usize,
+    place: u32,
 }
 
 impl Repack {
@@ -47,18 +47,19 @@ impl Repack {
         layout: &PageLayout,
     ) -> Self {
         let old = table.head(head).clone();
-        let mut staying = PerTier::<Vec<Token>>::default();
+        let counts = counts(assignments);
+        let mut staying = PerTier::new(|tier| Vec::with_capacity(counts[tier]));
         let mut arriving = PerTier::<Vec<Token>>::default();
-        let mut next = PerTier::<usize>::default();
+        let mut next = PerTier::<u32>::default();
         let places = old.pages.iter().flat_map(|page| {
             let first = next[page.tier];
-            next[page.tier] += layout.capacity(page.tier);
+            next[page.tier] += layout.capacity(page.tier) as u32;
             (0..page.len).map(move |index| (page.tier, first, Slot { page: page.page, index }))
         });
         let chosen = positions.iter().zip(assignments);
         for ((from_tier, first, from), (&position, &to)) in places.zip(chosen) {
             let Some(to) = to else { continue };
-            let place = first + usize::from(from.index);
+            let place = first + u32::from(from.index);
             let list = if to == from_tier { &mut staying } else { &mut arriving };
             list[to].push(Token { from, from_tier, position, place });
         }
@@ -85,8 +86,7 @@ impl Repack {
         if table.len() > REACH {
             return Self::new(table, head, positions, assignments, layout).page_change;
         }
-        let mut counts = PerTier::<usize>::default();
-        assignments.iter().flatten().for_each(|tier| counts[*tier] += 1);
+        let counts = counts(assignments);
         let pages = |(tier, count): (Tier, &usize)| count.div_ceil(layout.capacity(tier)) as isize;
         counts.iter().map(pages).sum::<isize>() - table.head(head).pages.len() as isize
     }
@@ -98,9 +98,15 @@ impl Repack {
     pub fn book(self, table: &mut PageTable, ledger: &mut Ledger) -> Option<Vec<Move>> {
         let runs = self.lay_out(ledger.layout());
         let fresh = runs.iter().filter(|run| run.reused.is_none()).count();
-        let kept: Vec<PageRef> = runs.iter().filter_map(|run| run.reused).collect();
-        let freed: Vec<PageRef> =
-            self.old.pages.iter().filter(|p| !kept.contains(p)).copied().collect();
+        // The first ones of each tier are used again.
+        let mut kept = PerTier::<usize>::default();
+        runs.iter().filter_map(|run| run.reused).for_each(|page| kept[page.tier] += 1);
+        let mut is_freed = |page: &&PageRef| {
+            let is_kept = kept[page.tier] > 0;
+            kept[page.tier] -= usize::from(is_kept);
+            !is_kept
+        };
+        let freed: Vec<PageRef> = self.old.pages.iter().filter(&mut is_freed).copied().collect();
         if fresh > ledger.num_free() + freed.len() {
             return None;
         }
@@ -146,14 +152,26 @@ impl Repack {
     }
 }
 
+/// Tokens that remain, by their new tier.
+fn counts(assignments: &[Assignment]) -> PerTier<usize> {
+    let mut counts = PerTier::default();
+    assignments.iter().flatten().for_each(|tier| counts[*tier] += 1);
+    counts
+}
+
 /// The tokens of a tier in the order of their new places; `stay` is in the order of the old ones.
 fn fill_gaps(mut stay: Vec<Token>, mut arrive: Vec<Token>) -> Vec<Token> {
     let len = stay.len() + arrive.len();
-    let kept = stay.partition_point(|token| token.place < len);
+    let kept = stay.partition_point(|token| (token.place as usize) < len);
     arrive.extend(stay.drain(kept..));
+    if arrive.is_empty() {
+        return stay;
+    }
     let (mut stay, mut arrive) = (stay.into_iter().peekable(), arrive.into_iter());
     let at = |place| stay.next_if(|token| token.place == place).or_else(|| arrive.next());
-    (0..len).map_while(at).collect()
+    let mut filled = Vec::with_capacity(len);
+    filled.extend((0..len as u32).map_while(at));
+    filled
 }
 
 fn sorted(mut stay: Vec<Token>, arrive: Vec<Token>) -> Vec<Token> {
