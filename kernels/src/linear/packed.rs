@@ -119,11 +119,12 @@ fn put_row<const LINES: usize>(
 /// Rows of x that meet a panel together.
 pub const GROUP_ROWS: usize = 8;
 
-/// How many bits an activation keeps where it meets quantized weights.
+/// How many bits an activation keeps where it meets quantized weights; and, with AVX-512, in attention.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ActivationBits {
     /// As in llama.cpp. Half the integer products, and the log-probabilities of a small model are off by
-    /// up to 0.45.
+    /// up to 0.45. AVX-512's attention then multiplies queries of 16 bits and weights of 8, in prefill too:
+    /// beside the former its rounding is small.
     Eight,
     /// As exact as floats, next to weights of 4 or 8 bits. The second byte costs products, of which a
     /// decode step, bound by memory, has plenty.
