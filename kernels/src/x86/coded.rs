@@ -35,30 +35,50 @@ pub type Wide = Avx512;
 /// Queries whose sums stay in registers.
 pub const STRIP: usize = 4;
 
-/// Queries in integers, [`STRIP`] at a time.
-pub enum QueryCodes {
-    /// For coded pages and, if there are many queries, for those of F16; weights then have 8 bits.
-    Sixteen { coded: Vec<CodedQueries<2>>, paired: Vec<PairedQueries> },
-    /// For coded pages; weights then have 24 bits.
-    TwentyFour(Vec<CodedQueries<3>>),
+/// Queries in integers, [`STRIP`] at a time, in memory that stays for the next ones.
+#[derive(Default)]
+pub struct QueryCodes {
+    /// For coded pages, where activations have 8 bits; weights have 8 too then.
+    sixteen: Vec<CodedQueries<2>>,
+    /// The same for pages of F16, if there are many queries.
+    paired: Vec<PairedQueries>,
+    /// For coded pages otherwise; weights have 24 bits too then.
+    twenty_four: Vec<CodedQueries<3>>,
 }
 
-/// The queries (queries, D) in integers, of as many bits as activations shall keep.
-pub fn code(simd: Avx512, data: &[f32], head_dim: usize, are_many: bool) -> QueryCodes {
-    let strips = || data.chunks(STRIP * head_dim);
-    // SAFETY: a value of `Avx512` proves the features.
-    let paired = |strip| unsafe { PairedQueries::new(strip, head_dim) };
-    match simd.activations {
-        ActivationBits::Eight => QueryCodes::Sixteen {
-            // SAFETY: as above.
-            coded: strips().map(|strip| unsafe { CodedQueries::new(strip, head_dim) }).collect(),
-            paired: if are_many { strips().map(paired).collect() } else { Vec::new() },
-        },
-        ActivationBits::Sixteen => QueryCodes::TwentyFour(
-            // SAFETY: as above.
-            strips().map(|strip| unsafe { CodedQueries::new(strip, head_dim) }).collect(),
-        ),
+impl QueryCodes {
+    /// Holds `data` (queries, D), in as many bits as activations shall keep.
+    pub fn fill(&mut self, simd: Avx512, data: &[f32], head_dim: usize, are_many: bool) {
+        let is_coarse = simd.activations == ActivationBits::Eight;
+        let if_so = |so| if so { data } else { &[] };
+        // SAFETY of all three: a value of `Avx512` proves the features.
+        each_strip(&mut self.sixteen, if_so(is_coarse), head_dim, |strip, data| unsafe {
+            strip.fill(data, head_dim);
+        });
+        each_strip(
+            &mut self.paired,
+            if_so(is_coarse && are_many),
+            head_dim,
+            |strip, data| unsafe {
+                strip.fill(data, head_dim);
+            },
+        );
+        each_strip(&mut self.twenty_four, if_so(!is_coarse), head_dim, |strip, data| unsafe {
+            strip.fill(data, head_dim);
+        });
     }
+}
+
+/// As many strips as `data` (queries, D) has.
+fn each_strip<S: Default>(
+    strips: &mut Vec<S>,
+    data: &[f32],
+    head_dim: usize,
+    fill: impl Fn(&mut S, &[f32]),
+) {
+    let data = data.chunks(STRIP * head_dim);
+    strips.resize_with(data.len(), S::default);
+    strips.iter_mut().zip(data).for_each(|(strip, data)| fill(strip, data));
 }
 
 /// Whether many queries are better multiplied as integers too: not in 24 bits, which take as many
@@ -195,15 +215,15 @@ impl Coded {
         let is_float = pages.first().is_some_and(|page| page.tier == Tier::F16);
         each_group(simd, arena, pages, |pieces| {
             let step = Group { coded: self, arena, pieces, queries, partial };
-            match codes {
-                QueryCodes::Sixteen { paired, .. } if is_float => {
-                    simd.vectorize(Attend::<_, 1> { group: step, strips: paired });
+            match simd.activations {
+                ActivationBits::Eight if is_float => {
+                    simd.vectorize(Attend::<_, 1> { group: step, strips: &codes.paired });
                 }
-                QueryCodes::Sixteen { coded, .. } => {
-                    simd.vectorize(Attend::<_, 1> { group: step, strips: coded });
+                ActivationBits::Eight => {
+                    simd.vectorize(Attend::<_, 1> { group: step, strips: &codes.sixteen });
                 }
-                QueryCodes::TwentyFour(coded) => {
-                    simd.vectorize(Attend::<_, 3> { group: step, strips: coded });
+                ActivationBits::Sixteen => {
+                    simd.vectorize(Attend::<_, 3> { group: step, strips: &codes.twenty_four });
                 }
             }
         });

@@ -39,13 +39,17 @@ impl Strip {
         let range =
             start * queries.head_dim..(start + STRIP).min(queries.lse.len()) * queries.head_dim;
         let out = &queries.out[range.clone()];
+        let (mut coded, mut coded_outs) = <(CodedQueries<3>, CodedQueries<3>)>::default();
+        // SAFETY: the caller has a value of `Avx512`, which proves the features.
+        unsafe {
+            coded.fill(&queries.data[range], queries.head_dim);
+            coded_outs.fill(out, queries.head_dim);
+        }
         let square = |out: &[f32]| out.iter().map(|o| o * o).sum();
         Self {
             start,
-            // SAFETY: the caller has a value of `Avx512`, which proves the features.
-            queries: unsafe { CodedQueries::new(&queries.data[range], queries.head_dim) },
-            // SAFETY: as above.
-            outs: unsafe { CodedQueries::new(out, queries.head_dim) },
+            queries: coded,
+            outs: coded_outs,
             out_squares: out.chunks_exact(queries.head_dim).map(square).collect(),
         }
     }

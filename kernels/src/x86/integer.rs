@@ -28,6 +28,7 @@ pub const fn unit(bytes: usize) -> f32 {
 
 /// Some queries in integers of B bytes, the highest first: q = scale * (65536 a + 256 b + c), or
 /// q = scale * (256 a + b).
+#[derive(Default)]
 pub struct CodedQueries<const B: usize> {
     pub len: usize,
     /// (D / 4, queries, B): four channels of one byte each.
@@ -41,20 +42,17 @@ impl<const B: usize> CodedQueries<B> {
     /// The largest code: its highest byte is 127.
     const LARGEST: f32 = 127.0 * unit(B);
 
-    /// `data` (queries, D); D is a multiple of WIDTH.
+    /// Holds `data` (queries, D) from now on; D is a multiple of WIDTH.
     #[target_feature(enable = "avx512f")]
-    pub fn new(data: &[f32], head_dim: usize) -> Self {
-        let len = data.len() / head_dim;
-        let mut queries = Self {
-            len,
-            groups: vec![0; data.len() / 4 * B],
-            bias: vec![[0; B]; len],
-            scales: vec![0.0; len],
-        };
+    pub fn fill(&mut self, data: &[f32], head_dim: usize) {
+        self.len = data.len() / head_dim;
+        self.groups.resize(data.len() / 4 * B, 0);
+        self.bias.clear();
+        self.bias.resize(self.len, [0; B]);
+        self.scales.resize(self.len, 0.0);
         for (i, query) in data.chunks_exact(head_dim).enumerate() {
-            queries.put(i, query);
+            self.put(i, query);
         }
-        queries
     }
 
     #[inline]

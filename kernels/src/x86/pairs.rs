@@ -14,6 +14,7 @@ use crate::simd::attention::pieces::TOKENS;
 const RUNS: usize = TOKENS / LANES;
 
 /// Some queries in integers of 16 bits.
+#[derive(Default)]
 pub struct PairedQueries {
     pub len: usize,
     /// (D / 2, queries): two channels.
@@ -22,16 +23,16 @@ pub struct PairedQueries {
 }
 
 impl PairedQueries {
-    /// `data` (queries, D); D is a multiple of 16.
+    /// Holds `data` (queries, D) from now on; D is a multiple of 16.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub fn new(data: &[f32], head_dim: usize) -> Self {
-        let len = data.len() / head_dim;
-        let mut queries = Self { len, pairs: vec![0; data.len() / 2], scales: vec![0.0; len] };
+    pub fn fill(&mut self, data: &[f32], head_dim: usize) {
+        self.len = data.len() / head_dim;
+        self.pairs.resize(data.len() / 2, 0);
+        self.scales.resize(self.len, 0.0);
         let norm = longest(head_dim);
         for (i, query) in data.chunks_exact(head_dim).enumerate() {
-            queries.put(i, query, norm);
+            self.put(i, query, norm);
         }
-        queries
     }
 
     /// Scaled to a vector of this `norm`.
@@ -109,8 +110,9 @@ mod tests {
             let mut single = vec![0f32; head_dim];
             single[head_dim - 1] = -1e9;
             for query in [alike, single] {
+                let mut queries = PairedQueries::default();
                 // SAFETY: a value of `Avx512` proves the features.
-                let queries = unsafe { PairedQueries::new(&query, head_dim) };
+                unsafe { queries.fill(&query, head_dim) };
                 let key = i16::MAX.to_le_bytes();
                 let line = Line(std::array::from_fn(|i| key[i % 2]));
                 let keys = vec![line; head_dim / 2 * RUNS];

@@ -31,7 +31,7 @@ pub use self::uncoded as coded;
 pub(crate) use crate::x86::coded;
 
 use self::{
-    coded::{Coded, QueryCodes, code, serves_many},
+    coded::{Coded, QueryCodes, serves_many},
     direct::{Direct, MAX_QUERIES},
     pieces::TOKENS,
     softmax::{Partial, Queries},
@@ -79,7 +79,8 @@ struct Item<'a> {
 struct Asked {
     queries: Queries,
     /// In integers, where codes are multiplied as such.
-    codes: Option<QueryCodes>,
+    codes: QueryCodes,
+    is_coded: bool,
 }
 
 /// See [`crate::Backend::attention`].
@@ -245,7 +246,10 @@ impl<S: Simd> Step<'_, S> {
             self.fill(queries, q, &blocks[i / kv_heads].rows, i % kv_heads);
             let is_direct = Direct::serves::<S>(queries.visible.len(), head_dim);
             let wide = wide.filter(|wide| is_direct || serves_many(*wide));
-            asked.codes = wide.map(|wide| code(wide, &queries.data, head_dim, !is_direct));
+            asked.is_coded = wide.is_some();
+            if let Some(wide) = wide {
+                asked.codes.fill(wide, &queries.data, head_dim, !is_direct);
+            }
         });
     }
 
@@ -257,10 +261,10 @@ impl<S: Simd> Step<'_, S> {
         partial: &mut Partial,
     ) {
         let Scratch { tile, direct, coded, .. } = scratch;
-        let Asked { queries, codes } = asked;
+        let Asked { queries, codes, is_coded } = asked;
         partial.restart(queries.visible.len(), tile.stride);
         let is_direct = Direct::serves::<S>(queries.visible.len(), tile.head_dim);
-        if let Some((wide, codes)) = self.simd.wide().zip(codes.as_ref()) {
+        if let Some(wide) = self.simd.wide().filter(|_| *is_coded) {
             let is_float = |page: &PageRef| page.tier == Tier::F16;
             for pages in pages.chunk_by(|a, b| is_float(a) == is_float(b)) {
                 if is_direct && is_float(&pages[0]) {
