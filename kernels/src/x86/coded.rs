@@ -1,26 +1,25 @@
-//! Attention of a few queries over coded pages, in integers.
+//! A group of tokens in integers, for attention over coded pages.
 //!
 //! The codes of a group of tokens become levels of 8 bits, turned so that one instruction multiplies
 //! four channels of 16 keys, or four tokens of 16 channels: no sum runs across a register. The rest
 //! does not know the format. Where activations of 8 bits are asked for, many queries take this way too,
 //! and the floats of F16 pages become integers: keys of 16 bits ([`super::pairs`]), values of 8.
 
-use std::{arch::x86_64::*, ops::Range};
+use std::arch::x86_64::*;
 
 use super::{
     Avx512,
+    coded_attention::{Attend, Group},
     floats::{LARGEST_LEVEL, LARGEST_WORD, Vectors},
-    integer::{CodedQueries, LANES, Outputs, WIDTH, dots, interleave_values, transpose_keys},
-    pairs::PairedQueries,
+    integer::{LANES, WIDTH, interleave_values, transpose_keys},
     spread::{Line, Spread, Wanted},
-    weights::{CodedWeights, Running, Tokens},
 };
 use crate::{
     ActivationBits, Arena, PageRef,
     codec::Format,
     page::{PerTier, Tier},
     simd::{
-        Op, Simd,
+        Simd,
         attention::{
             direct::Side,
             pieces::{Piece, TOKENS, each_group},
@@ -29,115 +28,13 @@ use crate::{
     },
 };
 
+pub use super::query_codes::{QueryCodes, serves_many};
+
 /// What proves that codes can be multiplied as integers.
 pub type Wide = Avx512;
 
 /// Queries whose sums stay in registers.
 pub const STRIP: usize = 4;
-
-/// Queries in integers, [`STRIP`] at a time, in memory that stays for the next ones.
-#[derive(Default)]
-pub struct QueryCodes {
-    /// For coded pages, where activations have 8 bits; weights have 8 too then.
-    sixteen: Vec<CodedQueries<2>>,
-    /// The same for pages of F16, if there are many queries.
-    paired: Vec<PairedQueries>,
-    /// For coded pages otherwise; weights have 24 bits too then.
-    twenty_four: Vec<CodedQueries<3>>,
-}
-
-impl QueryCodes {
-    /// Holds `data` (queries, D), in as many bits as activations shall keep.
-    pub fn fill(&mut self, simd: Avx512, data: &[f32], head_dim: usize, are_many: bool) {
-        let is_coarse = simd.activations == ActivationBits::Eight;
-        let if_so = |so| if so { data } else { &[] };
-        // SAFETY of all three: a value of `Avx512` proves the features.
-        each_strip(&mut self.sixteen, if_so(is_coarse), head_dim, |strip, data| unsafe {
-            strip.fill(data, head_dim);
-        });
-        each_strip(
-            &mut self.paired,
-            if_so(is_coarse && are_many),
-            head_dim,
-            |strip, data| unsafe {
-                strip.fill(data, head_dim);
-            },
-        );
-        each_strip(&mut self.twenty_four, if_so(!is_coarse), head_dim, |strip, data| unsafe {
-            strip.fill(data, head_dim);
-        });
-    }
-}
-
-/// As many strips as `data` (queries, D) has.
-fn each_strip<S: Default>(
-    strips: &mut Vec<S>,
-    data: &[f32],
-    head_dim: usize,
-    fill: impl Fn(&mut S, &[f32]),
-) {
-    let data = data.chunks(STRIP * head_dim);
-    strips.resize_with(data.len(), S::default);
-    strips.iter_mut().zip(data).for_each(|(strip, data)| fill(strip, data));
-}
-
-/// Whether many queries are better multiplied as integers too: not in 24 bits, which take as many
-/// products as f32.
-pub fn serves_many(simd: Avx512) -> bool {
-    simd.activations == ActivationBits::Eight
-}
-
-/// Some queries in integers, and the keys that go with them.
-trait Strip {
-    fn len(&self) -> usize;
-
-    /// Makes the keys of all pieces ready for [`Strip::dots`].
-    fn turn(simd: Avx512, coded: &mut Coded, arena: &Arena, pieces: &[Piece]);
-
-    /// Scores of R queries, before the keys' scales.
-    fn dots<const R: usize>(&self, simd: Avx512, coded: &Coded, scores: &mut [[f32; TOKENS]; R]);
-}
-
-impl<const B: usize> Strip for CodedQueries<B> {
-    #[inline(always)]
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    #[inline(always)]
-    fn turn(simd: Avx512, coded: &mut Coded, arena: &Arena, pieces: &[Piece]) {
-        coded.turn(simd, arena, pieces, Side::Keys);
-    }
-
-    #[inline(always)]
-    fn dots<const R: usize>(&self, _: Avx512, coded: &Coded, scores: &mut [[f32; TOKENS]; R]) {
-        // SAFETY: a value of `Avx512` proves the features.
-        unsafe { dots(self, coded.levels(), coded.len, scores) };
-    }
-}
-
-impl Strip for PairedQueries {
-    #[inline(always)]
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    #[inline(always)]
-    fn turn(simd: Avx512, coded: &mut Coded, arena: &Arena, pieces: &[Piece]) {
-        for i in 0..2 * coded.head_dim / WIDTH {
-            coded.load_words(arena, pieces, i);
-            let lines = &mut coded.keys[i * TOKENS..(i + 1) * TOKENS];
-            // SAFETY: a value of `Avx512` proves the features.
-            unsafe { transpose_keys(simd, &coded.rows, coded.len, lines) };
-        }
-    }
-
-    #[inline(always)]
-    fn dots<const R: usize>(&self, _: Avx512, coded: &Coded, scores: &mut [[f32; TOKENS]; R]) {
-        // SAFETY: a value of `Avx512` proves the features.
-        unsafe { self.dots(&coded.keys, coded.len, scores) };
-    }
-}
 
 /// One figure for each token of a group, with room for a whole vector from any of them: what a masked
 /// store wrote can only be loaded once it has reached the cache.
@@ -145,7 +42,7 @@ type Padded<T> = [T; TOKENS + LANES];
 
 /// The figures of a group.
 #[inline(always)]
-pub fn group<T>(padded: &Padded<T>) -> &[T; TOKENS] {
+fn group<T>(padded: &Padded<T>) -> &[T; TOKENS] {
     padded.first_chunk().expect("padding comes last")
 }
 
@@ -153,11 +50,11 @@ pub fn group<T>(padded: &Padded<T>) -> &[T; TOKENS] {
 pub struct Coded {
     pub head_dim: usize,
     /// Levels of one register of each token.
-    pub rows: Box<[Line; TOKENS]>,
+    rows: Box<[Line; TOKENS]>,
     /// (registers, groups of 4 channels, tokens), unsigned; or of 2 channels of 16 bits.
     pub keys: Vec<Line>,
     /// (registers, fours of tokens, 4 lines)
-    values: Vec<Line>,
+    pub values: Vec<Line>,
     positions: Padded<u32>,
     key_scales: Padded<f32>,
     value_scales: Padded<f32>,
@@ -188,12 +85,13 @@ impl Coded {
     }
 
     pub fn new(head_dim: usize) -> Self {
-        let lines = vec![Line::ZERO; head_dim.div_ceil(WIDTH) * TOKENS];
+        let lines = |registers| vec![Line::ZERO; registers * TOKENS];
+        let registers = head_dim.div_ceil(WIDTH);
         Self {
             head_dim,
             rows: Box::new([Line::ZERO; TOKENS]),
-            keys: [&lines[..], &lines].concat(),
-            values: lines,
+            keys: lines(2 * registers),
+            values: lines(registers),
             positions: [0; _],
             key_scales: [0.0; _],
             value_scales: [0.0; _],
@@ -242,6 +140,28 @@ impl Coded {
             let lines = &mut self.keys[i * TOKENS..(i + 1) * TOKENS];
             // SAFETY: a value of `Avx512` proves the features.
             unsafe { transpose_keys(simd, &self.rows, self.len, lines) };
+        }
+    }
+
+    /// The keys of F16 pages in 16 bits, turned as [`super::pairs`] reads them.
+    #[inline(always)]
+    pub fn turn_words(&mut self, simd: Avx512, arena: &Arena, pieces: &[Piece]) {
+        for i in 0..2 * self.head_dim / WIDTH {
+            self.load_words(arena, pieces, i);
+            let lines = &mut self.keys[i * TOKENS..(i + 1) * TOKENS];
+            // SAFETY: a value of `Avx512` proves the features.
+            unsafe { transpose_keys(simd, &self.rows, self.len, lines) };
+        }
+    }
+
+    /// The tokens' V, four tokens of a channel side by side.
+    #[inline(always)]
+    pub fn interleave(&mut self, _: Avx512, arena: &Arena, pieces: &[Piece]) {
+        for i in 0..self.head_dim / WIDTH {
+            self.load(arena, pieces, i, Side::Values, 0);
+            let lines = &mut self.values[i * TOKENS..(i + 1) * TOKENS];
+            // SAFETY: a value of `Avx512` proves the features.
+            unsafe { interleave_values(&self.rows, self.len, lines) };
         }
     }
 
@@ -408,107 +328,6 @@ impl Span {
         Seen {
             first: _mm512_reduce_min_epu32(self.first),
             last: _mm512_reduce_max_epu32(self.last),
-        }
-    }
-}
-
-/// Some tokens, for all queries.
-struct Group<'a> {
-    coded: &'a mut Coded,
-    arena: &'a Arena,
-    pieces: &'a [Piece<'a>],
-    queries: &'a Queries,
-    partial: &'a mut Partial,
-}
-
-/// A group and its queries in integers, [`STRIP`] each; weights have W bytes.
-struct Attend<'a, S, const W: usize> {
-    group: Group<'a>,
-    strips: &'a [S],
-}
-
-impl<S: Strip, const W: usize> Op<Avx512> for Attend<'_, S, W> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run(self, simd: Avx512) {
-        let Self { mut group, strips } = self;
-        let Group { coded, arena, pieces, queries, .. } = &mut group;
-        let seen = coded.locate(arena, pieces);
-        let overlaps = |visible: &[Range<u32>]| visible.iter().any(|range| seen.overlaps(range));
-        if !overlaps(&queries.visible) {
-            pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
-            return;
-        }
-        coded.scales(arena, pieces);
-        S::turn(simd, coded, arena, pieces);
-        for i in 0..coded.head_dim / WIDTH {
-            coded.load(arena, pieces, i, Side::Values, 0);
-            let lines = &mut coded.values[i * TOKENS..(i + 1) * TOKENS];
-            // SAFETY: a value of `Avx512` proves the features.
-            unsafe { interleave_values(&coded.rows, coded.len, lines) };
-        }
-        for (i, strip) in strips.iter().enumerate() {
-            let start = i * STRIP;
-            if !overlaps(&group.queries.visible[start..start + strip.len()]) {
-                continue;
-            }
-            match strip.len() {
-                1 => group.strip::<S, W, 1>(simd, strip, start, seen),
-                2 => group.strip::<S, W, 2>(simd, strip, start, seen),
-                3 => group.strip::<S, W, 3>(simd, strip, start, seen),
-                _ => group.strip::<S, W, STRIP>(simd, strip, start, seen),
-            }
-        }
-    }
-}
-
-impl Group<'_> {
-    /// R queries from `start`.
-    #[inline(always)]
-    fn strip<S: Strip, const W: usize, const R: usize>(
-        &mut self,
-        simd: Avx512,
-        strip: &S,
-        start: usize,
-        seen: Seen,
-    ) {
-        let coded = &*self.coded;
-        let mut scores = [[0f32; TOKENS]; R];
-        strip.dots(simd, coded, &mut scores);
-        let tokens = Tokens {
-            len: coded.len,
-            positions: coded.positions(),
-            key_scales: coded.key_scales(),
-            value_scales: coded.value_scales(),
-        };
-        let rows = start..start + R;
-        let visible = &self.queries.visible[rows.clone()];
-        let is_all = visible.iter().all(|visible| seen.inside(visible));
-        let running = Running {
-            largest: &mut self.partial.largest[rows.clone()],
-            sums: &mut self.partial.sums[rows],
-        };
-        let scores = (&mut scores, (!is_all).then_some(visible));
-        // SAFETY: a value of `Avx512` proves the features.
-        let (weights, factors) = unsafe { tokens.weigh::<W, R>(simd, scores, running) };
-        self.values(start, &weights, &factors);
-    }
-
-    #[inline(always)]
-    fn values<const W: usize, const R: usize>(
-        &mut self,
-        start: usize,
-        weights: &CodedWeights<W, R>,
-        factors: &[f32; R],
-    ) {
-        let Partial { stride, out, .. } = &mut *self.partial;
-        let Coded { values, len, .. } = &*self.coded;
-        for (i, values) in values.chunks_exact(TOKENS).enumerate() {
-            let out = &mut out[start * *stride..];
-            let mut outputs = Outputs { out, stride: *stride, channel: i * WIDTH, factors };
-            // SAFETY: a value of `Avx512` proves the features.
-            unsafe { outputs.add(weights, values, *len) };
         }
     }
 }

@@ -7,10 +7,12 @@ mod avx2_spread;
 mod avx512;
 mod avx512_simd;
 pub(crate) mod coded;
+mod coded_attention;
 mod coded_signals;
 mod floats;
 mod integer;
 mod pairs;
+mod query_codes;
 mod spread;
 mod weights;
 

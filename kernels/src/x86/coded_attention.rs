@@ -1,0 +1,117 @@
+//! Attention of some queries to a group of tokens, both in integers.
+
+use std::ops::Range;
+
+use super::{
+    Avx512,
+    coded::{Coded, STRIP},
+    integer::{Outputs, WIDTH},
+    query_codes::Strip,
+    weights::{CodedWeights, Running, Tokens},
+};
+use crate::{
+    Arena,
+    simd::{
+        Op, Simd,
+        attention::{
+            pieces::{Piece, TOKENS},
+            softmax::{Partial, Queries, Seen},
+        },
+    },
+};
+
+/// Some tokens, for all queries.
+pub struct Group<'a> {
+    pub coded: &'a mut Coded,
+    pub arena: &'a Arena,
+    pub pieces: &'a [Piece<'a>],
+    pub queries: &'a Queries,
+    pub partial: &'a mut Partial,
+}
+
+/// A group and its queries in integers, [`STRIP`] each; weights have W bytes.
+pub struct Attend<'a, S, const W: usize> {
+    pub group: Group<'a>,
+    pub strips: &'a [S],
+}
+
+impl<S: Strip, const W: usize> Op<Avx512> for Attend<'_, S, W> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(self, simd: Avx512) {
+        let Self { mut group, strips } = self;
+        let Group { coded, arena, pieces, queries, .. } = &mut group;
+        let seen = coded.locate(arena, pieces);
+        let overlaps = |visible: &[Range<u32>]| visible.iter().any(|range| seen.overlaps(range));
+        if !overlaps(&queries.visible) {
+            pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
+            return;
+        }
+        coded.scales(arena, pieces);
+        S::turn(simd, coded, arena, pieces);
+        coded.interleave(simd, arena, pieces);
+        for (i, strip) in strips.iter().enumerate() {
+            let start = i * STRIP;
+            if !overlaps(&group.queries.visible[start..start + strip.len()]) {
+                continue;
+            }
+            match strip.len() {
+                1 => group.strip::<S, W, 1>(simd, strip, start, seen),
+                2 => group.strip::<S, W, 2>(simd, strip, start, seen),
+                3 => group.strip::<S, W, 3>(simd, strip, start, seen),
+                _ => group.strip::<S, W, STRIP>(simd, strip, start, seen),
+            }
+        }
+    }
+}
+
+impl Group<'_> {
+    /// R queries from `start`.
+    #[inline(always)]
+    fn strip<S: Strip, const W: usize, const R: usize>(
+        &mut self,
+        simd: Avx512,
+        strip: &S,
+        start: usize,
+        seen: Seen,
+    ) {
+        let coded = &*self.coded;
+        let mut scores = [[0f32; TOKENS]; R];
+        strip.dots(simd, coded, &mut scores);
+        let tokens = Tokens {
+            len: coded.len,
+            positions: coded.positions(),
+            key_scales: coded.key_scales(),
+            value_scales: coded.value_scales(),
+        };
+        let rows = start..start + R;
+        let visible = &self.queries.visible[rows.clone()];
+        let is_all = visible.iter().all(|visible| seen.inside(visible));
+        let running = Running {
+            largest: &mut self.partial.largest[rows.clone()],
+            sums: &mut self.partial.sums[rows],
+        };
+        let scores = (&mut scores, (!is_all).then_some(visible));
+        // SAFETY: a value of `Avx512` proves the features.
+        let (weights, factors) = unsafe { tokens.weigh::<W, R>(simd, scores, running) };
+        self.values(start, &weights, &factors);
+    }
+
+    #[inline(always)]
+    fn values<const W: usize, const R: usize>(
+        &mut self,
+        start: usize,
+        weights: &CodedWeights<W, R>,
+        factors: &[f32; R],
+    ) {
+        let Partial { stride, out, .. } = &mut *self.partial;
+        let Coded { values, len, .. } = &*self.coded;
+        for (i, values) in values.chunks_exact(TOKENS).enumerate() {
+            let out = &mut out[start * *stride..];
+            let mut outputs = Outputs { out, stride: *stride, channel: i * WIDTH, factors };
+            // SAFETY: a value of `Avx512` proves the features.
+            unsafe { outputs.add(weights, values, *len) };
+        }
+    }
+}
