@@ -1,6 +1,6 @@
 //! Under what a run was made: what is needed to make it again.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -40,7 +40,7 @@ impl Conditions {
             Ok(Text { file: file.clone(), bytes, tokens: tokens.len() })
         };
         Ok(Self {
-            command: std::env::args().collect(),
+            command: command(std::env::args_os()),
             version: env!("CARGO_PKG_VERSION"),
             kernels: kernels.to_owned(),
             threads: rayon::current_num_threads(),
@@ -65,6 +65,11 @@ impl Conditions {
     }
 }
 
+/// `env::args` panics where a path is no Unicode.
+fn command(words: impl Iterator<Item = OsString>) -> Vec<String> {
+    words.map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
@@ -78,6 +83,14 @@ pub mod tests {
             texts: Vec::new(),
             calibration_seconds,
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_that_is_no_unicode_stands_in_the_command_as_well_as_it_can() {
+        use std::os::unix::ffi::OsStringExt;
+        let words = [b"eval".to_vec(), b"book\xff.txt".to_vec()].map(OsString::from_vec);
+        assert_eq!(command(words.into_iter()), ["eval", "book\u{fffd}.txt"]);
     }
 
     #[test]
