@@ -28,7 +28,7 @@ fn no_text_of_a_request_is_in_the_log_at_any_level() {
     let address = lines.find_map(|line| Some(line.strip_prefix("address")?.trim().to_owned()));
     let url = address.unwrap().replace("/v1", COMPLETIONS);
     let bodies: [(Value, u16); 4] = [
-        (json!({"prompt": SECRET, "max_tokens": 4}), 200),
+        (json!({"prompt": SECRET, "max_tokens": 4, "ignore_eos": true}), 200),
         (json!({"prompt": SECRET, "guided_choice": [SECRET]}), 200),
         (json!({"prompt": SECRET, "guided_regex": format!("{SECRET}(")}), 400),
         (json!({"prompt": SECRET, "stop": [SECRET], "n": -1}), 400),
