@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::prefetch_after;
 use crate::linear::{
     Kernel,
     ggml::BLOCK,
@@ -88,6 +89,9 @@ fn tile<const LINES: usize, const BYTES: usize, const R: usize>(
 ) {
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
     for (block, x) in panel.iter().zip(x) {
+        if row == 0 {
+            prefetch_after(block);
+        }
         let dots = if LINES == GROUPS {
             wide_dots::<LINES, R>(block, x, row)
         } else if BYTES == 1 {

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::prefetch_after;
 use crate::linear::{
     Kernel,
     ggml::BLOCK,
@@ -88,6 +89,7 @@ fn tile<const LINES: usize, const BYTES: usize, const R: usize>(
 ) {
     let mut sums = [_mm512_setzero_ps(); R];
     for (block, x) in panel.iter().zip(x) {
+        prefetch_after(block);
         let mut high = [_mm512_setzero_si512(); R];
         let mut low = [_mm512_setzero_si512(); R];
         for group in 0..GROUPS {
