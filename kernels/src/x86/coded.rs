@@ -178,7 +178,8 @@ impl Coded {
             let (_, codes) = side.codes(arena, piece);
             let range = next..next + piece.tokens.len();
             let rows = &mut self.rows[range.clone()];
-            let wanted = Wanted { flip, ahead: ahead(piece, i, side) };
+            let ahead = if i == 0 { piece.ahead_of(side) } else { &[] };
+            let wanted = Wanted { flip, ahead };
             // SAFETY: the caller runs with AVX-512 BW and VBMI.
             unsafe {
                 match spreads.get(i) {
@@ -202,7 +203,7 @@ impl Coded {
             let range = next..next + piece.tokens.len();
             let vectors = Vectors { codes, dim: self.head_dim };
             let rows = &mut self.rows[range.clone()];
-            let ahead = ahead(piece, i, Side::Keys);
+            let ahead = if i == 0 { piece.ahead_of(Side::Keys) } else { &[] };
             // SAFETY: the caller runs with AVX-512 BW.
             unsafe { vectors.to_words(i, &self.key_scales[range], ahead, rows) };
             next += piece.tokens.len();
@@ -260,17 +261,6 @@ impl Coded {
             }
             next += tokens.len();
         }
-    }
-}
-
-/// What to ask for from memory with register `i`: half of it with the keys and half with the values.
-#[inline(always)]
-fn ahead<'a>(piece: &Piece<'a>, i: usize, side: Side) -> &'a [u8] {
-    let (first, second) = piece.ahead.split_at(piece.ahead.len() / 2);
-    match (i, side) {
-        (0, Side::Keys) => first,
-        (0, Side::Values) => second,
-        _ => &[],
     }
 }
 

@@ -1,6 +1,6 @@
 //! Codes as vectors of floats, before their scale, and the loops of a few queries over them.
 
-use std::ops::Range;
+use std::slice::Chunks;
 
 use super::{pieces::TOKENS, product::Term};
 use crate::{
@@ -51,6 +51,27 @@ pub struct Batch<'a> {
     pub ahead: &'a [u8],
 }
 
+/// What is left to ask for, as much of it with each token.
+struct Ahead<'a> {
+    lines: Chunks<'a, u8>,
+    per_token: usize,
+}
+
+impl<'a> Ahead<'a> {
+    #[inline(always)]
+    fn new(bytes: &'a [u8], tokens: usize) -> Self {
+        let lines = bytes.chunks(LINE);
+        Self { per_token: lines.len().div_ceil(tokens.max(1)), lines }
+    }
+
+    #[inline(always)]
+    fn ask<S: Simd>(&mut self, simd: S) {
+        for line in self.lines.by_ref().take(self.per_token) {
+            simd.prefetch_at(line.as_ptr());
+        }
+    }
+}
+
 /// What `queries` (R, D) and the vectors of a batch add up: partial sums (R, TOKENS, LANES).
 #[inline(always)]
 pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
@@ -60,7 +81,7 @@ pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
     Batch { codes, tokens, steps, ahead }: Batch,
     sums: &mut [f32],
 ) {
-    let (lines, mut next) = (ahead.len().div_ceil(LINE * tokens.max(1)), ahead.as_ptr());
+    let mut ahead = Ahead::new(ahead, tokens);
     let half = queries.len() / R / 2;
     let bytes = C::FORMAT.vector_bytes(2 * half);
     assert!(half.is_multiple_of(S::LANES) && codes.len() >= tokens * bytes);
@@ -69,10 +90,7 @@ pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
     for token in 0..tokens {
         let mut totals = [simd.splat(0.0); R];
         let step = steps.map(|steps| simd.splat(steps[token]));
-        for _ in 0..lines {
-            simd.prefetch_at(next);
-            next = next.wrapping_add(LINE);
-        }
+        ahead.ask(simd);
         // SAFETY: whole vectors of codes, queries and sums, as just seen.
         unsafe {
             let codes = codes.as_ptr().add(token * bytes);
@@ -97,28 +115,30 @@ pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
     }
 }
 
-/// Adds weighed vectors to `sums`: N vectors of channels from `channel`, and those `half` further.
+/// Adds vectors, weighed from token `first` on, to `sums`: N vectors of channels from `channel`, and those
+/// `half` further.
 #[inline(always)]
 pub fn add<S: Simd, C: Codes, const R: usize, const N: usize>(
     simd: S,
-    codes: &[u8],
+    Batch { codes, tokens, ahead, .. }: Batch,
     (half, channel): (usize, usize),
-    tokens: Range<usize>,
-    weights: &[[f32; TOKENS]; R],
+    (weights, first): (&[[f32; TOKENS]; R], usize),
     sums: &mut [[[S::V; 2]; N]; R],
 ) {
+    let mut ahead = Ahead::new(ahead, tokens);
     let bytes = C::FORMAT.vector_bytes(2 * half);
-    assert!(channel + N * S::LANES <= half && codes.len() >= tokens.len() * bytes);
-    assert!(tokens.end <= TOKENS);
-    for (i, token) in tokens.enumerate() {
+    assert!(channel + N * S::LANES <= half && codes.len() >= tokens * bytes);
+    assert!(first + tokens <= TOKENS);
+    for i in 0..tokens {
+        ahead.ask(simd);
         // One vector of codes at a time, for all queries: 12 sums, 3 weights and it fill 16 registers.
-        let weights: [_; R] = std::array::from_fn(|r| simd.splat(weights[r][token]));
+        let weights: [_; R] = std::array::from_fn(|r| simd.splat(weights[r][first + i]));
         for n in 0..N {
-            for (upper, first) in
+            for (upper, channel) in
                 [channel + n * S::LANES, half + channel + n * S::LANES].into_iter().enumerate()
             {
                 // SAFETY: whole vectors of codes, as just seen.
-                let vector = unsafe { C::load(simd, codes.as_ptr().add(i * bytes), first) };
+                let vector = unsafe { C::load(simd, codes.as_ptr().add(i * bytes), channel) };
                 for (weight, sums) in weights.iter().zip(sums.iter_mut()) {
                     sums[n][upper] = simd.fma(*weight, vector, sums[n][upper]);
                 }

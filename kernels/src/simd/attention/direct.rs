@@ -145,7 +145,7 @@ impl Direct {
             let Self { bytes, sums, value_steps, .. } = &mut *self;
             let codes = unpack(simd, format, codes, head_dim, (first, tokens), bytes);
             let steps = (side == Side::Values).then_some(&value_steps[first..]);
-            let ahead = if with_ahead { piece.ahead } else { &[] };
+            let ahead = if with_ahead { piece.ahead_of(side) } else { &[] };
             let batch = Batch { codes, tokens, steps, ahead };
             let out = &mut sums[first * S::LANES..];
             match format {
@@ -311,17 +311,16 @@ impl Group<'_> {
         let mut first = 0;
         for piece in self.pieces {
             let (format, codes) = Side::Values.codes(self.arena, piece);
-            let tokens = first..first + piece.tokens.len();
-            let place = (half, channel);
+            let codes = match format {
+                Format::Levels(_) => &self.direct.bytes[first * 2 * half..],
+                _ => codes,
+            };
+            let ahead = if (start, channel) == (0, 0) { piece.ahead_of(Side::Values) } else { &[] };
+            let batch = Batch { codes, tokens: piece.tokens.len(), steps: None, ahead };
+            let (place, weights) = ((half, channel), (weights, first));
             match format {
-                Format::F16 => add::<S, F16s, R, N>(simd, codes, place, tokens, weights, &mut sums),
-                Format::Int8 => {
-                    add::<S, Int8s, R, N>(simd, codes, place, tokens, weights, &mut sums);
-                }
-                Format::Levels(_) => {
-                    let codes = &self.direct.bytes[tokens.start * 2 * half..];
-                    add::<S, Int8s, R, N>(simd, codes, place, tokens, weights, &mut sums);
-                }
+                Format::F16 => add::<S, F16s, R, N>(simd, batch, place, weights, &mut sums),
+                _ => add::<S, Int8s, R, N>(simd, batch, place, weights, &mut sums),
             }
             first += piece.tokens.len();
         }

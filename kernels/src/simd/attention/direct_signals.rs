@@ -76,7 +76,7 @@ impl Group<'_> {
         let mut distances = [[0f32; TOKENS]; R];
         if is_deletion {
             let what = (SquaredDistance, Side::Values);
-            direct.add_up::<S, _, R>(simd, what, tokens, &queries.out[of_strip], false);
+            direct.add_up::<S, _, R>(simd, what, tokens, &queries.out[of_strip], start == 0);
             distances = direct.totals(simd);
         }
         for (r, (scores, distances)) in scores.iter().zip(&distances).enumerate() {
