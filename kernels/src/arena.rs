@@ -61,6 +61,7 @@ impl Arena {
                 "cannot take {len} bytes of memory for the KV cache: {error}"
             ))
         })?;
+        ask_for_huge_pages(&host);
         Ok(Self { layout, num_pages, memory: Memory::Host(host) })
     }
 
@@ -164,6 +165,16 @@ impl Arena {
         id.0 as usize * self.layout.page_bytes
     }
 }
+
+/// A head's pages lie far apart: with small pages of the system each needs an entry of its own of the
+/// translation tables, hundreds of cycles away. Where the system has no large ones, small ones do.
+#[cfg(target_os = "linux")]
+fn ask_for_huge_pages(memory: &MmapMut) {
+    let _ = memory.advise(memmap2::Advice::HugePage);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_huge_pages(_: &MmapMut) {}
 
 #[cfg(test)]
 mod tests {

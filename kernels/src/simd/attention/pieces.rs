@@ -9,8 +9,10 @@ use crate::{Arena, PageRef, simd::Simd};
 
 /// Tokens of a group: K and V of head size 64, decoded, are 16 KiB each and stay in L1.
 pub const TOKENS: usize = 64;
-/// Pages asked for from memory before their turn: they lie anywhere, so the hardware cannot guess.
+/// Pages asked for from memory before their turn, at least so many and with at least so many tokens: they
+/// lie anywhere, so the hardware cannot guess.
 const PAGES_AHEAD: usize = 4;
+const TOKENS_AHEAD: usize = 96;
 
 /// Pieces of most groups: more are kept outside the stack.
 const PIECES: usize = 8;
@@ -50,13 +52,15 @@ pub fn each_group<S: Simd>(
     pages: &[PageRef],
     mut visit: impl FnMut(&[Piece]),
 ) {
-    for page in pages.iter().take(PAGES_AHEAD) {
+    let Some(first) = pages.first() else { return };
+    let num_ahead = (TOKENS_AHEAD / arena.layout().capacity(first.tier)).max(PAGES_AHEAD);
+    for page in pages.iter().take(num_ahead) {
         simd.prefetch(arena.page(page.page));
     }
     let mut pieces = SmallVec::<[Piece; PIECES]>::new();
     let mut len = 0;
     for (index, page) in pages.iter().enumerate() {
-        let ahead = pages.get(index + PAGES_AHEAD).map_or(&[][..], |ahead| arena.page(ahead.page));
+        let ahead = pages.get(index + num_ahead).map_or(&[][..], |ahead| arena.page(ahead.page));
         let mut next = 0;
         while next < usize::from(page.len) {
             let taken = (usize::from(page.len) - next).min(TOKENS - len);
