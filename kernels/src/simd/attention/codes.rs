@@ -66,9 +66,12 @@ impl<'a> Ahead<'a> {
 
     #[inline(always)]
     fn ask<S: Simd>(&mut self, simd: S) {
-        for line in self.lines.by_ref().take(self.per_token) {
-            simd.prefetch_at(line.as_ptr());
-        }
+        self.of_a_token().for_each(|line| simd.prefetch_at(line.as_ptr()));
+    }
+
+    #[inline(always)]
+    fn of_a_token(&mut self) -> impl Iterator<Item = &'a [u8]> {
+        self.lines.by_ref().take(self.per_token)
     }
 }
 
@@ -143,6 +146,23 @@ pub fn add<S: Simd, C: Codes, const R: usize, const N: usize>(
                     sums[n][upper] = simd.fma(*weight, vector, sums[n][upper]);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_asks_for_each_line_of_a_later_page_once_and_for_nothing_else() {
+        let page = vec![0u8; 2112];
+        for (bytes, tokens) in [(&page[..], 8), (&page[..1056], 8), (&page[1056..], 3), (&[], 8)] {
+            let mut ahead = Ahead::new(bytes, tokens);
+            let lines: Vec<_> =
+                (0..tokens).flat_map(|_| ahead.of_a_token().collect::<Vec<_>>()).collect();
+            assert_eq!(lines.concat().len(), bytes.len());
+            assert!(lines.iter().all(|line| bytes.as_ptr_range().contains(&line.as_ptr())));
         }
     }
 }
