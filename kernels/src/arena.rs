@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// `num_pages` pages of equal size. On a host the memory is zeroed lazily by the operating system,
-/// so resident memory grows with the pages in use.
+/// so resident memory grows with the pages in use, by a huge page of the system at a time where it has them.
 #[derive(Debug)]
 pub struct Arena {
     layout: PageLayout,
@@ -61,7 +61,10 @@ impl Arena {
                 "cannot take {len} bytes of memory for the KV cache: {error}"
             ))
         })?;
-        ask_for_huge_pages(&host);
+        // A head's pages lie far apart: with small pages of the system each needs an entry of its own of the
+        // translation tables, hundreds of cycles away. A system without huge ones refuses, and works.
+        #[cfg(target_os = "linux")]
+        let _ = host.advise(memmap2::Advice::HugePage);
         Ok(Self { layout, num_pages, memory: Memory::Host(host) })
     }
 
@@ -165,16 +168,6 @@ impl Arena {
         id.0 as usize * self.layout.page_bytes
     }
 }
-
-/// A head's pages lie far apart: with small pages of the system each needs an entry of its own of the
-/// translation tables, hundreds of cycles away. Where the system has no large ones, small ones do.
-#[cfg(target_os = "linux")]
-fn ask_for_huge_pages(memory: &MmapMut) {
-    let _ = memory.advise(memmap2::Advice::HugePage);
-}
-
-#[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages(_: &MmapMut) {}
 
 #[cfg(test)]
 mod tests {
