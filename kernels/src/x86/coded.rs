@@ -15,14 +15,14 @@ use super::{
     spread::{Line, Spread, Wanted},
 };
 use crate::{
-    ActivationBits, Arena, PageRef,
+    ActivationBits, Arena,
     codec::Format,
     page::{PerTier, Tier},
     simd::{
         Simd,
         attention::{
             direct::Side,
-            pieces::{Piece, TOKENS, each_group},
+            pieces::{Pages, Piece, TOKENS, each_group},
             softmax::{Partial, Queries, Seen},
         },
     },
@@ -106,11 +106,11 @@ impl Coded {
         &mut self,
         simd: Avx512,
         arena: &Arena,
-        pages: &[PageRef],
+        pages: Pages,
         (queries, codes): (&Queries, &QueryCodes),
         partial: &mut Partial,
     ) {
-        let is_float = pages.first().is_some_and(|page| page.tier == Tier::F16);
+        let is_float = pages.visited().first().is_some_and(|page| page.tier == Tier::F16);
         each_group(simd, arena, pages, |pieces| {
             let step = Group { coded: self, arena, pieces, queries, partial };
             match simd.activations {

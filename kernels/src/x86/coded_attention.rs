@@ -14,7 +14,7 @@ use crate::{
     simd::{
         Op, Simd,
         attention::{
-            pieces::{Piece, TOKENS},
+            pieces::{Piece, TOKENS, num_tokens},
             softmax::{Partial, Queries, Seen},
         },
     },
@@ -42,7 +42,12 @@ impl<S: Strip, const W: usize> Op<Avx512> for Attend<'_, S, W> {
     fn run(self, simd: Avx512) {
         let Self { mut group, strips } = self;
         let Group { coded, arena, pieces, queries, .. } = &mut group;
-        let seen = coded.locate(arena, pieces);
+        let seen = if queries.sees_all {
+            coded.len = num_tokens(pieces);
+            Seen::within(&queries.visible[0])
+        } else {
+            coded.locate(arena, pieces)
+        };
         let overlaps = |visible: &[Range<u32>]| visible.iter().any(|range| seen.overlaps(range));
         if !overlaps(&queries.visible) {
             pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));

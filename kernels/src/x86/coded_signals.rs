@@ -7,13 +7,13 @@ use super::{
     integer::{CodedQueries, dots, square_sums},
 };
 use crate::{
-    Arena, PageRef, Signal,
+    Arena, Signal,
     portable::segment::decode_token,
     simd::{
         Op, Simd,
         attention::{
             direct::Side,
-            pieces::{Piece, TOKENS, each_group},
+            pieces::{Pages, Piece, TOKENS, each_group},
             signals::{Queries, Weigh},
         },
     },
@@ -61,7 +61,7 @@ impl Coded {
         &mut self,
         simd: Avx512,
         arena: &Arena,
-        pages: &[PageRef],
+        pages: Pages,
         (queries, signal): (&Queries, Signal),
         out: &mut [f32],
     ) {

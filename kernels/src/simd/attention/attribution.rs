@@ -12,7 +12,7 @@ use super::{
     coded::Coded,
     direct::Direct,
     num_tokens,
-    pieces::TOKENS,
+    pieces::{Pages, TOKENS},
     signals::{Queries, inverse_norms},
     tile::{Tile, transpose},
     with_scratch,
@@ -33,7 +33,7 @@ struct Item<'a> {
     rows: Range<usize>,
     scoring: Scoring,
     kv_head: usize,
-    pages: &'a [PageRef],
+    pages: Pages<'a>,
 }
 
 /// See [`crate::Backend::attribute`].
@@ -62,7 +62,7 @@ pub fn attribute<S: Simd>(
         })
     })???;
     for (item, signals) in items.iter().zip(signals) {
-        accumulate(arena, item.pages, item.scoring.decay, &signals);
+        accumulate(arena, item.pages.visited(), item.scoring.decay, &signals);
     }
     Ok(())
 }
@@ -76,8 +76,12 @@ fn items(layer: usize, plan: &AttentionPlan) -> Vec<Item<'_>> {
             let pages = plan.pages(layer, index, kv_head);
             let parts = (num_tokens(pages) / MIN_TOKENS)
                 .clamp(1, ITEMS_PER_THREAD * rayon::current_num_threads());
-            let parts = pages.chunks(pages.len().div_ceil(parts).max(1));
-            items.extend(parts.map(|pages| Item { rows: rows.clone(), scoring, kv_head, pages }));
+            let of_head = plan.page_range(layer, index, kv_head);
+            let len = pages.len().div_ceil(parts).max(1);
+            items.extend(of_head.clone().step_by(len).map(|start| {
+                let pages = Pages::new(&plan.pages, start..(start + len).min(of_head.end));
+                Item { rows: rows.clone(), scoring, kv_head, pages }
+            }));
         }
     }
     items
@@ -97,7 +101,7 @@ struct Step<'a, S> {
 impl<S: Simd> Step<'_, S> {
     /// The signal of each token of the item's pages, summed over its queries.
     fn signals(&self, item: &Item, scratch: &mut Scratch) -> Vec<f32> {
-        let mut signals = vec![0f32; num_tokens(item.pages)];
+        let mut signals = vec![0f32; num_tokens(item.pages.visited())];
         let queries = self.queries(item);
         let judges = (&queries, item.scoring.signal);
         let asks_queries = item.scoring.signal != Signal::KeyNorm;
@@ -111,9 +115,9 @@ impl<S: Simd> Step<'_, S> {
         };
         let is_float = |page: &PageRef| page.tier == Tier::F16;
         let mut rest = &mut signals[..];
-        for pages in item.pages.chunk_by(|a, b| is_float(a) == is_float(b)) {
-            let (here, after) = rest.split_at_mut(num_tokens(pages));
-            if is_float(&pages[0]) {
+        for pages in item.pages.runs(|a, b| is_float(a) == is_float(b)) {
+            let (here, after) = rest.split_at_mut(num_tokens(pages.visited()));
+            if pages.visited().first().is_some_and(is_float) {
                 scratch.direct.signals(self.simd, self.arena, pages, judges, here);
             } else {
                 scratch.coded.signals(wide, self.arena, pages, judges, here);
@@ -127,7 +131,7 @@ impl<S: Simd> Step<'_, S> {
         &self,
         queries: &Queries,
         signal: Signal,
-        pages: &[PageRef],
+        pages: Pages,
         Scratch { tile, turned, .. }: &mut Scratch,
         signals: &mut [f32],
     ) {

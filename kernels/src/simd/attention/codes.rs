@@ -1,12 +1,10 @@
 //! Codes as vectors of floats, before their scale, and the loops of a few queries over them.
 
-use std::slice::Chunks;
-
-use super::{pieces::TOKENS, product::Term};
-use crate::{
-    codec::Format,
-    simd::{LINE, Simd},
+use super::{
+    pieces::{Ahead, TOKENS},
+    product::Term,
 };
+use crate::{codec::Format, simd::Simd};
 
 /// One format's codes.
 pub trait Codes {
@@ -48,31 +46,6 @@ pub struct Batch<'a> {
     pub tokens: usize,
     /// (tokens): what a code of 1 stands for, of a vector that is wanted with its scale.
     pub steps: Option<&'a [f32]>,
-    pub ahead: &'a [u8],
-}
-
-/// What is left to ask for, as much of it with each token.
-struct Ahead<'a> {
-    lines: Chunks<'a, u8>,
-    per_token: usize,
-}
-
-impl<'a> Ahead<'a> {
-    #[inline(always)]
-    fn new(bytes: &'a [u8], tokens: usize) -> Self {
-        let lines = bytes.chunks(LINE);
-        Self { per_token: lines.len().div_ceil(tokens.max(1)), lines }
-    }
-
-    #[inline(always)]
-    fn ask<S: Simd>(&mut self, simd: S) {
-        self.of_a_token().for_each(|line| simd.prefetch_at(line.as_ptr()));
-    }
-
-    #[inline(always)]
-    fn of_a_token(&mut self) -> impl Iterator<Item = &'a [u8]> {
-        self.lines.by_ref().take(self.per_token)
-    }
 }
 
 /// What `queries` (R, D) and the vectors of a batch add up: partial sums (R, TOKENS, LANES).
@@ -81,40 +54,90 @@ pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
     simd: S,
     term: T,
     queries: &[f32],
-    Batch { codes, tokens, steps, ahead }: Batch,
+    Batch { codes, tokens, steps }: Batch,
+    ahead: &mut Ahead,
     sums: &mut [f32],
 ) {
-    let mut ahead = Ahead::new(ahead, tokens);
     let half = queries.len() / R / 2;
     let bytes = C::FORMAT.vector_bytes(2 * half);
     assert!(half.is_multiple_of(S::LANES) && codes.len() >= tokens * bytes);
     assert!(tokens == 0 || sums.len() >= ((R - 1) * TOKENS + tokens) * S::LANES);
     assert!(steps.is_none_or(|steps| steps.len() >= tokens));
-    for token in 0..tokens {
-        let mut totals = [simd.splat(0.0); R];
-        let step = steps.map(|steps| simd.splat(steps[token]));
-        ahead.ask(simd);
+    let mut token = 0;
+    while token < tokens {
+        let place = Place { codes, bytes, half, token, steps };
         // SAFETY: whole vectors of codes, queries and sums, as just seen.
+        let taken = unsafe {
+            if token + PAIR <= tokens {
+                place.sums::<S, C, T, R, PAIR>(simd, term, queries, sums)
+            } else {
+                place.sums::<S, C, T, R, 1>(simd, term, queries, sums)
+            }
+        };
+        ahead.ask(simd, taken);
+        token += taken;
+    }
+}
+
+/// Tokens that share the loads of queries.
+const PAIR: usize = 2;
+
+/// A token of a batch.
+struct Place<'a> {
+    codes: &'a [u8],
+    bytes: usize,
+    half: usize,
+    token: usize,
+    steps: Option<&'a [f32]>,
+}
+
+impl Place<'_> {
+    /// N tokens from here; returns N.
+    ///
+    /// # Safety
+    /// `codes`, `queries` (R, D), `sums` and `steps` have as much.
+    #[inline(always)]
+    unsafe fn sums<S: Simd, C: Codes, T: Term, const R: usize, const N: usize>(
+        &self,
+        simd: S,
+        term: T,
+        queries: &[f32],
+        sums: &mut [f32],
+    ) -> usize {
+        let Self { codes, bytes, half, token, steps } = *self;
+        let mut totals = [[simd.splat(0.0); R]; N];
         unsafe {
             let codes = codes.as_ptr().add(token * bytes);
             let mut i = 0;
             while i < half {
-                let mut pair = [i, half + i].map(|i| C::load(simd, codes, i));
-                if let Some(step) = step {
-                    pair = pair.map(|v| simd.mul(step, v));
+                let mut low = [simd.splat(0.0); N];
+                let mut high = [simd.splat(0.0); N];
+                for n in 0..N {
+                    low[n] = C::load(simd, codes.add(n * bytes), i);
+                    high[n] = C::load(simd, codes.add(n * bytes), half + i);
+                    if let Some(steps) = steps {
+                        let step = simd.splat(steps[token + n]);
+                        (low[n], high[n]) = (simd.mul(step, low[n]), simd.mul(step, high[n]));
+                    }
                 }
-                let [low, high] = pair;
-                for (r, total) in totals.iter_mut().enumerate() {
+                for r in 0..R {
                     let query = queries.as_ptr().add(r * 2 * half + i);
-                    *total = term.add(simd, simd.load(query), low, *total);
-                    *total = term.add(simd, simd.load(query.add(half)), high, *total);
+                    let (q_low, q_high) = (simd.load(query), simd.load(query.add(half)));
+                    for n in 0..N {
+                        totals[n][r] = term.add(simd, q_low, low[n], totals[n][r]);
+                        totals[n][r] = term.add(simd, q_high, high[n], totals[n][r]);
+                    }
                 }
                 i += S::LANES;
             }
-            for (r, total) in totals.iter().enumerate() {
-                simd.store(sums.as_mut_ptr().add((r * TOKENS + token) * S::LANES), *total);
+            for (n, totals) in totals.iter().enumerate() {
+                for (r, total) in totals.iter().enumerate() {
+                    let at = (r * TOKENS + token + n) * S::LANES;
+                    simd.store(sums.as_mut_ptr().add(at), *total);
+                }
             }
         }
+        N
     }
 }
 
@@ -123,17 +146,17 @@ pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
 #[inline(always)]
 pub fn add<S: Simd, C: Codes, const R: usize, const N: usize>(
     simd: S,
-    Batch { codes, tokens, ahead, .. }: Batch,
+    Batch { codes, tokens, .. }: Batch,
+    ahead: &mut Ahead,
     (half, channel): (usize, usize),
     (weights, first): (&[[f32; TOKENS]; R], usize),
     sums: &mut [[[S::V; 2]; N]; R],
 ) {
-    let mut ahead = Ahead::new(ahead, tokens);
     let bytes = C::FORMAT.vector_bytes(2 * half);
     assert!(channel + N * S::LANES <= half && codes.len() >= tokens * bytes);
     assert!(first + tokens <= TOKENS);
     for i in 0..tokens {
-        ahead.ask(simd);
+        ahead.ask(simd, 1);
         // One vector of codes at a time, for all queries: 12 sums, 3 weights and it fill 16 registers.
         let weights: [_; R] = std::array::from_fn(|r| simd.splat(weights[r][first + i]));
         for n in 0..N {
@@ -146,23 +169,6 @@ pub fn add<S: Simd, C: Codes, const R: usize, const N: usize>(
                     sums[n][upper] = simd.fma(*weight, vector, sums[n][upper]);
                 }
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_piece_asks_for_each_line_of_a_later_page_once_and_for_nothing_else() {
-        let page = vec![0u8; 2112];
-        for (bytes, tokens) in [(&page[..], 8), (&page[..1056], 8), (&page[1056..], 3), (&[], 8)] {
-            let mut ahead = Ahead::new(bytes, tokens);
-            let lines: Vec<_> =
-                (0..tokens).flat_map(|_| ahead.of_a_token().collect::<Vec<_>>()).collect();
-            assert_eq!(lines.concat().len(), bytes.len());
-            assert!(lines.iter().all(|line| bytes.as_ptr_range().contains(&line.as_ptr())));
         }
     }
 }

@@ -8,18 +8,22 @@ use std::ops::Range;
 
 use super::{
     codes::{self, Batch, F16s, Int8s, add},
-    pieces::{Piece, TOKENS, each_group, positions},
+    pieces::{Ahead, Pages, Piece, TOKENS, each_group, num_tokens, positions},
     product::{Dot, Term},
     softmax::{Partial, Queries, Seen, Weigh},
 };
 use crate::{
-    Arena, PageRef,
+    Arena,
     codec::Format,
     simd::{Op, Simd},
 };
 
 /// Queries that share the decoding of codes: their sums stay in registers.
 pub const STRIP: usize = 4;
+/// What is asked for ahead with each vector of totals, and with each query's weights, beside a share with
+/// each token's key and value: a few queries take about as long for these.
+const SHARES_OF_TOTALS: usize = 8;
+const SHARES_OF_WEIGHTS: usize = 12;
 /// From more queries on a tile is cheaper.
 pub const MAX_QUERIES: usize = 2 * STRIP;
 /// Lanes of the widest vector.
@@ -79,26 +83,32 @@ impl Direct {
         &mut self,
         simd: S,
         arena: &Arena,
-        pages: &[PageRef],
+        pages: Pages,
         queries: &Queries,
         partial: &mut Partial,
     ) {
         each_group(simd, arena, pages, |pieces| {
-            simd.vectorize(Group { direct: self, arena, pieces, queries, partial });
+            let ahead = Ahead::new(pieces);
+            simd.vectorize(Group { direct: self, arena, pieces, ahead, queries, partial });
         });
     }
 
-    /// Reads where the tokens of a group are and what their codes are worth. `None`, and on to the next
-    /// pages, where no query sees any of them.
+    /// Reads where the tokens of a group are, unless it is known that all queries see them, and what their
+    /// codes are worth. `None`, and on to the next pages, where no query sees any of them.
     #[inline(always)]
     pub fn begin<S: Simd>(
         &mut self,
         simd: S,
         (arena, pieces): (&Arena, &[Piece]),
-        visible: &[Range<u32>],
+        (visible, sees_all): (&[Range<u32>], bool),
     ) -> Option<Seen> {
-        self.len = positions(arena, pieces, &mut self.positions);
-        let seen = Seen::new(&self.positions[..self.len]);
+        self.len = num_tokens(pieces);
+        let seen = if sees_all {
+            Seen::within(&visible[0])
+        } else {
+            positions(arena, pieces, &mut self.positions);
+            Seen::new(&self.positions[..self.len])
+        };
         if !visible.iter().any(|visible| seen.overlaps(visible)) {
             pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
             return None;
@@ -118,8 +128,14 @@ impl Direct {
                 (info.value, at.value_scales, &mut self.value_steps),
             ] {
                 let scales = &bytes[start + tokens.start..][..tokens.len()];
-                for (out, scale) in out[next..].iter_mut().zip(scales) {
-                    *out = format.step(*scale);
+                let out = &mut out[next..][..tokens.len()];
+                match format {
+                    Format::F16 => out.fill(1.0),
+                    _ => {
+                        for (out, scale) in out.iter_mut().zip(scales) {
+                            *out = format.step(*scale);
+                        }
+                    }
                 }
             }
             next += tokens.len();
@@ -135,7 +151,7 @@ impl Direct {
         (term, side): (T, Side),
         (arena, pieces): (&Arena, &[Piece]),
         vectors: &[f32],
-        with_ahead: bool,
+        ahead: &mut Ahead,
     ) {
         let head_dim = arena.layout().head_dim;
         let mut first = 0;
@@ -145,13 +161,12 @@ impl Direct {
             let Self { bytes, sums, value_steps, .. } = &mut *self;
             let codes = unpack(simd, format, codes, head_dim, (first, tokens), bytes);
             let steps = (side == Side::Values).then_some(&value_steps[first..]);
-            let ahead = if with_ahead { piece.ahead_of(side) } else { &[] };
-            let batch = Batch { codes, tokens, steps, ahead };
+            let batch = Batch { codes, tokens, steps };
             let out = &mut sums[first * S::LANES..];
             match format {
-                Format::F16 => codes::sums::<S, F16s, T, R>(simd, term, vectors, batch, out),
+                Format::F16 => codes::sums::<S, F16s, T, R>(simd, term, vectors, batch, ahead, out),
                 Format::Int8 | Format::Levels(_) => {
-                    codes::sums::<S, Int8s, T, R>(simd, term, vectors, batch, out);
+                    codes::sums::<S, Int8s, T, R>(simd, term, vectors, batch, ahead, out);
                 }
             }
             first += tokens;
@@ -165,10 +180,10 @@ impl Direct {
         simd: S,
         tokens: (&Arena, &[Piece]),
         queries: &[f32],
-        with_ahead: bool,
+        ahead: &mut Ahead,
     ) -> [[f32; TOKENS]; R] {
-        self.add_up::<S, _, R>(simd, (Dot, Side::Keys), tokens, queries, with_ahead);
-        let mut scores = self.totals::<S, R>(simd);
+        self.add_up::<S, _, R>(simd, (Dot, Side::Keys), tokens, queries, ahead);
+        let mut scores = self.totals::<S, R>(simd, ahead);
         for scores in &mut scores {
             scores.iter_mut().zip(&self.key_steps).for_each(|(score, step)| *score *= step);
         }
@@ -177,12 +192,17 @@ impl Direct {
 
     /// The whole of what [`Direct::add_up`] left in parts.
     #[inline(always)]
-    pub fn totals<S: Simd, const R: usize>(&self, simd: S) -> [[f32; TOKENS]; R] {
+    pub fn totals<S: Simd, const R: usize>(
+        &self,
+        simd: S,
+        ahead: &mut Ahead,
+    ) -> [[f32; TOKENS]; R] {
         let Self { sums, len, .. } = self;
         let mut totals = [[0f32; TOKENS]; R];
         assert!(sums.len() >= R * TOKENS * S::LANES && *len <= TOKENS);
         for (r, out) in totals.iter_mut().enumerate() {
             for token in (0..*len).step_by(S::LANES) {
+                ahead.ask(simd, SHARES_OF_TOTALS);
                 // SAFETY: `sums` was just seen to hold R * TOKENS rows; TOKENS is a multiple of
                 // LANES, so that whole vectors of totals start below `len`.
                 unsafe {
@@ -200,6 +220,7 @@ struct Group<'a> {
     direct: &'a mut Direct,
     arena: &'a Arena,
     pieces: &'a [Piece<'a>],
+    ahead: Ahead<'a>,
     queries: &'a Queries,
     partial: &'a mut Partial,
 }
@@ -209,7 +230,8 @@ impl<S: Simd> Op<S> for Group<'_> {
 
     #[inline(always)]
     fn run(mut self, simd: S) {
-        let (tokens, visible) = ((self.arena, self.pieces), &self.queries.visible);
+        let tokens = (self.arena, self.pieces);
+        let visible = (&self.queries.visible[..], self.queries.sees_all);
         let Some(seen) = self.direct.begin(simd, tokens, visible) else { return };
         let num_queries = self.partial.num_queries;
         let mut start = 0;
@@ -221,6 +243,7 @@ impl<S: Simd> Op<S> for Group<'_> {
                 _ => self.strip::<S, STRIP>(simd, start, seen),
             };
         }
+        self.ahead.ask_rest(simd);
     }
 }
 
@@ -231,7 +254,7 @@ impl Group<'_> {
         let head_dim = self.arena.layout().head_dim;
         let queries = &self.queries.data[start * head_dim..][..R * head_dim];
         let tokens = (self.arena, self.pieces);
-        let mut weights = self.direct.scores::<S, R>(simd, tokens, queries, start == 0);
+        let mut weights = self.direct.scores::<S, R>(simd, tokens, queries, &mut self.ahead);
         let mut factors = [0f32; R];
         for (r, (weights, factor)) in weights.iter_mut().zip(&mut factors).enumerate() {
             let (row, visible) = (start + r, &self.queries.visible[start + r]);
@@ -244,6 +267,7 @@ impl Group<'_> {
                 sum: &mut self.partial.sums[row],
             };
             *factor = weigh.run(simd);
+            self.ahead.ask(simd, SHARES_OF_WEIGHTS);
             for (weight, scale) in weights.iter_mut().zip(&self.direct.value_steps) {
                 *weight *= scale;
             }
@@ -315,12 +339,12 @@ impl Group<'_> {
                 Format::Levels(_) => &self.direct.bytes[first * 2 * half..],
                 _ => codes,
             };
-            let ahead = if (start, channel) == (0, 0) { piece.ahead_of(Side::Values) } else { &[] };
-            let batch = Batch { codes, tokens: piece.tokens.len(), steps: None, ahead };
+            let batch = Batch { codes, tokens: piece.tokens.len(), steps: None };
+            let ahead = &mut self.ahead;
             let (place, weights) = ((half, channel), (weights, first));
             match format {
-                Format::F16 => add::<S, F16s, R, N>(simd, batch, place, weights, &mut sums),
-                _ => add::<S, Int8s, R, N>(simd, batch, place, weights, &mut sums),
+                Format::F16 => add::<S, F16s, R, N>(simd, batch, ahead, place, weights, &mut sums),
+                _ => add::<S, Int8s, R, N>(simd, batch, ahead, place, weights, &mut sums),
             }
             first += piece.tokens.len();
         }

@@ -2,12 +2,12 @@
 
 use super::{
     direct::{Direct, STRIP, Side},
-    pieces::{Piece, TOKENS, each_group},
+    pieces::{Ahead, Pages, Piece, TOKENS, each_group},
     product::SquaredDistance,
     signals::{Queries, Weigh},
 };
 use crate::{
-    Arena, PageRef, Signal,
+    Arena, Signal,
     simd::{Op, Simd},
 };
 
@@ -17,7 +17,7 @@ impl Direct {
         &mut self,
         simd: S,
         arena: &Arena,
-        pages: &[PageRef],
+        pages: Pages,
         (queries, signal): (&Queries, Signal),
         out: &mut [f32],
     ) {
@@ -25,7 +25,9 @@ impl Direct {
         each_group(simd, arena, pages, |pieces| {
             let mut totals = [0f32; TOKENS];
             let (direct, totals_of) = (&mut *self, &mut totals);
-            simd.vectorize(Group { direct, arena, pieces, queries, signal, totals: totals_of });
+            let ahead = Ahead::new(pieces);
+            let totals = totals_of;
+            simd.vectorize(Group { direct, arena, pieces, ahead, queries, signal, totals });
             out[next..next + self.len].copy_from_slice(&totals[..self.len]);
             next += self.len;
         });
@@ -37,6 +39,7 @@ struct Group<'a> {
     direct: &'a mut Direct,
     arena: &'a Arena,
     pieces: &'a [Piece<'a>],
+    ahead: Ahead<'a>,
     queries: &'a Queries,
     signal: Signal,
     totals: &'a mut [f32; TOKENS],
@@ -47,7 +50,8 @@ impl<S: Simd> Op<S> for Group<'_> {
 
     #[inline(always)]
     fn run(mut self, simd: S) {
-        let (tokens, visible) = ((self.arena, self.pieces), &self.queries.visible);
+        let tokens = (self.arena, self.pieces);
+        let visible = (&self.queries.visible[..], false);
         if self.direct.begin(simd, tokens, visible).is_none() {
             return;
         }
@@ -61,6 +65,7 @@ impl<S: Simd> Op<S> for Group<'_> {
                 _ => self.strip::<S, STRIP>(simd, start),
             };
         }
+        self.ahead.ask_rest(simd);
     }
 }
 
@@ -68,16 +73,15 @@ impl Group<'_> {
     /// Queries `start..start + R`; returns R.
     #[inline(always)]
     fn strip<S: Simd, const R: usize>(&mut self, simd: S, start: usize) -> usize {
-        let Self { direct, arena, pieces, queries, signal, totals } = self;
+        let Self { direct, arena, pieces, ahead, queries, signal, totals } = self;
         let of_strip = start * queries.head_dim..(start + R) * queries.head_dim;
         let (tokens, is_deletion) = ((*arena, *pieces), *signal == Signal::Deletion);
-        let scores: [_; R] =
-            direct.scores(simd, tokens, &queries.data[of_strip.clone()], start == 0);
+        let scores: [_; R] = direct.scores(simd, tokens, &queries.data[of_strip.clone()], ahead);
         let mut distances = [[0f32; TOKENS]; R];
         if is_deletion {
             let what = (SquaredDistance, Side::Values);
-            direct.add_up::<S, _, R>(simd, what, tokens, &queries.out[of_strip], start == 0);
-            distances = direct.totals(simd);
+            direct.add_up::<S, _, R>(simd, what, tokens, &queries.out[of_strip], ahead);
+            distances = direct.totals(simd, ahead);
         }
         for (r, (scores, distances)) in scores.iter().zip(&distances).enumerate() {
             let weigh = Weigh {

@@ -33,7 +33,7 @@ pub(crate) use crate::x86::coded;
 use self::{
     coded::{Coded, QueryCodes, serves_many},
     direct::{Direct, MAX_QUERIES},
-    pieces::TOKENS,
+    pieces::{Pages, TOKENS},
     softmax::{Partial, Queries},
     tile::Tile,
 };
@@ -71,7 +71,7 @@ struct Block {
 struct Item<'a> {
     /// Number of (block, KV head).
     asked: usize,
-    pages: &'a [PageRef],
+    pages: Pages<'a>,
 }
 
 /// The queries of a block to one KV head.
@@ -156,11 +156,11 @@ fn items<'a>(layer: usize, blocks: &[Block], plan: &'a AttentionPlan) -> Vec<Ite
     for (index, block) in blocks.iter().enumerate() {
         for kv_head in 0..plan.num_kv_heads {
             let asked = index * plan.num_kv_heads + kv_head;
-            let pages = plan.pages(layer, block.span, kv_head);
+            let of_head = plan.page_range(layer, block.span, kv_head);
+            let cut = |part: usize| of_head.start + of_head.len() * part / block.parts;
             for part in 0..block.parts {
-                let range =
-                    pages.len() * part / block.parts..pages.len() * (part + 1) / block.parts;
-                items.push(Item { asked, pages: &pages[range] });
+                let pages = Pages::new(&plan.pages, cut(part)..cut(part + 1));
+                items.push(Item { asked, pages });
             }
         }
     }
@@ -243,7 +243,7 @@ impl<S: Simd> Step<'_, S> {
         let wide = self.simd.wide().filter(|_| Coded::serves(head_dim));
         asked.par_iter_mut().enumerate().with_min_len(MIN_ASKED).for_each(|(i, asked)| {
             let queries = &mut asked.queries;
-            self.fill(queries, q, &blocks[i / kv_heads].rows, i % kv_heads);
+            self.fill(queries, q, &blocks[i / kv_heads], i % kv_heads);
             let is_direct = Direct::serves::<S>(queries.visible.len(), head_dim);
             let wide = wide.filter(|wide| is_direct || serves_many(*wide));
             asked.is_coded = wide.is_some();
@@ -253,21 +253,15 @@ impl<S: Simd> Step<'_, S> {
         });
     }
 
-    fn attend(
-        &self,
-        asked: &Asked,
-        pages: &[PageRef],
-        scratch: &mut Scratch,
-        partial: &mut Partial,
-    ) {
+    fn attend(&self, asked: &Asked, pages: Pages, scratch: &mut Scratch, partial: &mut Partial) {
         let Scratch { tile, direct, coded, .. } = scratch;
         let Asked { queries, codes, is_coded } = asked;
         partial.restart(queries.visible.len(), tile.stride);
         let is_direct = Direct::serves::<S>(queries.visible.len(), tile.head_dim);
         if let Some(wide) = self.simd.wide().filter(|_| *is_coded) {
             let is_float = |page: &PageRef| page.tier == Tier::F16;
-            for pages in pages.chunk_by(|a, b| is_float(a) == is_float(b)) {
-                if is_direct && is_float(&pages[0]) {
+            for pages in pages.runs(|a, b| is_float(a) == is_float(b)) {
+                if is_direct && pages.visited().first().is_some_and(is_float) {
                     direct.attend(self.simd, self.arena, pages, queries, partial);
                 } else {
                     coded.attend(wide, self.arena, pages, (queries, codes), partial);
@@ -287,12 +281,16 @@ impl<S: Simd> Step<'_, S> {
     }
 
     /// The queries that rows of q (T, H * D) put to a KV head.
-    fn fill(&self, queries: &mut Queries, q: &[f32], rows: &Range<usize>, kv_head: usize) {
+    fn fill(&self, queries: &mut Queries, q: &[f32], block: &Block, kv_head: usize) {
         let Heads { num_heads, group, .. } = *self.heads;
         let head_dim = self.arena.layout().head_dim;
         let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
         queries.data.clear();
         queries.visible.clear();
+        let Block { rows, span, .. } = block;
+        // Nothing is cached behind the last row.
+        let is_last = rows.len() == 1 && rows.end == self.plan.spans[*span].rows.end;
+        queries.sees_all = is_last && self.plan.window.is_none();
         for row in rows.clone() {
             let start = (row * num_heads + kv_head * group) * head_dim;
             queries.data.extend(q[start..start + group * head_dim].iter().map(|q| q * scale));

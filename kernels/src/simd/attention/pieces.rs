@@ -5,7 +5,10 @@ use std::ops::Range;
 use smallvec::SmallVec;
 
 use super::direct::Side;
-use crate::{Arena, PageRef, simd::Simd};
+use crate::{
+    Arena, PageRef,
+    simd::{LINE, Simd},
+};
 
 /// Tokens of a group: K and V of head size 64, decoded, are 16 KiB each and stay in L1.
 pub const TOKENS: usize = 64;
@@ -16,6 +19,34 @@ const TOKENS_AHEAD: usize = 96;
 
 /// Pieces of most groups: more are kept outside the stack.
 const PIECES: usize = 8;
+
+/// Pages to visit in turn, and those whose turn comes then: they are asked for from memory meanwhile.
+#[derive(Clone, Copy)]
+pub struct Pages<'a> {
+    all: &'a [PageRef],
+    len: usize,
+}
+
+impl<'a> Pages<'a> {
+    /// Those of `range`.
+    pub fn new(all: &'a [PageRef], range: Range<usize>) -> Self {
+        Self { all: &all[range.start..], len: range.len() }
+    }
+
+    pub fn visited(self) -> &'a [PageRef] {
+        &self.all[..self.len]
+    }
+
+    /// Cut where neighbours are not alike.
+    pub fn runs(self, alike: impl Fn(&PageRef, &PageRef) -> bool) -> impl Iterator<Item = Self> {
+        let mut next = 0;
+        self.visited().chunk_by(alike).map(move |run| {
+            let start = next;
+            next += run.len();
+            Self::new(self.all, start..next)
+        })
+    }
+}
 
 /// Tokens `tokens` of a page.
 pub struct Piece<'a> {
@@ -44,23 +75,71 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// Calls `visit` with all tokens of `pages`, [`TOKENS`] at a time.
+/// What the pieces of a group ask for from memory, bit by bit all through the work on the group: memory
+/// idles while it is asked for nothing, and all at once would hold up the loads that are needed now.
+pub struct Ahead<'a> {
+    pieces: std::slice::Iter<'a, Piece<'a>>,
+    /// The first line of those that the last piece has left.
+    next: *const u8,
+    lines: usize,
+    /// Lines of a share: a quarter of a token's.
+    share: usize,
+}
+
+impl<'a> Ahead<'a> {
+    #[inline(always)]
+    pub fn new(pieces: &'a [Piece<'a>]) -> Self {
+        let lines: usize = pieces.iter().map(|piece| piece.ahead.len() / LINE).sum();
+        let share = lines.checked_div(4 * num_tokens(pieces)).unwrap_or(0).max(1);
+        Self { pieces: pieces.iter(), next: std::ptr::null(), lines: 0, share }
+    }
+
+    /// Asks for so many shares more.
+    #[inline(always)]
+    pub fn ask<S: Simd>(&mut self, simd: S, shares: usize) {
+        let mut left = shares * self.share;
+        while left > 0 {
+            let Some((first, lines)) = self.take(left) else { return };
+            for line in 0..lines {
+                simd.prefetch_at(first.wrapping_add(line * LINE));
+            }
+            left -= lines;
+        }
+    }
+
+    /// Asks for what is left.
+    #[inline(always)]
+    pub fn ask_rest<S: Simd>(mut self, simd: S) {
+        self.ask(simd, usize::MAX / self.share);
+    }
+
+    /// The first of some lines one after the other, and how many they are; `None` when all are taken.
+    #[inline(always)]
+    fn take(&mut self, most: usize) -> Option<(*const u8, usize)> {
+        while self.lines == 0 {
+            let ahead = self.pieces.next()?.ahead;
+            (self.next, self.lines) = (ahead.as_ptr(), ahead.len().div_ceil(LINE));
+        }
+        let (first, lines) = (self.next, most.min(self.lines));
+        self.next = first.wrapping_add(lines * LINE);
+        self.lines -= lines;
+        Some((first, lines))
+    }
+}
+
+/// Calls `visit` with all tokens of the pages to visit, [`TOKENS`] at a time.
 #[inline(always)]
-pub fn each_group<S: Simd>(
-    simd: S,
-    arena: &Arena,
-    pages: &[PageRef],
-    mut visit: impl FnMut(&[Piece]),
-) {
-    let Some(first) = pages.first() else { return };
+pub fn each_group<S: Simd>(simd: S, arena: &Arena, pages: Pages, mut visit: impl FnMut(&[Piece])) {
+    let Some(first) = pages.visited().first() else { return };
     let num_ahead = (TOKENS_AHEAD / arena.layout().capacity(first.tier)).max(PAGES_AHEAD);
-    for page in pages.iter().take(num_ahead) {
+    for page in pages.all.iter().take(num_ahead) {
         simd.prefetch(arena.page(page.page));
     }
     let mut pieces = SmallVec::<[Piece; PIECES]>::new();
     let mut len = 0;
-    for (index, page) in pages.iter().enumerate() {
-        let ahead = pages.get(index + num_ahead).map_or(&[][..], |ahead| arena.page(ahead.page));
+    for (index, page) in pages.visited().iter().enumerate() {
+        let ahead =
+            pages.all.get(index + num_ahead).map_or(&[][..], |ahead| arena.page(ahead.page));
         let mut next = 0;
         while next < usize::from(page.len) {
             let taken = (usize::from(page.len) - next).min(TOKENS - len);
@@ -84,6 +163,11 @@ pub fn each_group<S: Simd>(
     }
 }
 
+#[inline(always)]
+pub fn num_tokens(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.tokens.len()).sum()
+}
+
 /// Writes the positions of a group and returns its number of tokens.
 #[inline(always)]
 pub fn positions(arena: &Arena, pieces: &[Piece], out: &mut [u32; TOKENS]) -> usize {
@@ -94,4 +178,27 @@ pub fn positions(arena: &Arena, pieces: &[Piece], out: &mut [u32; TOKENS]) -> us
         len += out.len();
     }
     len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::{PageId, Tier};
+
+    #[test]
+    fn a_group_asks_for_each_line_of_later_pages_once_and_for_nothing_else() {
+        let bytes = vec![0u8; 2 * 2112];
+        let page = PageRef { page: PageId(0), tier: Tier::F16, len: 8, base: 0 };
+        let aheads = [&bytes[..2112], &[], &bytes[2112..3168], &bytes[3168..3200]];
+        let pieces = aheads.map(|ahead| Piece { page: &page, tokens: 0..8, ahead });
+        for most in [1, 2, 7, 100] {
+            let mut ahead = Ahead::new(&pieces);
+            let mut asked = Vec::new();
+            while let Some((first, lines)) = ahead.take(most) {
+                asked.extend((0..lines).map(|line| first.wrapping_add(line * LINE)));
+            }
+            let wanted = aheads.iter().flat_map(|ahead| ahead.chunks(LINE));
+            assert_eq!(asked, wanted.map(<[u8]>::as_ptr).collect::<Vec<_>>());
+        }
+    }
 }

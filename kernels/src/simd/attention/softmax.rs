@@ -33,6 +33,8 @@ pub struct Queries {
     pub data: Vec<f32>,
     /// Positions each query sees.
     pub visible: Vec<Range<u32>>,
+    /// Whether each of them is known to see all that is cached, wherever it is.
+    pub sees_all: bool,
 }
 
 impl Partial {
@@ -155,6 +157,12 @@ impl Seen {
     pub fn new(positions: &[u32]) -> Self {
         let (first, last) = positions.iter().fold((u32::MAX, 0), |(a, b), &p| (a.min(p), b.max(p)));
         Self { first, last }
+    }
+
+    /// Of tokens that are all among those.
+    #[inline(always)]
+    pub fn within(visible: &Range<u32>) -> Self {
+        Self { first: visible.start, last: visible.end - 1 }
     }
 
     #[inline(always)]

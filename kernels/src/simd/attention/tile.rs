@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::pieces::{Piece, TOKENS, each_group, positions};
+use super::pieces::{Pages, Piece, TOKENS, each_group, positions};
 use crate::{
-    Arena, PageRef,
+    Arena,
     codec::Format,
     simd::{Op, Simd},
 };
@@ -54,7 +54,7 @@ impl Tile {
         &mut self,
         simd: S,
         arena: &Arena,
-        pages: &[PageRef],
+        pages: Pages,
         wanted: Range<u32>,
         mut visit: impl FnMut(&Tile),
     ) {

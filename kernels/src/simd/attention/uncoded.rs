@@ -2,10 +2,11 @@
 //! that they can be had, so nothing here runs.
 
 use super::{
+    pieces::Pages,
     signals,
     softmax::{Partial, Queries},
 };
-use crate::{Arena, PageRef, Signal};
+use crate::{Arena, Signal};
 
 /// Has no value.
 #[derive(Clone, Copy)]
@@ -39,7 +40,7 @@ impl Coded {
         &mut self,
         wide: Wide,
         _: &Arena,
-        _: &[PageRef],
+        _: Pages,
         _: (&Queries, &QueryCodes),
         _: &mut Partial,
     ) {
@@ -50,7 +51,7 @@ impl Coded {
         &mut self,
         wide: Wide,
         _: &Arena,
-        _: &[PageRef],
+        _: Pages,
         _: (&signals::Queries, Signal),
         _: &mut [f32],
     ) {
