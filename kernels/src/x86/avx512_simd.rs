@@ -146,7 +146,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn unpack(self, format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
-        unsafe { spread::unpack(format, dim, codes, bytes) }
+        unsafe { spread::unpack(self, format, dim, codes, bytes) }
     }
 
     #[inline(always)]

@@ -22,7 +22,7 @@ use crate::{
         Simd,
         attention::{
             direct::Side,
-            pieces::{Pages, Piece, TOKENS, each_group},
+            pieces::{Ahead, Pages, Piece, TOKENS, each_group},
             softmax::{Partial, Queries, Seen},
         },
     },
@@ -112,7 +112,8 @@ impl Coded {
     ) {
         let is_float = pages.visited().first().is_some_and(|page| page.tier == Tier::F16);
         each_group(simd, arena, pages, |pieces| {
-            let step = Group { coded: self, arena, pieces, queries, partial };
+            let ahead = Ahead::new(pieces);
+            let step = Group { coded: self, arena, pieces, ahead, queries, partial };
             match simd.activations {
                 ActivationBits::Eight if is_float => {
                     simd.vectorize(Attend::<_, 1> { group: step, strips: &codes.paired });
@@ -134,9 +135,16 @@ impl Coded {
 
     /// The tokens' K or V, turned as [`dots`] reads them.
     #[inline(always)]
-    pub fn turn(&mut self, simd: Avx512, arena: &Arena, pieces: &[Piece], side: Side) {
+    pub fn turn(
+        &mut self,
+        simd: Avx512,
+        (arena, pieces): (&Arena, &[Piece]),
+        side: Side,
+        ahead: &mut Ahead,
+    ) {
         for i in 0..self.head_dim / WIDTH {
-            self.load(arena, pieces, i, side, 128);
+            let wanted = Wanted { simd, flip: 128, ahead };
+            self.load((arena, pieces), i, side, wanted);
             let lines = &mut self.keys[i * TOKENS..(i + 1) * TOKENS];
             // SAFETY: a value of `Avx512` proves the features.
             unsafe { transpose_keys(simd, &self.rows, self.len, lines) };
@@ -145,9 +153,14 @@ impl Coded {
 
     /// The keys of F16 pages in 16 bits, turned as [`super::pairs`] reads them.
     #[inline(always)]
-    pub fn turn_words(&mut self, simd: Avx512, arena: &Arena, pieces: &[Piece]) {
+    pub fn turn_words(
+        &mut self,
+        simd: Avx512,
+        (arena, pieces): (&Arena, &[Piece]),
+        ahead: &mut Ahead,
+    ) {
         for i in 0..2 * self.head_dim / WIDTH {
-            self.load_words(arena, pieces, i);
+            self.load_words((arena, pieces), i, (simd, ahead));
             let lines = &mut self.keys[i * TOKENS..(i + 1) * TOKENS];
             // SAFETY: a value of `Avx512` proves the features.
             unsafe { transpose_keys(simd, &self.rows, self.len, lines) };
@@ -156,18 +169,30 @@ impl Coded {
 
     /// The tokens' V, four tokens of a channel side by side.
     #[inline(always)]
-    pub fn interleave(&mut self, _: Avx512, arena: &Arena, pieces: &[Piece]) {
+    pub fn interleave(
+        &mut self,
+        simd: Avx512,
+        (arena, pieces): (&Arena, &[Piece]),
+        ahead: &mut Ahead,
+    ) {
         for i in 0..self.head_dim / WIDTH {
-            self.load(arena, pieces, i, Side::Values, 0);
+            let wanted = Wanted { simd, flip: 0, ahead };
+            self.load((arena, pieces), i, Side::Values, wanted);
             let lines = &mut self.values[i * TOKENS..(i + 1) * TOKENS];
             // SAFETY: a value of `Avx512` proves the features.
             unsafe { interleave_values(&self.rows, self.len, lines) };
         }
     }
 
-    /// Levels of the K or V of all pieces, channels of register `i`; `flip` 128 makes them unsigned.
+    /// Levels of the K or V of all pieces, channels of register `i`.
     #[inline(always)]
-    fn load(&mut self, arena: &Arena, pieces: &[Piece], i: usize, side: Side, flip: u8) {
+    fn load(
+        &mut self,
+        (arena, pieces): (&Arena, &[Piece]),
+        i: usize,
+        side: Side,
+        Wanted { simd, flip, ahead }: Wanted,
+    ) {
         let mut next = 0;
         for piece in pieces {
             let tier = piece.page.tier;
@@ -178,8 +203,7 @@ impl Coded {
             let (_, codes) = side.codes(arena, piece);
             let range = next..next + piece.tokens.len();
             let rows = &mut self.rows[range.clone()];
-            let ahead = if i == 0 { piece.ahead_of(side) } else { &[] };
-            let wanted = Wanted { flip, ahead };
+            let wanted = Wanted { simd, flip, ahead };
             // SAFETY: the caller runs with AVX-512 BW and VBMI.
             unsafe {
                 match spreads.get(i) {
@@ -196,16 +220,20 @@ impl Coded {
 
     /// Keys of F16 pages in 16 bits, channels of register `i`.
     #[inline(always)]
-    fn load_words(&mut self, arena: &Arena, pieces: &[Piece], i: usize) {
+    fn load_words(
+        &mut self,
+        (arena, pieces): (&Arena, &[Piece]),
+        i: usize,
+        (simd, ahead): (Avx512, &mut Ahead),
+    ) {
         let mut next = 0;
         for piece in pieces {
             let (_, codes) = Side::Keys.codes(arena, piece);
             let range = next..next + piece.tokens.len();
             let vectors = Vectors { codes, dim: self.head_dim };
             let rows = &mut self.rows[range.clone()];
-            let ahead = if i == 0 { piece.ahead_of(Side::Keys) } else { &[] };
             // SAFETY: the caller runs with AVX-512 BW.
-            unsafe { vectors.to_words(i, &self.key_scales[range], ahead, rows) };
+            unsafe { vectors.to_words(i, &self.key_scales[range], (simd, ahead), rows) };
             next += piece.tokens.len();
         }
     }

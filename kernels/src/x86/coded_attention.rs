@@ -12,19 +12,24 @@ use super::{
 use crate::{
     Arena,
     simd::{
-        Op, Simd,
+        Op,
         attention::{
-            pieces::{Piece, TOKENS, num_tokens},
+            pieces::{Ahead, Piece, TOKENS, num_tokens},
             softmax::{Partial, Queries, Seen},
         },
     },
 };
+
+/// What is asked for ahead at a time between parts of the work, beside what unpacking asks for: no more than
+/// leaves loads some of the places in which L1 awaits lines.
+const SHARES: usize = 8;
 
 /// Some tokens, for all queries.
 pub struct Group<'a> {
     pub coded: &'a mut Coded,
     pub arena: &'a Arena,
     pub pieces: &'a [Piece<'a>],
+    pub ahead: Ahead<'a>,
     pub queries: &'a Queries,
     pub partial: &'a mut Partial,
 }
@@ -41,7 +46,7 @@ impl<S: Strip, const W: usize> Op<Avx512> for Attend<'_, S, W> {
     #[inline(always)]
     fn run(self, simd: Avx512) {
         let Self { mut group, strips } = self;
-        let Group { coded, arena, pieces, queries, .. } = &mut group;
+        let Group { coded, arena, pieces, ahead, queries, .. } = &mut group;
         let seen = if queries.sees_all {
             coded.len = num_tokens(pieces);
             Seen::within(&queries.visible[0])
@@ -50,12 +55,14 @@ impl<S: Strip, const W: usize> Op<Avx512> for Attend<'_, S, W> {
         };
         let overlaps = |visible: &[Range<u32>]| visible.iter().any(|range| seen.overlaps(range));
         if !overlaps(&queries.visible) {
-            pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
-            return;
+            return group.ahead.ask_rest(simd);
         }
         coded.scales(arena, pieces);
-        S::turn(simd, coded, arena, pieces);
-        coded.interleave(simd, arena, pieces);
+        let tokens = (*arena, *pieces);
+        S::turn(simd, coded, tokens, ahead);
+        ahead.ask(simd, SHARES);
+        coded.interleave(simd, tokens, ahead);
+        ahead.ask(simd, SHARES);
         for (i, strip) in strips.iter().enumerate() {
             let start = i * STRIP;
             if !overlaps(&group.queries.visible[start..start + strip.len()]) {
@@ -68,6 +75,7 @@ impl<S: Strip, const W: usize> Op<Avx512> for Attend<'_, S, W> {
                 _ => group.strip::<S, W, STRIP>(simd, strip, start, seen),
             }
         }
+        group.ahead.ask_rest(simd);
     }
 }
 
@@ -84,6 +92,7 @@ impl Group<'_> {
         let coded = &*self.coded;
         let mut scores = [[0f32; TOKENS]; R];
         strip.dots(simd, coded, &mut scores);
+        self.ahead.ask(simd, SHARES);
         let tokens = Tokens {
             len: coded.len,
             positions: coded.positions(),
@@ -100,6 +109,7 @@ impl Group<'_> {
         let scores = (&mut scores, (!is_all).then_some(visible));
         // SAFETY: a value of `Avx512` proves the features.
         let (weights, factors) = unsafe { tokens.weigh::<W, R>(simd, scores, running) };
+        self.ahead.ask(simd, SHARES);
         self.values(start, &weights, &factors);
     }
 

@@ -13,7 +13,7 @@ use crate::{
         Op, Simd,
         attention::{
             direct::Side,
-            pieces::{Pages, Piece, TOKENS, each_group},
+            pieces::{Ahead, Pages, Piece, TOKENS, each_group},
             signals::{Queries, Weigh},
         },
     },
@@ -119,13 +119,14 @@ impl Op<Avx512> for Group<'_> {
             return;
         }
         coded.scales(arena, pieces);
-        coded.turn(simd, arena, pieces, Side::Keys);
+        let mut ahead = Ahead::new(pieces);
+        coded.turn(simd, (arena, pieces), Side::Keys, &mut ahead);
         if signal == Signal::KeyNorm {
             let squares = coded.squares(simd);
             for ((total, square), scale) in totals.iter_mut().zip(squares).zip(coded.key_scales()) {
                 *total = 1.0 / (scale * square.sqrt()).max(f32::MIN_POSITIVE);
             }
-            return;
+            return ahead.ask_rest(simd);
         }
         let mut scores = [[0f32; TOKENS]; MAX_QUERIES];
         products(coded, strips, |strip| &strip.queries, &mut scores);
@@ -134,7 +135,7 @@ impl Op<Avx512> for Group<'_> {
         }
         let mut distances = [[0f32; TOKENS]; MAX_QUERIES];
         if signal == Signal::Deletion {
-            coded.turn(simd, arena, pieces, Side::Values);
+            coded.turn(simd, (arena, pieces), Side::Values, &mut ahead);
             let squares = coded.squares(simd);
             products(coded, strips, |strip| &strip.outs, &mut distances);
             let out_squares = strips.iter().flat_map(|strip| &strip.out_squares);
@@ -144,6 +145,7 @@ impl Op<Avx512> for Group<'_> {
                 mend(products, coded, (arena, pieces), &squares, (out, *square));
             }
         }
+        ahead.ask_rest(simd);
         for (query, scores) in scores[..queries.lse.len()].iter().enumerate() {
             Weigh {
                 scores,

@@ -3,10 +3,11 @@
 use std::arch::x86_64::*;
 
 use super::{
+    Avx512,
     integer::LANES,
-    prefetch,
     spread::{BLOCK, Line, Wanted},
 };
+use crate::simd::attention::pieces::Ahead;
 
 pub const LARGEST_LEVEL: f32 = 127.0;
 pub const LARGEST_WORD: f32 = 32_767.0;
@@ -36,11 +37,11 @@ impl Vectors<'_> {
         &self,
         i: usize,
         steps: &[f32],
-        Wanted { flip, ahead }: Wanted,
+        Wanted { simd, flip, ahead }: Wanted,
         rows: &mut [Line],
     ) {
-        ahead.chunks(BLOCK).for_each(|line| prefetch(line.as_ptr()));
         for ((vector, step), row) in self.each().zip(steps).zip(rows) {
+            ahead.ask(simd, 1);
             let inverse = inverse(*step);
             let runs = &runs(vector)[i * BLOCK / LANES..];
             for (run, levels) in runs.iter().zip(row.0.as_chunks_mut::<LANES>().0) {
@@ -55,10 +56,16 @@ impl Vectors<'_> {
     /// Block `i` of 32 channels of each vector, a line each.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub fn to_words(&self, i: usize, steps: &[f32], ahead: &[u8], rows: &mut [Line]) {
+    pub fn to_words(
+        &self,
+        i: usize,
+        steps: &[f32],
+        (simd, ahead): (Avx512, &mut Ahead),
+        rows: &mut [Line],
+    ) {
         const WORD: usize = 2;
-        ahead.chunks(BLOCK).for_each(|line| prefetch(line.as_ptr()));
         for ((vector, step), row) in self.each().zip(steps).zip(rows) {
+            ahead.ask(simd, 1);
             let inverse = inverse(*step);
             let runs = &runs(vector)[i * BLOCK / WORD / LANES..];
             for (run, words) in runs.iter().zip(row.0.as_chunks_mut::<{ WORD * LANES }>().0) {

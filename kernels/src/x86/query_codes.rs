@@ -10,7 +10,7 @@ use crate::{
     ActivationBits, Arena,
     simd::attention::{
         direct::Side,
-        pieces::{Piece, TOKENS},
+        pieces::{Ahead, Piece, TOKENS},
     },
 };
 
@@ -57,7 +57,7 @@ pub trait Strip: Default {
     fn len(&self) -> usize;
 
     /// Makes the keys of all pieces ready for [`Strip::dots`].
-    fn turn(simd: Avx512, coded: &mut Coded, arena: &Arena, pieces: &[Piece]);
+    fn turn(simd: Avx512, coded: &mut Coded, tokens: (&Arena, &[Piece]), ahead: &mut Ahead);
 
     /// Scores of R queries, before the keys' scales.
     fn dots<const R: usize>(&self, simd: Avx512, coded: &Coded, scores: &mut [[f32; TOKENS]; R]);
@@ -75,8 +75,8 @@ impl<const B: usize> Strip for CodedQueries<B> {
     }
 
     #[inline(always)]
-    fn turn(simd: Avx512, coded: &mut Coded, arena: &Arena, pieces: &[Piece]) {
-        coded.turn(simd, arena, pieces, Side::Keys);
+    fn turn(simd: Avx512, coded: &mut Coded, tokens: (&Arena, &[Piece]), ahead: &mut Ahead) {
+        coded.turn(simd, tokens, Side::Keys, ahead);
     }
 
     #[inline(always)]
@@ -98,8 +98,8 @@ impl Strip for PairedQueries {
     }
 
     #[inline(always)]
-    fn turn(simd: Avx512, coded: &mut Coded, arena: &Arena, pieces: &[Piece]) {
-        coded.turn_words(simd, arena, pieces);
+    fn turn(simd: Avx512, coded: &mut Coded, tokens: (&Arena, &[Piece]), ahead: &mut Ahead) {
+        coded.turn_words(simd, tokens, ahead);
     }
 
     #[inline(always)]

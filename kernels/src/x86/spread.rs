@@ -3,12 +3,16 @@
 
 use std::arch::x86_64::*;
 
-use super::prefetch;
-use crate::codec::{Format, LANE, LEVELS, lane_bits};
+use super::Avx512;
+use crate::{
+    codec::{Format, LANE, LEVELS, lane_bits},
+    simd::attention::pieces::Ahead,
+};
 
 /// Channels of a register of signed bytes.
 pub const BLOCK: usize = 64;
-const LINE: usize = 64;
+/// Vectors after which a share is asked for ahead.
+const VECTORS_PER_SHARE: usize = 4;
 
 /// 64 bytes that lie in one line of the cache.
 #[derive(Clone, Copy)]
@@ -43,12 +47,11 @@ struct Look {
 }
 
 /// What is wanted of some coded vectors.
-pub struct Wanted<'a> {
+pub struct Wanted<'a, 'b> {
+    pub simd: Avx512,
     /// Flips bits of each level: 128 makes them unsigned.
     pub flip: u8,
-    /// What to ask for from memory on the way, a line with each vector: all at once would hold up the
-    /// loads that are needed now.
-    pub ahead: &'a [u8],
+    pub ahead: &'a mut Ahead<'b>,
 }
 
 impl Spread {
@@ -91,14 +94,14 @@ impl Spread {
     /// `codes` has fewer vectors than there are rows.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    pub fn unpack(&self, codes: &[u8], Wanted { flip, ahead }: Wanted, rows: &mut [Line]) {
+    pub fn unpack(&self, codes: &[u8], wanted: Wanted, rows: &mut [Line]) {
         assert!(self.start + self.len <= self.vector_bytes);
         assert!(codes.len() >= rows.len() * self.vector_bytes);
         let mask = u64::MAX >> (BLOCK - self.len.clamp(1, BLOCK));
-        let flip = _mm512_set1_epi8(flip as i8);
+        let flip = _mm512_set1_epi8(wanted.flip as i8);
         // A run of its own for each case keeps what it needs in registers.
         match &self.look {
-            None => self.each(codes, (mask, ahead), rows, |bytes| _mm512_xor_si512(bytes, flip)),
+            None => self.each(codes, (mask, wanted), rows, |bytes| _mm512_xor_si512(bytes, flip)),
             Some(look) => {
                 const { assert!(LEVELS.len() == 2 * BLOCK) };
                 let (bytes, shifts) = (load(&look.bytes), load(&look.shifts));
@@ -118,10 +121,10 @@ impl Spread {
                 };
                 if look.is_short {
                     let level = |packed| _mm512_permutexvar_epi8(index(packed), low);
-                    return self.each(codes, (mask, ahead), rows, level);
+                    return self.each(codes, (mask, wanted), rows, level);
                 }
                 let level = |packed| _mm512_permutex2var_epi8(low, index(packed), high);
-                self.each(codes, (mask, ahead), rows, level);
+                self.each(codes, (mask, wanted), rows, level);
             }
         }
     }
@@ -130,11 +133,10 @@ impl Spread {
     fn each(
         &self,
         codes: &[u8],
-        (mask, ahead): (u64, &[u8]),
+        (mask, Wanted { simd, ahead, .. }): (u64, Wanted),
         rows: &mut [Line],
         levels: impl Fn(__m512i) -> __m512i,
     ) {
-        let mut lines = ahead.chunks(LINE);
         let mut from = codes.as_ptr().wrapping_add(self.start);
         let mut one = |row: &mut Line| {
             // SAFETY: the caller runs with AVX-512 BW. The mask leaves out what does not belong to the
@@ -145,14 +147,10 @@ impl Spread {
             }
             from = from.wrapping_add(self.vector_bytes);
         };
-        let (fours, rest) = rows.as_chunks_mut::<4>();
-        for four in fours {
-            for line in lines.by_ref().take(4) {
-                prefetch(line.as_ptr());
-            }
-            four.iter_mut().for_each(&mut one);
+        for rows in rows.chunks_mut(VECTORS_PER_SHARE) {
+            ahead.ask(simd, 1);
+            rows.iter_mut().for_each(&mut one);
         }
-        rest.iter_mut().for_each(one);
     }
 }
 
@@ -166,7 +164,7 @@ fn load(line: &Line) -> __m512i {
 /// [`Format::unpack`] of many vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub fn unpack(format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
+pub fn unpack(simd: Avx512, format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
     let len = format.vector_bytes(dim);
     if !dim.is_multiple_of(BLOCK) {
         let vectors = codes.chunks_exact(len).zip(bytes.chunks_exact_mut(dim));
@@ -178,7 +176,8 @@ pub fn unpack(format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
     for (codes, to) in vectors {
         for (block, spread) in spreads.iter().enumerate() {
             let rows = &mut rows[..to.len() / dim];
-            spread.unpack(codes, Wanted { flip: 0, ahead: &[] }, rows);
+            let ahead = &mut Ahead::new(&[]);
+            spread.unpack(codes, Wanted { simd, flip: 0, ahead }, rows);
             for (row, to) in rows.iter().zip(to.chunks_exact_mut(dim)) {
                 to[block * BLOCK..][..BLOCK].copy_from_slice(&row.0);
             }

@@ -66,7 +66,7 @@ pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
     let mut token = 0;
     while token < tokens {
         let place = Place { codes, bytes, half, token, steps };
-        // SAFETY: whole vectors of codes, queries and sums, as just seen.
+        // SAFETY: so many tokens, and whole vectors of codes, queries and sums, as just seen.
         let taken = unsafe {
             if token + PAIR <= tokens {
                 place.sums::<S, C, T, R, PAIR>(simd, term, queries, sums)
@@ -82,7 +82,7 @@ pub fn sums<S: Simd, C: Codes, T: Term, const R: usize>(
 /// Tokens that share the loads of queries.
 const PAIR: usize = 2;
 
-/// A token of a batch.
+/// A token of a batch, and what lies behind it.
 struct Place<'a> {
     codes: &'a [u8],
     bytes: usize,
@@ -92,7 +92,7 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// N tokens from here; returns N.
+    /// N tokens from here, R queries; returns N.
     ///
     /// # Safety
     /// `codes`, `queries` (R, D), `sums` and `steps` have as much.
@@ -104,40 +104,50 @@ impl Place<'_> {
         queries: &[f32],
         sums: &mut [f32],
     ) -> usize {
-        let Self { codes, bytes, half, token, steps } = *self;
-        let mut totals = [[simd.splat(0.0); R]; N];
+        let half = self.half;
+        let mut totals = [[simd.splat(0.0); N]; R];
+        // SAFETY: the caller's.
         unsafe {
-            let codes = codes.as_ptr().add(token * bytes);
             let mut i = 0;
             while i < half {
-                let mut low = [simd.splat(0.0); N];
-                let mut high = [simd.splat(0.0); N];
-                for n in 0..N {
-                    low[n] = C::load(simd, codes.add(n * bytes), i);
-                    high[n] = C::load(simd, codes.add(n * bytes), half + i);
-                    if let Some(steps) = steps {
-                        let step = simd.splat(steps[token + n]);
-                        (low[n], high[n]) = (simd.mul(step, low[n]), simd.mul(step, high[n]));
-                    }
-                }
-                for r in 0..R {
+                let low: [_; N] = self.load::<S, C, N>(simd, i);
+                let high: [_; N] = self.load::<S, C, N>(simd, half + i);
+                for (r, totals) in totals.iter_mut().enumerate() {
                     let query = queries.as_ptr().add(r * 2 * half + i);
-                    let (q_low, q_high) = (simd.load(query), simd.load(query.add(half)));
-                    for n in 0..N {
-                        totals[n][r] = term.add(simd, q_low, low[n], totals[n][r]);
-                        totals[n][r] = term.add(simd, q_high, high[n], totals[n][r]);
+                    let (query_low, query_high) = (simd.load(query), simd.load(query.add(half)));
+                    for ((total, low), high) in totals.iter_mut().zip(&low).zip(&high) {
+                        *total = term.add(simd, query_low, *low, *total);
+                        *total = term.add(simd, query_high, *high, *total);
                     }
                 }
                 i += S::LANES;
             }
-            for (n, totals) in totals.iter().enumerate() {
-                for (r, total) in totals.iter().enumerate() {
-                    let at = (r * TOKENS + token + n) * S::LANES;
+            for (r, totals) in totals.iter().enumerate() {
+                for (n, total) in totals.iter().enumerate() {
+                    let at = (r * TOKENS + self.token + n) * S::LANES;
                     simd.store(sums.as_mut_ptr().add(at), *total);
                 }
             }
         }
         N
+    }
+
+    /// Channels `i..i + LANES` of N tokens.
+    ///
+    /// # Safety
+    /// As [`Place::sums`].
+    #[inline(always)]
+    unsafe fn load<S: Simd, C: Codes, const N: usize>(&self, simd: S, i: usize) -> [S::V; N] {
+        let mut vectors = [simd.splat(0.0); N];
+        for (n, vector) in vectors.iter_mut().enumerate() {
+            let token = self.token + n;
+            // SAFETY: the caller's.
+            *vector = unsafe { C::load(simd, self.codes.as_ptr().add(token * self.bytes), i) };
+            if let Some(steps) = self.steps {
+                *vector = simd.mul(simd.splat(steps[token]), *vector);
+            }
+        }
+        vectors
     }
 }
 

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
-use super::direct::Side;
 use crate::{
     Arena, PageRef,
     simd::{LINE, Simd},
@@ -56,15 +55,7 @@ pub struct Piece<'a> {
     pub ahead: &'a [u8],
 }
 
-impl<'a> Piece<'a> {
-    /// What to ask for while the keys are read, and while the values are: half of it each, for memory
-    /// has as much to do all the time.
-    #[inline(always)]
-    pub fn ahead_of(&self, side: Side) -> &'a [u8] {
-        let (first, second) = self.ahead.split_at(self.ahead.len() / 2);
-        if side == Side::Keys { first } else { second }
-    }
-
+impl Piece<'_> {
     #[inline(always)]
     fn positions(&self, arena: &Arena, out: &mut [u32]) {
         let start = arena.layout().arrays(self.page.tier).positions + 2 * self.tokens.start;
