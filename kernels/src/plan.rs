@@ -39,7 +39,7 @@ pub struct Span {
 /// The attention of one step, over all layers.
 ///
 /// `pages` holds, for each (layer, span, KV head) in this order, the head's pages, the tokens of
-/// this step included (`len` counts them already); none is later than the span's last row. `writes`
+/// this step included (`len` counts them already); no token is later than the span's last row. `writes`
 /// holds, for each (layer, KV head, row), where the row's K and V go.
 #[derive(Clone, Debug, Default)]
 pub struct AttentionPlan {

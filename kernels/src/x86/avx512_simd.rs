@@ -124,7 +124,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn load_f16(self, from: *const u8) -> __m512 {
-        // With `_mm512_cvtph_ps` the load cannot be part of the instruction.
+        // `_mm512_cvtph_ps` suppresses exceptions, and so cannot load as well.
         unsafe {
             let halves = _mm256_loadu_si256(from.cast());
             _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(halves)

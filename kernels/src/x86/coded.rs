@@ -55,6 +55,7 @@ pub struct Coded {
     pub keys: Vec<Line>,
     /// (registers, fours of tokens, 4 lines)
     pub values: Vec<Line>,
+    /// Of the last group that was located.
     positions: Padded<u32>,
     key_scales: Padded<f32>,
     value_scales: Padded<f32>,

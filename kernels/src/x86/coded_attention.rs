@@ -20,8 +20,7 @@ use crate::{
     },
 };
 
-/// What is asked for ahead at a time between parts of the work, beside what unpacking asks for: no more than
-/// leaves loads some of the places in which L1 awaits lines.
+/// Shares that are asked for ahead at a time between parts of the work, beside what unpacking asks for.
 const SHARES: usize = 8;
 
 /// Some tokens, for all queries.

@@ -130,6 +130,7 @@ impl Op<Avx512> for Group<'_> {
         }
         let mut scores = [[0f32; TOKENS]; MAX_QUERIES];
         products(coded, strips, |strip| &strip.queries, &mut scores);
+        ahead.ask(simd, TOKENS / 4);
         for scores in &mut scores {
             scores.iter_mut().zip(coded.key_scales()).for_each(|(score, scale)| *score *= scale);
         }

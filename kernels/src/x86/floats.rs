@@ -98,5 +98,7 @@ fn inverse(step: f32) -> __m512 {
 #[target_feature(enable = "avx512f")]
 fn load(run: &[u8; 2 * LANES]) -> __m512 {
     // SAFETY: 16 halves of 2 bytes.
-    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(run.as_ptr().cast()) })
+    let halves = unsafe { _mm256_loadu_si256(run.as_ptr().cast()) };
+    // `_mm512_cvtph_ps` suppresses exceptions, and so cannot load as well.
+    _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(halves)
 }

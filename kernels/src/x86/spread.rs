@@ -11,7 +11,7 @@ use crate::{
 
 /// Channels of a register of signed bytes.
 pub const BLOCK: usize = 64;
-/// Vectors after which a share is asked for ahead.
+/// Vectors that a share is asked for ahead with.
 const VECTORS_PER_SHARE: usize = 4;
 
 /// 64 bytes that lie in one line of the cache.

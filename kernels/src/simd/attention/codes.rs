@@ -39,8 +39,7 @@ impl Codes for Int8s {
     }
 }
 
-/// Vectors of one format, and what to ask for from memory on the way: all at once it would hold up
-/// the loads that are needed now.
+/// Vectors of one format.
 pub struct Batch<'a> {
     pub codes: &'a [u8],
     pub tokens: usize,
@@ -95,7 +94,8 @@ impl Place<'_> {
     /// N tokens from here, R queries; returns N.
     ///
     /// # Safety
-    /// `codes`, `queries` (R, D), `sums` and `steps` have as much.
+    /// `codes` holds `token + N` vectors of `2 * half` channels, `queries` R of them, and `sums` R rows
+    /// of TOKENS vectors up to that token; `half` is a multiple of LANES.
     #[inline(always)]
     unsafe fn sums<S: Simd, C: Codes, T: Term, const R: usize, const N: usize>(
         &self,

@@ -20,9 +20,9 @@ use crate::{
 
 /// Queries that share the decoding of codes: their sums stay in registers.
 pub const STRIP: usize = 4;
-/// What is asked for ahead with each vector of totals, and with each query's weights, beside a share with
-/// each token's key and value: a few queries take about as long for these.
-const SHARES_OF_TOTALS: usize = 8;
+/// Shares that are asked for ahead with each query's weights. Beside them half of one goes with each total,
+/// one with each token's key, and one with each pass over its value: so three queries spread F16 pages
+/// over all of the work.
 const SHARES_OF_WEIGHTS: usize = 12;
 /// From more queries on a tile is cheaper.
 pub const MAX_QUERIES: usize = 2 * STRIP;
@@ -53,6 +53,7 @@ impl Side {
 pub struct Direct {
     /// (STRIP, TOKENS, lanes): scores, not yet added up.
     sums: Vec<f32>,
+    /// Of the last group where these were read: not where all is seen.
     pub positions: [u32; TOKENS],
     pub len: usize,
     /// (TOKENS, D): what coarse codes stand for, of keys or of values, as signed bytes.
@@ -202,7 +203,7 @@ impl Direct {
         assert!(sums.len() >= R * TOKENS * S::LANES && *len <= TOKENS);
         for (r, out) in totals.iter_mut().enumerate() {
             for token in (0..*len).step_by(S::LANES) {
-                ahead.ask(simd, SHARES_OF_TOTALS);
+                ahead.ask(simd, S::LANES / 2);
                 // SAFETY: `sums` was just seen to hold R * TOKENS rows; TOKENS is a multiple of
                 // LANES, so that whole vectors of totals start below `len`.
                 unsafe {

@@ -24,10 +24,15 @@ impl Direct {
         let mut next = 0;
         each_group(simd, arena, pages, |pieces| {
             let mut totals = [0f32; TOKENS];
-            let (direct, totals_of) = (&mut *self, &mut totals);
-            let ahead = Ahead::new(pieces);
-            let totals = totals_of;
-            simd.vectorize(Group { direct, arena, pieces, ahead, queries, signal, totals });
+            simd.vectorize(Group {
+                direct: self,
+                arena,
+                pieces,
+                ahead: Ahead::new(pieces),
+                queries,
+                signal,
+                totals: &mut totals,
+            });
             out[next..next + self.len].copy_from_slice(&totals[..self.len]);
             next += self.len;
         });

@@ -73,7 +73,7 @@ pub struct Ahead<'a> {
     /// The first line of those that the last piece has left.
     next: *const u8,
     lines: usize,
-    /// Lines of a share: a quarter of a token's.
+    /// Lines of a share: a quarter of a token's, at least one.
     share: usize,
 }
 

@@ -145,7 +145,7 @@ impl<S: Simd> Op<S> for WeighRows<'_> {
     }
 }
 
-/// The range of a group's positions.
+/// A range that holds the positions of a group.
 #[derive(Clone, Copy)]
 pub struct Seen {
     pub first: u32,
@@ -159,7 +159,7 @@ impl Seen {
         Self { first, last }
     }
 
-    /// Of tokens that are all among those.
+    /// Of tokens that are known to lie there, wherever.
     #[inline(always)]
     pub fn within(visible: &Range<u32>) -> Self {
         Self { first: visible.start, last: visible.end - 1 }
