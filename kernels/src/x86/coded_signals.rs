@@ -115,8 +115,7 @@ impl Op<Avx512> for Group<'_> {
         let seen = coded.locate(arena, pieces);
         let is_seen = queries.visible.iter().any(|visible| seen.overlaps(visible));
         if !is_seen && signal != Signal::KeyNorm {
-            pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
-            return;
+            return Ahead::new(pieces).ask_rest(simd);
         }
         coded.scales(arena, pieces);
         let mut ahead = Ahead::new(pieces);

@@ -18,7 +18,7 @@ use super::{
     with_scratch,
 };
 use crate::{
-    Arena, Attended, AttentionPlan, PageRef, Result, Scoring, Signal, Tier,
+    Arena, Attended, AttentionPlan, PageRef, Result, Scoring, Signal,
     portable::{attention::Heads, segment::to_bf16},
     simd::{Op, Simd, rotate},
     tensor::with_slice,
@@ -113,11 +113,10 @@ impl<S: Simd> Step<'_, S> {
             scratch.direct.signals(self.simd, self.arena, item.pages, judges, &mut signals);
             return signals;
         };
-        let is_float = |page: &PageRef| page.tier == Tier::F16;
         let mut rest = &mut signals[..];
-        for pages in item.pages.runs(|a, b| is_float(a) == is_float(b)) {
+        for (is_float, pages) in item.pages.runs() {
             let (here, after) = rest.split_at_mut(num_tokens(pages.visited()));
-            if pages.visited().first().is_some_and(is_float) {
+            if is_float {
                 scratch.direct.signals(self.simd, self.arena, pages, judges, here);
             } else {
                 scratch.coded.signals(wide, self.arena, pages, judges, here);

@@ -95,11 +95,10 @@ impl Direct {
     }
 
     /// Reads where the tokens of a group are, unless it is known that all queries see them, and what their
-    /// codes are worth. `None`, and on to the next pages, where no query sees any of them.
+    /// codes are worth. `None` where no query sees any of them.
     #[inline(always)]
-    pub fn begin<S: Simd>(
+    pub fn begin(
         &mut self,
-        simd: S,
         (arena, pieces): (&Arena, &[Piece]),
         (visible, sees_all): (&[Range<u32>], bool),
     ) -> Option<Seen> {
@@ -111,7 +110,6 @@ impl Direct {
             Seen::new(&self.positions[..self.len])
         };
         if !visible.iter().any(|visible| seen.overlaps(visible)) {
-            pieces.iter().for_each(|piece| simd.prefetch(piece.ahead));
             return None;
         }
         self.steps(arena, pieces);
@@ -233,7 +231,9 @@ impl<S: Simd> Op<S> for Group<'_> {
     fn run(mut self, simd: S) {
         let tokens = (self.arena, self.pieces);
         let visible = (&self.queries.visible[..], self.queries.sees_all);
-        let Some(seen) = self.direct.begin(simd, tokens, visible) else { return };
+        let Some(seen) = self.direct.begin(tokens, visible) else {
+            return self.ahead.ask_rest(simd);
+        };
         let num_queries = self.partial.num_queries;
         let mut start = 0;
         while start < num_queries {

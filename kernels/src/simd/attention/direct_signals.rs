@@ -57,8 +57,8 @@ impl<S: Simd> Op<S> for Group<'_> {
     fn run(mut self, simd: S) {
         let tokens = (self.arena, self.pieces);
         let visible = (&self.queries.visible[..], false);
-        if self.direct.begin(simd, tokens, visible).is_none() {
-            return;
+        if self.direct.begin(tokens, visible).is_none() {
+            return self.ahead.ask_rest(simd);
         }
         let num_queries = self.queries.lse.len();
         let mut start = 0;

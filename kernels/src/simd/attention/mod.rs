@@ -39,7 +39,7 @@ use self::{
 };
 use crate::simd::{Op, Simd, exp2, rotate_back};
 use crate::{
-    Arena, Attended, AttentionPlan, PageRef, Result, Tier,
+    Arena, Attended, AttentionPlan, PageRef, Result,
     portable::attention::Heads,
     tensor::{from_vec, with_slice},
 };
@@ -259,9 +259,8 @@ impl<S: Simd> Step<'_, S> {
         partial.restart(queries.visible.len(), tile.stride);
         let is_direct = Direct::serves::<S>(queries.visible.len(), tile.head_dim);
         if let Some(wide) = self.simd.wide().filter(|_| *is_coded) {
-            let is_float = |page: &PageRef| page.tier == Tier::F16;
-            for pages in pages.runs(|a, b| is_float(a) == is_float(b)) {
-                if is_direct && pages.visited().first().is_some_and(is_float) {
+            for (is_float, pages) in pages.runs() {
+                if is_direct && is_float {
                     direct.attend(self.simd, self.arena, pages, queries, partial);
                 } else {
                     coded.attend(wide, self.arena, pages, (queries, codes), partial);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use smallvec::SmallVec;
 
 use crate::{
-    Arena, PageRef,
+    Arena, PageRef, Tier,
     simd::{LINE, Simd},
 };
 
@@ -36,13 +36,14 @@ impl<'a> Pages<'a> {
         &self.all[..self.len]
     }
 
-    /// Cut where neighbours are not alike.
-    pub fn runs(self, alike: impl Fn(&PageRef, &PageRef) -> bool) -> impl Iterator<Item = Self> {
+    /// Cut between floats and codes, and whether each run is of floats.
+    pub fn runs(self) -> impl Iterator<Item = (bool, Self)> {
+        let is_float = |page: &PageRef| page.tier == Tier::F16;
         let mut next = 0;
-        self.visited().chunk_by(alike).map(move |run| {
+        self.visited().chunk_by(move |a, b| is_float(a) == is_float(b)).map(move |run| {
             let start = next;
             next += run.len();
-            Self::new(self.all, start..next)
+            (is_float(&run[0]), Self::new(self.all, start..next))
         })
     }
 }
@@ -174,7 +175,7 @@ pub fn positions(arena: &Arena, pieces: &[Piece], out: &mut [u32; TOKENS]) -> us
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::page::{PageId, Tier};
+    use crate::page::PageId;
 
     #[test]
     fn a_group_asks_for_each_line_of_later_pages_once_and_for_nothing_else() {
