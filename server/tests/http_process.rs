@@ -39,6 +39,14 @@ fn a_calibration_file_that_is_not_there_is_one_line_before_the_model_is_looked_f
     assert!(failure(&[&["chat"], &flags[..]].concat()).contains("./no/such/text"));
 }
 
+/// What hears signals while the model loads ends with the start, in whatever order.
+#[test]
+fn a_start_that_fails_never_looks_like_one_that_was_asked_to_end() {
+    for _ in 0..50 {
+        failure(&["serve", "--port", "0", "--model", "./no/such/model"]);
+    }
+}
+
 #[test]
 fn a_folder_without_a_model_is_one_line() {
     let folder = tempfile::tempdir().unwrap();

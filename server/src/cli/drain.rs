@@ -50,6 +50,13 @@ pub fn signals() -> io::Result<Signals> {
     Ok(receiver)
 }
 
+/// Waits for the next of `signals`. A closed channel is none: the runtime whose task hears them ends.
+pub async fn next_signal(signals: &mut Signals) {
+    if signals.recv().await.is_none() {
+        std::future::pending().await
+    }
+}
+
 /// What is told that the server ends, and how long each may take.
 pub struct Ending {
     pub engine: EngineHandle,
@@ -81,7 +88,7 @@ pub async fn serve_until(
     let engine_died = tokio::select! {
         () = &mut server => return Ended::Drained,
         () = engine.closed() => true,
-        _ = signals.recv() => false,
+        () = next_signal(signals) => false,
     };
     draining.begin();
     if engine_died {
@@ -94,13 +101,13 @@ pub async fn serve_until(
         () = &mut server => return drained(),
         () = engine.closed() => return end_with_engine(server, &close).await,
         () = sleep(*grace) => close.send_replace(true),
-        _ = signals.recv() => return Ended::Cut,
+        () = next_signal(signals) => return Ended::Cut,
     };
     tokio::select! {
         () = &mut server => return drained(),
         () = engine.closed() => return end_with_engine(server, &close).await,
         () = sleep(*timeout) => tracing::warn!("aborting what still runs"),
-        _ = signals.recv() => return Ended::Cut,
+        () = next_signal(signals) => return Ended::Cut,
     }
     engine.shutdown();
     tokio::select! {
@@ -109,7 +116,7 @@ pub async fn serve_until(
             tracing::warn!("cutting off clients that do not take their answers");
             Ended::Drained
         }
-        _ = signals.recv() => Ended::Cut,
+        () = next_signal(signals) => Ended::Cut,
     }
 }
 
@@ -268,6 +275,16 @@ mod tests {
         engine.handle.shutdown();
         assert_eq!(serving.await.unwrap(), Ended::Cut);
         running.abort();
+    }
+
+    #[tokio::test]
+    async fn a_runtime_that_ends_is_no_signal() {
+        let (signal, mut signals) = mpsc::unbounded_channel();
+        signal.send(()).unwrap();
+        drop(signal);
+        next_signal(&mut signals).await;
+        let second = tokio::time::timeout(Duration::from_millis(10), next_signal(&mut signals));
+        assert!(second.await.is_err());
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::args::{ModelArgs, duration};
-use super::drain::{Ended, Ending, Signals, serve_until, signals};
+use super::drain::{Ended, Ending, Signals, next_signal, serve_until, signals};
 use super::limits::LimitArgs;
 use super::listen;
 use super::start::{Started, start};
@@ -142,7 +142,7 @@ async fn has_ended(mut ended: watch::Receiver<bool>) {
 /// Nobody waits for an answer yet: there is nothing to finish, and loading may take minutes.
 async fn leave_at_a_signal(mut signals: Signals, loaded: impl Future<Output = ()>) -> Signals {
     tokio::select! {
-        _ = signals.recv() => {
+        () = next_signal(&mut signals) => {
             tracing::info!("shutting down while the model loads");
             std::process::exit(0)
         }
