@@ -36,6 +36,30 @@ pub const LEVELS: [i8; 128] = [
     40, 43, 46, 49, 53, 56, 60, 64, 68, 73, 78, 84, 91, 99, 110, 127,
 ];
 
+/// Twice the largest value that is told from larger ones.
+const REACH: i32 = 255;
+
+/// The codes of b bits, by [`REACH`] more than twice a value, rounded up: nothing else decides which level is
+/// closest, for twice the middle between two levels is an integer.
+static CODES: [[u8; 2 * REACH as usize + 1]; MAX_BITS as usize + 1] = {
+    let mut codes = [[0; 2 * REACH as usize + 1]; MAX_BITS as usize + 1];
+    let mut bits = 0;
+    while bits < codes.len() {
+        let (mut level, last) = (1 << bits, (2 << bits) - 1);
+        let mut i = 0;
+        while i < codes[bits].len() {
+            let twice = i as i32 - REACH;
+            while level < last && twice > LEVELS[level] as i32 + LEVELS[level + 1] as i32 {
+                level += 1;
+            }
+            codes[bits][i] = (level - (1 << bits)) as u8;
+            i += 1;
+        }
+        bits += 1;
+    }
+    codes
+};
+
 impl Format {
     /// Levels with the same number of bits in all channels.
     pub const fn uniform(bits: u8) -> Self {
@@ -194,15 +218,16 @@ fn encode_levels(bits: &[u8; 8], x: &[f32], mut codes: &mut [u8]) -> u8 {
 /// The codes of the levels closest to `x * inverse`.
 #[inline(always)]
 fn encode_lane(bits: u8, x: &[f32], inverse: f32, codes: &mut [u8]) {
-    let levels = &LEVELS[1 << bits..2 << bits];
-    let mut chosen = [0u32; LANE];
-    for pair in levels.windows(2) {
-        let middle = 0.5 * (f32::from(pair[0]) + f32::from(pair[1]));
-        for (code, v) in chosen.iter_mut().zip(x) {
-            *code += u32::from(v * inverse > middle);
-        }
+    const LARGEST: f32 = REACH as f32;
+    let mut places = [0u32; LANE];
+    for (place, v) in places.iter_mut().zip(x) {
+        // What is no number gets the first code.
+        let twice = (2.0 * (v * inverse)).ceil().max(-LARGEST).min(LARGEST);
+        *place = (twice + LARGEST + MAGIC).to_bits() - MAGIC.to_bits();
     }
-    let fold = |word, (i, code): (usize, &u32)| word | u64::from(*code) << (usize::from(bits) * i);
+    let table = &CODES[usize::from(bits)];
+    let chosen = places.map(|place| table[place as usize]);
+    let fold = |word, (i, code): (usize, &u8)| word | u64::from(*code) << (usize::from(bits) * i);
     let word = chosen.iter().enumerate().fold(0u64, fold);
     codes.copy_from_slice(&word.to_le_bytes()[..codes.len()]);
 }
@@ -324,6 +349,28 @@ mod tests {
         };
         assert!(distinct(&y[48..56]) <= 2);
         assert_eq!(distinct(&y[56..]), 1, "no bits leave the middle");
+    }
+
+    #[test]
+    fn a_code_counts_the_middles_between_levels_that_a_value_exceeds() {
+        let edges = (-254..=254).map(|twice| 0.5 * twice as f32);
+        let near = edges.flat_map(|edge| [edge.next_down(), edge, edge.next_up()]);
+        let odd = [f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -0.0, 1e-45];
+        let scattered = gaussian(9, 512).into_iter().map(|v| 60.0 * v);
+        let values: Vec<f32> = near.chain(odd).chain(scattered).collect();
+        for bits in 0..=MAX_BITS {
+            let levels = LEVELS[1 << bits..2 << bits].windows(2);
+            let middles = levels.map(|pair| 0.5 * (f32::from(pair[0]) + f32::from(pair[1])));
+            let middles: Vec<f32> = middles.collect();
+            for v in &values {
+                let mut codes = vec![0; usize::from(bits)];
+                encode_lane(bits, &[*v; LANE], 1.0, &mut codes);
+                let code = middles.iter().filter(|middle| v > middle).count();
+                let word =
+                    (0..LANE).fold(0u64, |word, i| word | (code as u64) << (usize::from(bits) * i));
+                assert_eq!(codes, word.to_le_bytes()[..codes.len()], "{v} in {bits} bits");
+            }
+        }
     }
 
     #[test]

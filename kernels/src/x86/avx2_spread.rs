@@ -2,8 +2,9 @@
 //! shifts, and one look-up for each sixteen levels in use. (Depositing bits would take about as many
 //! instructions, but is slow before Zen 3.)
 
-use std::{arch::x86_64::*, cell::RefCell, rc::Rc};
+use std::{arch::x86_64::*, cell::RefCell};
 
+use super::made::Made;
 use crate::codec::{Format, LANE, LEVELS, MAX_BITS, lane_bits};
 
 /// Channels of a register of signed bytes.
@@ -197,23 +198,7 @@ fn load(bytes: &Bytes) -> __m256i {
     unsafe { _mm256_load_si256(bytes.0.as_ptr().cast()) }
 }
 
-/// The blocks of vectors with these bits and so many channels.
-fn spreads(bits: [u8; 8], dim: usize) -> Rc<[Spread]> {
-    type Made = ((u64, usize), Rc<[Spread]>);
-    // A model has few formats and one head size. The last ones come first: keys and values take turns.
-    thread_local!(static MADE: RefCell<Vec<Made>> = const { RefCell::new(Vec::new()) });
-    let wanted = (u64::from_le_bytes(bits), dim);
-    MADE.with_borrow_mut(|made| {
-        let index = made.iter().position(|(known, _)| *known == wanted).unwrap_or_else(|| {
-            let blocks = 0..dim / BLOCK;
-            made.push((wanted, blocks.map(|block| Spread::new(&bits, dim, block)).collect()));
-            made.len() - 1
-        });
-        let front = index.min(1);
-        made.swap(front, index);
-        made[front].1.clone()
-    })
-}
+thread_local!(static MADE: RefCell<Made<Spread>> = const { RefCell::new(Made::new()) });
 
 /// [`Format::unpack`] of vectors of `dim` channels, one after the other. Quicker where `codes` goes on
 /// behind the last.
@@ -229,7 +214,9 @@ pub fn unpack(format: Format, dim: usize, codes: &[u8], bytes: &mut [u8]) {
         }
     };
     assert!(codes.len() >= bytes.len() / dim * len);
-    for (block, spread) in spreads(bits, dim).iter().enumerate() {
+    let make = |block| Spread::new(&bits, dim, block);
+    let spreads = MADE.with_borrow_mut(|made| made.of((format, dim), dim / BLOCK, make));
+    for (block, spread) in spreads.iter().enumerate() {
         let from_block = bytes.get_mut(block * BLOCK..).unwrap_or_default();
         spread.unpack(codes, len, from_block, dim);
     }

@@ -11,6 +11,7 @@ mod coded_attention;
 mod coded_signals;
 mod floats;
 mod integer;
+mod made;
 mod pairs;
 mod query_codes;
 mod spread;

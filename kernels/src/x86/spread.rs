@@ -1,9 +1,9 @@
 //! Codes of a few bits to signed bytes with AVX-512 VBMI: bytes to lanes, bits to bytes, and one
 //! look-up for each register.
 
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, cell::RefCell};
 
-use super::Avx512;
+use super::{Avx512, made::Made};
 use crate::{
     codec::{Format, LANE, LEVELS, lane_bits},
     simd::attention::pieces::Ahead,
@@ -161,6 +161,8 @@ fn load(line: &Line) -> __m512i {
     unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
 }
 
+thread_local!(static MADE: RefCell<Made<Spread>> = const { RefCell::new(Made::new()) });
+
 /// [`Format::unpack`] of many vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
@@ -170,7 +172,8 @@ pub fn unpack(simd: Avx512, format: Format, dim: usize, codes: &[u8], bytes: &mu
         let vectors = codes.chunks_exact(len).zip(bytes.chunks_exact_mut(dim));
         return vectors.for_each(|(codes, to)| format.unpack(codes, to));
     }
-    let spreads: Vec<_> = (0..dim / BLOCK).map(|block| Spread::new(format, dim, block)).collect();
+    let make = |block| Spread::new(format, dim, block);
+    let spreads = MADE.with_borrow_mut(|made| made.of((format, dim), dim / BLOCK, make));
     let mut rows = [Line::ZERO; 16];
     let vectors = codes.chunks(rows.len() * len).zip(bytes.chunks_mut(rows.len() * dim));
     for (codes, to) in vectors {

@@ -89,13 +89,9 @@ impl<'a> Ahead<'a> {
     /// Asks for so many shares more.
     #[inline(always)]
     pub fn ask<S: Simd>(&mut self, simd: S, shares: usize) {
-        let mut left = shares * self.share;
-        while left > 0 {
-            let Some((first, lines)) = self.take(left) else { return };
-            for line in 0..lines {
-                simd.prefetch_at(first.wrapping_add(line * LINE));
-            }
-            left -= lines;
+        for _ in 0..shares * self.share {
+            let Some(line) = self.take() else { return };
+            simd.prefetch_at(line);
         }
     }
 
@@ -105,17 +101,17 @@ impl<'a> Ahead<'a> {
         self.ask(simd, usize::MAX / self.share);
     }
 
-    /// The first of some lines one after the other, and how many they are; `None` when all are taken.
+    /// The next line; `None` when all are taken.
     #[inline(always)]
-    fn take(&mut self, most: usize) -> Option<(*const u8, usize)> {
+    fn take(&mut self) -> Option<*const u8> {
         while self.lines == 0 {
             let ahead = self.pieces.next()?.ahead;
             (self.next, self.lines) = (ahead.as_ptr(), ahead.len().div_ceil(LINE));
         }
-        let (first, lines) = (self.next, most.min(self.lines));
-        self.next = first.wrapping_add(lines * LINE);
-        self.lines -= lines;
-        Some((first, lines))
+        let line = self.next;
+        self.next = line.wrapping_add(LINE);
+        self.lines -= 1;
+        Some(line)
     }
 }
 
@@ -183,14 +179,9 @@ mod tests {
         let page = PageRef { page: PageId(0), tier: Tier::F16, len: 8, base: 0 };
         let aheads = [&bytes[..2112], &[], &bytes[2112..3168], &bytes[3168..3200]];
         let pieces = aheads.map(|ahead| Piece { page: &page, tokens: 0..8, ahead });
-        for most in [1, 2, 7, 100] {
-            let mut ahead = Ahead::new(&pieces);
-            let mut asked = Vec::new();
-            while let Some((first, lines)) = ahead.take(most) {
-                asked.extend((0..lines).map(|line| first.wrapping_add(line * LINE)));
-            }
-            let wanted = aheads.iter().flat_map(|ahead| ahead.chunks(LINE));
-            assert_eq!(asked, wanted.map(<[u8]>::as_ptr).collect::<Vec<_>>());
-        }
+        let mut ahead = Ahead::new(&pieces);
+        let asked: Vec<_> = std::iter::from_fn(|| ahead.take()).collect();
+        let wanted = aheads.iter().flat_map(|ahead| ahead.chunks(LINE));
+        assert_eq!(asked, wanted.map(<[u8]>::as_ptr).collect::<Vec<_>>());
     }
 }
