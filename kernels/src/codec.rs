@@ -205,26 +205,35 @@ fn encode_levels(bits: &[u8; 8], x: &[f32], mut codes: &mut [u8]) -> u8 {
     let power = fold_lanes(x, |sum, v| sum + v * v, |a, b| a + b);
     let scale = to_scale((power / x.len() as f32).sqrt());
     let inverse = inverse_or_zero(Format::Levels(*bits).step(scale));
-    let dim = x.len();
-    for (lane, x) in x.chunks_exact(LANE).enumerate() {
-        let bits = lane_bits(bits, dim, lane);
+    let lanes_bits = (0..x.len() / LANE).map(|lane| lane_bits(bits, x.len(), lane));
+    let lanes = x.chunks(BLOCK).flat_map(|x| places(x, inverse));
+    for (bits, places) in lanes_bits.zip(lanes) {
         let (here, rest) = codes.split_at_mut(usize::from(bits));
-        encode_lane(bits, x, inverse, here);
+        encode_lane(bits, places, here);
         codes = rest;
     }
     scale
 }
 
-/// The codes of the levels closest to `x * inverse`.
+/// Channels whose places are found together.
+const BLOCK: usize = 64;
+
+/// Where [`CODES`] has the codes of `x * inverse`, lane by lane.
 #[inline(always)]
-fn encode_lane(bits: u8, x: &[f32], inverse: f32, codes: &mut [u8]) {
+fn places(x: &[f32], inverse: f32) -> [[u32; LANE]; BLOCK / LANE] {
     const LARGEST: f32 = REACH as f32;
-    let mut places = [0u32; LANE];
-    for (place, v) in places.iter_mut().zip(x) {
+    let mut places = [[0; LANE]; BLOCK / LANE];
+    for (place, v) in places.as_flattened_mut().iter_mut().zip(x) {
         // What is no number gets the first code.
         let twice = (2.0 * (v * inverse)).ceil().max(-LARGEST).min(LARGEST);
         *place = (twice + LARGEST + MAGIC).to_bits() - MAGIC.to_bits();
     }
+    places
+}
+
+/// The codes of the closest levels.
+#[inline(always)]
+fn encode_lane(bits: u8, places: [u32; LANE], codes: &mut [u8]) {
     let table = &CODES[usize::from(bits)];
     let chosen = places.map(|place| table[place as usize]);
     let fold = |word, (i, code): (usize, &u8)| word | u64::from(*code) << (usize::from(bits) * i);
@@ -364,7 +373,7 @@ mod tests {
             let middles: Vec<f32> = middles.collect();
             for v in &values {
                 let mut codes = vec![0; usize::from(bits)];
-                encode_lane(bits, &[*v; LANE], 1.0, &mut codes);
+                encode_lane(bits, places(&[*v; LANE], 1.0)[0], &mut codes);
                 let code = middles.iter().filter(|middle| v > middle).count();
                 let word =
                     (0..LANE).fold(0u64, |word, i| word | (code as u64) << (usize::from(bits) * i));
