@@ -114,16 +114,17 @@ impl Coded {
         let is_float = pages.visited().first().is_some_and(|page| page.tier == Tier::F16);
         each_group(simd, arena, pages, |pieces| {
             let ahead = Ahead::new(pieces);
-            let step = Group { coded: self, arena, pieces, ahead, queries, partial };
+            let coded = &mut *self;
+            let group = &mut Group { coded, arena, pieces, ahead, queries, partial };
             match simd.activations {
                 ActivationBits::Eight if is_float => {
-                    simd.vectorize(Attend::<_, 1> { group: step, strips: &codes.paired });
+                    simd.vectorize(Attend::<_, 1> { group, strips: &codes.paired });
                 }
                 ActivationBits::Eight => {
-                    simd.vectorize(Attend::<_, 1> { group: step, strips: &codes.sixteen });
+                    simd.vectorize(Attend::<_, 1> { group, strips: &codes.sixteen });
                 }
                 ActivationBits::Sixteen => {
-                    simd.vectorize(Attend::<_, 3> { group: step, strips: &codes.twenty_four });
+                    simd.vectorize(Attend::<_, 3> { group, strips: &codes.twenty_four });
                 }
             }
         });
@@ -245,9 +246,9 @@ impl Coded {
         self.len = 0;
         // SAFETY: the caller runs with AVX-512.
         let mut span = unsafe { Span::new() };
-        for Piece { page, tokens, .. } in pieces {
+        for Piece { page, bytes, tokens, .. } in pieces {
             let start = arena.layout().arrays(page.tier).positions + 2 * tokens.start;
-            let offsets = &arena.page(page.page)[start..][..2 * tokens.len()];
+            let offsets = &bytes[start..][..2 * tokens.len()];
             // SAFETY: as above.
             unsafe { span.put(page.base, offsets, &mut self.positions[self.len..]) };
             self.len += tokens.len();
@@ -272,20 +273,20 @@ impl Coded {
     pub fn scales(&mut self, arena: &Arena, pieces: &[Piece]) {
         let mut next = 0;
         for piece in pieces {
-            let Piece { page, tokens, .. } = piece;
-            let at = arena.layout().arrays(page.tier);
-            for (side, scales, largest, out) in [
-                (Side::Keys, at.key_scales, LARGEST_WORD, &mut self.key_scales),
-                (Side::Values, at.value_scales, LARGEST_LEVEL, &mut self.value_scales),
+            let Piece { page, bytes, tokens, .. } = piece;
+            let (info, at) = (page.tier.info(), arena.layout().arrays(page.tier));
+            for (side, format, scales, largest, out) in [
+                (Side::Keys, info.key, at.key_scales, LARGEST_WORD, &mut self.key_scales),
+                (Side::Values, info.value, at.value_scales, LARGEST_LEVEL, &mut self.value_scales),
             ] {
-                let (format, codes) = side.codes(arena, piece);
                 let out = &mut out[next..];
                 if format == Format::F16 {
+                    let (_, codes) = side.codes(arena, piece);
                     let vectors = Vectors { codes, dim: self.head_dim };
                     // SAFETY: the caller runs with AVX-512.
                     unsafe { vectors.to_steps(largest, &mut out[..tokens.len()]) };
                 } else {
-                    to_steps(format, &arena.page(page.page)[scales..][tokens.clone()], out);
+                    to_steps(format, &bytes[scales..][tokens.clone()], out);
                 }
             }
             next += tokens.len();

@@ -34,18 +34,19 @@ pub struct Group<'a> {
 }
 
 /// A group and its queries in integers, [`STRIP`] each; weights have W bytes.
-pub struct Attend<'a, S, const W: usize> {
-    pub group: Group<'a>,
+pub struct Attend<'a, 'b, S, const W: usize> {
+    // Not by value: a copy of what was just written, piece by piece, waits for all of it to reach the cache.
+    pub group: &'a mut Group<'b>,
     pub strips: &'a [S],
 }
 
-impl<S: Strip, const W: usize> Op<Avx512> for Attend<'_, S, W> {
+impl<S: Strip, const W: usize> Op<Avx512> for Attend<'_, '_, S, W> {
     type Out = ();
 
     #[inline(always)]
     fn run(self, simd: Avx512) {
-        let Self { mut group, strips } = self;
-        let Group { coded, arena, pieces, ahead, queries, .. } = &mut group;
+        let Self { group, strips } = self;
+        let Group { coded, arena, pieces, ahead, queries, .. } = &mut *group;
         let seen = if queries.sees_all {
             coded.len = num_tokens(pieces);
             Seen::within(&queries.visible[0])

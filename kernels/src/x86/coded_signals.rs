@@ -219,10 +219,10 @@ fn mend(
     if !is_small[..coded.len].contains(&true) {
         return;
     }
-    let slots = pieces.iter().flat_map(|piece| piece.tokens.clone().map(move |i| (piece.page, i)));
+    let slots = pieces.iter().flat_map(|piece| piece.tokens.clone().map(move |i| (piece, i)));
     let (mut key, mut value) = (vec![0f32; out.len()], vec![0f32; out.len()]);
-    for (token, (page, index)) in slots.enumerate().filter(|(token, _)| is_small[*token]) {
-        let bytes = arena.page(page.page);
+    for (token, (piece, index)) in slots.enumerate().filter(|(token, _)| is_small[*token]) {
+        let Piece { page, bytes, .. } = piece;
         decode_token(arena.layout(), bytes, page.tier, index, &mut key, &mut value);
         distances[token] = value.iter().zip(out).map(|(v, o)| (v - o) * (v - o)).sum();
     }

@@ -39,13 +39,13 @@ pub enum Side {
 impl Side {
     /// Format and codes of a piece's vectors, and what lies behind them in the page.
     #[inline(always)]
-    pub fn codes<'a>(self, arena: &'a Arena, piece: &Piece) -> (Format, &'a [u8]) {
+    pub fn codes<'a>(self, arena: &Arena, piece: &Piece<'a>) -> (Format, &'a [u8]) {
         let (info, at) = (piece.page.tier.info(), arena.layout().arrays(piece.page.tier));
         let (format, start, bytes) = match self {
             Self::Keys => (info.key, at.keys, at.key_bytes),
             Self::Values => (info.value, at.values, at.value_bytes),
         };
-        (format, &arena.page(piece.page.page)[start + piece.tokens.start * bytes..])
+        (format, &piece.bytes[start + piece.tokens.start * bytes..])
     }
 }
 
@@ -119,9 +119,8 @@ impl Direct {
     #[inline(always)]
     fn steps(&mut self, arena: &Arena, pieces: &[Piece]) {
         let mut next = 0;
-        for Piece { page, tokens, .. } in pieces {
+        for Piece { page, bytes, tokens, .. } in pieces {
             let (info, at) = (page.tier.info(), arena.layout().arrays(page.tier));
-            let bytes = arena.page(page.page);
             for (format, start, out) in [
                 (info.key, at.key_scales, &mut self.key_steps),
                 (info.value, at.value_scales, &mut self.value_steps),

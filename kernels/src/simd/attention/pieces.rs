@@ -51,6 +51,8 @@ impl<'a> Pages<'a> {
 /// Tokens `tokens` of a page.
 pub struct Piece<'a> {
     pub page: &'a PageRef,
+    /// All of the page.
+    pub bytes: &'a [u8],
     pub tokens: Range<usize>,
     /// What to ask for from memory meanwhile: a later page's part as large as this one.
     pub ahead: &'a [u8],
@@ -60,7 +62,7 @@ impl Piece<'_> {
     #[inline(always)]
     fn positions(&self, arena: &Arena, out: &mut [u32]) {
         let start = arena.layout().arrays(self.page.tier).positions + 2 * self.tokens.start;
-        let (offsets, _) = arena.page(self.page.page)[start..].as_chunks::<2>();
+        let (offsets, _) = self.bytes[start..].as_chunks::<2>();
         for (out, offset) in out.iter_mut().zip(offsets) {
             *out = self.page.base.wrapping_add_signed(i32::from(i16::from_le_bytes(*offset)));
         }
@@ -97,7 +99,7 @@ impl<'a> Ahead<'a> {
 
     /// Asks for what is left.
     #[inline(always)]
-    pub fn ask_rest<S: Simd>(mut self, simd: S) {
+    pub fn ask_rest<S: Simd>(&mut self, simd: S) {
         self.ask(simd, usize::MAX / self.share);
     }
 
@@ -128,6 +130,7 @@ pub fn each_group<S: Simd>(simd: S, arena: &Arena, pages: Pages, mut visit: impl
     for (index, page) in pages.visited().iter().enumerate() {
         let ahead =
             pages.all.get(index + num_ahead).map_or(&[][..], |ahead| arena.page(ahead.page));
+        let bytes = arena.page(page.page);
         let mut next = 0;
         while next < usize::from(page.len) {
             let taken = (usize::from(page.len) - next).min(TOKENS - len);
@@ -137,7 +140,7 @@ pub fn each_group<S: Simd>(simd: S, arena: &Arena, pages: Pages, mut visit: impl
                 let of_ahead = |token: usize| ahead.len() * token / usize::from(page.len);
                 &ahead[of_ahead(next)..of_ahead(next + taken)]
             };
-            pieces.push(Piece { page, tokens: next..next + taken, ahead: part });
+            pieces.push(Piece { page, bytes, tokens: next..next + taken, ahead: part });
             (next, len) = (next + taken, len + taken);
             if len == TOKENS {
                 visit(&pieces);
@@ -178,7 +181,7 @@ mod tests {
         let bytes = vec![0u8; 2 * 2112];
         let page = PageRef { page: PageId(0), tier: Tier::F16, len: 8, base: 0 };
         let aheads = [&bytes[..2112], &[], &bytes[2112..3168], &bytes[3168..3200]];
-        let pieces = aheads.map(|ahead| Piece { page: &page, tokens: 0..8, ahead });
+        let pieces = aheads.map(|ahead| Piece { page: &page, bytes: &[], tokens: 0..8, ahead });
         let mut ahead = Ahead::new(&pieces);
         let asked: Vec<_> = std::iter::from_fn(|| ahead.take()).collect();
         let wanted = aheads.iter().flat_map(|ahead| ahead.chunks(LINE));

@@ -105,9 +105,8 @@ impl<S: Simd> Op<S> for Load<'_> {
 #[inline(always)]
 fn decode<S: Simd>(simd: S, tile: &mut Tile, arena: &Arena, pieces: &[Piece]) {
     let mut start = 0;
-    for Piece { page, tokens, ahead } in pieces {
+    for Piece { page, bytes, tokens, ahead } in pieces {
         simd.prefetch(ahead);
-        let bytes = arena.page(page.page);
         let at = arena.layout().arrays(page.tier);
         let info = page.tier.info();
         let len = tokens.len();
