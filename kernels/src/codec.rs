@@ -225,7 +225,7 @@ fn places(x: &[f32], inverse: f32) -> [[u32; LANE]; BLOCK / LANE] {
     let mut places = [[0; LANE]; BLOCK / LANE];
     for (place, v) in places.as_flattened_mut().iter_mut().zip(x) {
         // What is no number gets the first code.
-        let twice = (2.0 * (v * inverse)).ceil().max(-LARGEST).min(LARGEST);
+        let twice = (2.0 * (v * inverse)).max(-LARGEST).ceil().min(LARGEST);
         *place = (twice + LARGEST + MAGIC).to_bits() - MAGIC.to_bits();
     }
     places

@@ -31,7 +31,7 @@ pub mod wake;
 pub mod x86;
 
 pub use arena::Arena;
-pub use backend::{Attended, Backend, Choice, Linear, available, keeping, open};
+pub use backend::{Attended, Backend, Choice, Linear, TokenAttribution, available, keeping, open};
 pub use basis::{HeadBasis, KeyBasis};
 pub use error::{Error, Result};
 pub use histogram::Histogram;

@@ -132,17 +132,26 @@ fn accumulate(arena: &mut Arena, pages: &[PageRef], decay: f32, signals: &[f32])
 /// See [`crate::Backend::attributions`].
 pub fn attributions(arena: &Arena, pages: &[PageRef]) -> Vec<TokenAttribution> {
     let layout = arena.layout();
-    pages
-        .par_iter()
-        .with_min_len(MIN_PAGES)
-        .flat_map_iter(|page| {
+    let num_tokens = |pages: &[PageRef]| pages.iter().map(|page| usize::from(page.len)).sum();
+    let unread = TokenAttribution { position: 0, attribution: 0.0 };
+    let mut tokens = vec![unread; num_tokens(pages)];
+    let mut rest = &mut tokens[..];
+    let parts = pages.chunks(MIN_PAGES).map(|pages| {
+        let (here, after) = std::mem::take(&mut rest).split_at_mut(num_tokens(pages));
+        rest = after;
+        (pages, here)
+    });
+    let parts: Vec<_> = parts.collect();
+    parts.into_par_iter().for_each(|(pages, tokens)| {
+        let slots =
+            pages.iter().flat_map(|page| (0..usize::from(page.len)).map(move |i| (page, i)));
+        for (token, (page, index)) in tokens.iter_mut().zip(slots) {
             let bytes = arena.page(page.page);
-            (0..usize::from(page.len)).map(move |index| TokenAttribution {
-                position: position(layout, bytes, page, index),
-                attribution: attribution(layout, bytes, page.tier, index),
-            })
-        })
-        .collect()
+            token.position = position(layout, bytes, page, index);
+            token.attribution = attribution(layout, bytes, page.tier, index);
+        }
+    });
+    tokens
 }
 
 /// See [`crate::Backend::histograms`].

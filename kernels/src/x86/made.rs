@@ -4,8 +4,11 @@ use std::rc::Rc;
 
 use crate::codec::Format;
 
-/// Something for each block of channels, by the format and the number of channels of vectors.
-pub struct Made<T>(Vec<((Format, usize), Rc<[T]>)>);
+/// Format and number of channels of some vectors.
+type Kind = (Format, usize);
+
+/// Something for each block of channels of each kind of vectors.
+pub struct Made<T>(Vec<(Kind, Rc<[T]>)>);
 
 impl<T> Made<T> {
     pub const fn new() -> Self {
@@ -13,15 +16,10 @@ impl<T> Made<T> {
     }
 
     /// That of vectors of `blocks` blocks, each made by its number if they are new.
-    pub fn of(
-        &mut self,
-        (format, dim): (Format, usize),
-        blocks: usize,
-        make: impl Fn(usize) -> T,
-    ) -> Rc<[T]> {
+    pub fn of(&mut self, kind: Kind, blocks: usize, make: impl Fn(usize) -> T) -> Rc<[T]> {
         let Self(made) = self;
-        let index = made.iter().position(|(of, _)| *of == (format, dim)).unwrap_or_else(|| {
-            made.push(((format, dim), (0..blocks).map(make).collect()));
+        let index = made.iter().position(|(of, _)| *of == kind).unwrap_or_else(|| {
+            made.push((kind, (0..blocks).map(make).collect()));
             made.len() - 1
         });
         // A model has few formats and one head size. The last ones come first: keys and values take turns.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use keepwell_kernels::{Move, PageLayout, Tier};
+use keepwell_kernels::{Move, PageLayout, Tier, TokenAttribution};
 use rayon::prelude::*;
 
 use super::{Candidate, MAX_TIERS, Policy, Prices, Spans, TokenSignals, assign_at_price, refine};
@@ -20,6 +20,13 @@ pub struct HeadTokens {
 }
 
 impl HeadTokens {
+    pub fn of(tokens: &[TokenAttribution]) -> Self {
+        Self {
+            positions: tokens.iter().map(|token| token.position).collect(),
+            signals: tokens.iter().map(|token| token.attribution).collect(),
+        }
+    }
+
     /// The signals over their mean; 0 where nothing was accumulated.
     pub fn relative(&self) -> impl Iterator<Item = f32> {
         let sum: f32 = self.signals.iter().sum();

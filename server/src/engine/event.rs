@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
-use keepwell_kernels::{Arena, Backend, PageRef, PerTier, Result};
+use keepwell_kernels::{Arena, Backend, PerTier, Result};
+use rayon::prelude::*;
 
 use crate::{
     cache::{Assignment, Ledger, PageTable},
@@ -166,14 +167,15 @@ pub fn read_tokens(
     let heads = || (0..table.num_heads()).map(|head| &table.head(head).pages);
     // In one call: a device takes a launch, and answers, for each.
     let pages: Vec<_> = heads().flatten().copied().collect();
-    let mut tokens = backend.attributions(arena, &pages)?.into_iter();
-    let of_head = |pages: &Vec<PageRef>| {
-        let len = pages.iter().map(|page| usize::from(page.len)).sum();
-        let tokens = tokens.by_ref().take(len).map(|token| (token.position, token.attribution));
-        let (positions, signals) = tokens.unzip();
-        HeadTokens { positions, signals }
-    };
-    Ok(heads().map(of_head).collect())
+    let tokens = backend.attributions(arena, &pages)?;
+    let mut rest = &tokens[..];
+    let of_heads = heads().map(|pages| {
+        let (here, after) = rest.split_at(pages.iter().map(|page| usize::from(page.len)).sum());
+        rest = after;
+        here
+    });
+    let of_heads: Vec<_> = of_heads.collect();
+    Ok(of_heads.into_par_iter().map(HeadTokens::of).collect())
 }
 
 /// What the sequence holds, by the ledger.
