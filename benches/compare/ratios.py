@@ -115,19 +115,22 @@ def line(row, kls=None):
     kv_type = best(row)
     ours, theirs = statistics.median(row.keepwell), statistics.median(row.llama[kv_type])
     ratio = ours / theirs
+    # The machine may change its speed between rounds, for both programs.
+    rounds = [a / b for a, b in zip(row.keepwell, row.llama[kv_type])]
+    spread = f"{statistics.median(rounds):.2f} ({min(rounds):.2f} - {max(rounds):.2f})"
     holds = ratio <= row.bar if row.test == "memory" else ratio >= row.bar
     bound = "at most" if row.test == "memory" else "at least"
     if row.test == "memory":
         ours, theirs = (f"{x / MIB:.0f} MiB" for x in (ours, theirs))
     else:
-        spread = f"({min(row.keepwell):.0f} - {max(row.keepwell):.0f})"
-        ours, theirs = f"{ours:.1f} {spread}", f"{theirs:.1f}"
+        between = f"({min(row.keepwell):.0f} - {max(row.keepwell):.0f})"
+        ours, theirs = f"{ours:.1f} {between}", f"{theirs:.1f}"
     verdict = "" if holds else " **missed**"
     # Measured after 640 tokens: deeper down compression costs something else.
     known = kls.get(row.budget) if kls and row.depth < 1000 else None
     kl = "" if kls is None else " |" if known is None else f" {known:.6f} |"
     return (
-        f"| {row.name} | {ours} | {theirs} ({kv_type}) | {ratio:.2f} | "
+        f"| {row.name} | {ours} | {theirs} ({kv_type}) | {ratio:.2f} | {spread} | "
         f"{bound} {row.bar}{verdict} |{kl}"
     )
 
@@ -153,8 +156,9 @@ def main():
     kls = divergences(arguments, sorted({row.budget for row in rows}))
     print(f"tokens/s with {arguments.threads} threads on {platform.machine()}, ", end="")
     print(f"medians of {arguments.rounds} rounds in turns\n")
-    print("| | Keepwell | llama.cpp (KV type) | ratio | bar | Keepwell's KL to f32 |")
-    print("|---|---|---|---|---|---|")
+    columns = ["", "Keepwell", "llama.cpp (KV type)", "ratio", "of rounds", "bar"]
+    print("| " + " | ".join([*columns, "Keepwell's KL to f32"]) + " |")
+    print("|" + "---|" * (len(columns) + 1))
     for row in rows:
         print(line(row, kls))
 

@@ -39,6 +39,8 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
+    // As the server does: what is measured here is what it would take.
+    keepwell_kernels::heap::share();
     // What the engine has to say, apart from the results.
     let filter = EnvFilter::new("warn,keepwell_server=info");
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
