@@ -40,3 +40,4 @@ pub use matrix::RawMatrix;
 pub use page::{PageId, PageLayout, PageRef, PerTier, Slot, TIERS, Tier};
 pub use plan::{AttentionPlan, Move, Scoring, Signal, Span, Write};
 pub use rope::{Rope, RopeTable};
+pub use tensor::give_back;

@@ -20,15 +20,23 @@ pub struct RopeTable {
 
 impl Rope {
     pub fn table(&self, positions: &[u32]) -> RopeTable {
-        let angles =
-            positions.iter().flat_map(|&p| self.frequencies.iter().map(move |f| p as f32 * f));
-        let (sin, cos) = angles
-            .map(|angle| {
-                let (s, c) = angle.sin_cos();
-                (s * self.attention_factor, c * self.attention_factor)
-            })
-            .unzip();
-        RopeTable { half_dim: self.frequencies.len(), cos, sin }
+        let mut table = RopeTable::default();
+        self.fill(positions, &mut table);
+        table
+    }
+
+    /// The same in the memory of another step's.
+    pub fn fill(&self, positions: &[u32], RopeTable { half_dim, cos, sin }: &mut RopeTable) {
+        *half_dim = self.frequencies.len();
+        cos.clear();
+        sin.clear();
+        for position in positions {
+            for frequency in &self.frequencies {
+                let (s, c) = (*position as f32 * frequency).sin_cos();
+                cos.push(c * self.attention_factor);
+                sin.push(s * self.attention_factor);
+            }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ pub mod weights;
 
 use anyhow::Result;
 use candle_core::Tensor;
-use keepwell_kernels::{Arena, AttentionPlan};
+use keepwell_kernels::{Arena, AttentionPlan, give_back};
 
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
@@ -73,7 +73,10 @@ pub trait Model: Send + Sync {
     /// # Errors
     /// Those of its two parts.
     fn forward(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor> {
-        self.logits(&self.hidden(arena, batch)?)
+        let hidden = self.hidden(arena, batch)?;
+        let logits = self.logits(&hidden)?;
+        give_back(hidden);
+        Ok(logits)
     }
 
     /// Resident bytes of all weights.

@@ -19,12 +19,16 @@ pub mod packed;
 mod quantized;
 
 use candle_core::{Tensor, quantized::GgmlDType};
+use smallvec::SmallVec;
 
 pub use packed::ActivationBits;
 pub use quantized::Kernel;
 
 use self::{float::Float, packed::GROUPS, packed::Packed, quantized::Quantized};
-use crate::{Error, Linear, RawMatrix, Result};
+use crate::{
+    Error, Linear, RawMatrix, Result,
+    tensor::{give_back, output, with_slice},
+};
 
 pub(crate) const OP: &str = "linear";
 
@@ -98,13 +102,22 @@ pub(crate) fn float_linear(parts: Vec<RawMatrix>) -> Result<Box<dyn Linear>> {
     Ok(Box::new(Float::new(parts[0].dtype, parts)?))
 }
 
+/// Of query, key and value.
+const MOST_FORMS: usize = 3;
+
 /// Parts of different forms, each with its number of rows: their outputs stand side by side.
 struct Stacked(Vec<(usize, Box<dyn Linear>)>);
 
 impl Linear for Stacked {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let outs = self.0.iter().map(|(_, part)| part.forward(x)).collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&outs, 1)?)
+        let outs = self.0.iter().map(|(_, part)| part.forward(x));
+        let outs = outs.collect::<Result<SmallVec<[Tensor; MOST_FORMS]>>>()?;
+        if !x.device().is_cpu() {
+            return Ok(Tensor::cat(&outs, 1)?);
+        }
+        let y = side_by_side(&outs)?;
+        outs.into_iter().for_each(give_back);
+        Ok(y)
     }
 
     fn rows(&self, ids: &[u32]) -> Result<Tensor> {
@@ -132,6 +145,25 @@ impl Stacked {
         }
         unreachable!("ids were checked")
     }
+}
+
+/// (M, the sum of widths) of matrices (M, a width each) on the host.
+fn side_by_side(parts: &[Tensor]) -> Result<Tensor> {
+    let num_rows = parts[0].dims()[0];
+    let width: usize = parts.iter().map(|part| part.dims()[1]).sum();
+    output(OP, (num_rows, width), |y| {
+        let mut start = 0;
+        for part in parts {
+            let len = part.dims()[1];
+            with_slice(OP, part, |part| {
+                for (y, part) in y.chunks_exact_mut(width).zip(part.chunks_exact(len)) {
+                    y[start..start + len].copy_from_slice(part);
+                }
+            })?;
+            start += len;
+        }
+        Ok(())
+    })
 }
 
 /// Hostile token ids end here.

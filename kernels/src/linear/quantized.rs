@@ -1,6 +1,6 @@
 //! Products with packed weights: how the work is cut, and who may write where.
 
-use std::ops::Range;
+use std::{cell::Cell, marker::PhantomData, ops::Range};
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Linear, Result,
-    tensor::{from_vec, with_slice},
+    tensor::{MOST_ROWS_KEPT, output, with_slice},
 };
 
 /// The two inner loops of a quantized product, for one instruction set.
@@ -41,6 +41,8 @@ const MIN_TASK_WORK: usize = 1 << 17;
 /// More tasks than threads, so that one delayed thread does not hold up all.
 const TASKS_PER_THREAD: usize = 4;
 
+thread_local!(static CODED: Cell<Vec<Activations>> = const { Cell::new(Vec::new()) });
+
 /// Packed weights and the kernel that multiplies with them.
 pub struct Quantized<K, const LINES: usize> {
     pub kernel: K,
@@ -50,18 +52,27 @@ pub struct Quantized<K, const LINES: usize> {
 impl<K: Kernel, const LINES: usize> Linear for Quantized<K, LINES> {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let num_rows = check_input(x, self.weights.cols)?;
-        let y = with_slice(OP, x, |x| self.product(&self.quantize(x, num_rows), num_rows))?;
-        from_vec(y, (num_rows, self.weights.rows))
+        let mut coded = CODED.take();
+        let y = output(OP, (num_rows, self.weights.rows), |y| {
+            with_slice(OP, x, |x| self.quantize(x, num_rows, &mut coded))?;
+            self.product(&coded, num_rows, y);
+            Ok(())
+        });
+        if num_rows <= MOST_ROWS_KEPT {
+            CODED.set(coded);
+        }
+        y
     }
 
     fn rows(&self, ids: &[u32]) -> Result<Tensor> {
         check_ids(ids, self.weights.rows)?;
         let cols = self.weights.cols;
-        let mut out = vec![0f32; ids.len() * cols];
-        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(cols)) {
-            self.weights.dequantize(id as usize, out);
-        }
-        from_vec(out, (ids.len(), cols))
+        output(OP, (ids.len(), cols), |out| {
+            for (&id, out) in ids.iter().zip(out.chunks_exact_mut(cols)) {
+                self.weights.dequantize(id as usize, out);
+            }
+            Ok(())
+        })
     }
 
     fn bytes(&self) -> usize {
@@ -70,22 +81,20 @@ impl<K: Kernel, const LINES: usize> Linear for Quantized<K, LINES> {
 }
 
 impl<K: Kernel, const LINES: usize> Quantized<K, LINES> {
-    fn quantize(&self, x: &[f32], num_rows: usize) -> Vec<Activations> {
+    /// Rows that are not there hold anything.
+    fn quantize(&self, x: &[f32], num_rows: usize, out: &mut Vec<Activations>) {
         let num_blocks = self.weights.cols / BLOCK;
-        let mut out = vec![Activations::ZERO; num_rows.div_ceil(GROUP_ROWS) * num_blocks];
+        out.resize(num_rows.div_ceil(GROUP_ROWS) * num_blocks, Activations::ZERO);
         let (x, _) = x.as_chunks::<BLOCK>();
         out.par_chunks_exact_mut(num_blocks)
             .zip(x.par_chunks(GROUP_ROWS * num_blocks))
             .with_min_len(GROUPS_PER_TASK)
             .for_each(|(out, x)| self.kernel.quantize(x, out));
-        out
     }
 
     /// y (M, out)
-    fn product(&self, x: &[Activations], num_rows: usize) -> Vec<f32> {
-        let len = num_rows * self.weights.rows;
-        let mut y = Vec::<f32>::with_capacity(len);
-        let tiles = Tiles { start: y.as_mut_ptr(), rows: num_rows, cols: self.weights.rows };
+    fn product(&self, x: &[Activations], num_rows: usize, y: &mut [f32]) {
+        let tiles = Tiles::new(y, num_rows, self.weights.rows);
         let grid = Grid::new(num_rows, self.weights.num_panels(), self.weights.cols);
         if grid.num_tasks() <= 1 {
             self.task(x, grid.whole(), &tiles);
@@ -95,9 +104,6 @@ impl<K: Kernel, const LINES: usize> Quantized<K, LINES> {
                 .with_max_len(1)
                 .for_each(|i| self.task(x, grid.task(i), &tiles));
         }
-        // SAFETY: the tasks of the grid cover every row and panel, and each wrote its part.
-        unsafe { y.set_len(len) };
-        y
     }
 
     fn task(&self, x: &[Activations], (groups, panels): Task, y: &Tiles) {
@@ -117,16 +123,22 @@ impl<K: Kernel, const LINES: usize> Quantized<K, LINES> {
 }
 
 /// The result of a product, written by several threads.
-struct Tiles {
+struct Tiles<'a> {
     start: *mut f32,
     rows: usize,
     cols: usize,
+    of: PhantomData<&'a mut [f32]>,
 }
 
 // SAFETY: the only access is `write`, whose callers write disjoint places.
-unsafe impl Sync for Tiles {}
+unsafe impl Sync for Tiles<'_> {}
 
-impl Tiles {
+impl<'a> Tiles<'a> {
+    fn new(y: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        assert!(y.len() == rows * cols);
+        Self { start: y.as_mut_ptr(), rows, cols, of: PhantomData }
+    }
+
     /// Writes what of a tile is inside the result.
     ///
     /// # Safety

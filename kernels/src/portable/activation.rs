@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::{
     Error, Result,
-    tensor::{from_vec, with_slice},
+    tensor::{from_vec, output, with_slice},
 };
 
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
@@ -34,10 +34,13 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if y.dims() != x.dims() {
         return Err(Error::shape("add", format!("{:?} and {:?}", x.shape(), y.shape())));
     }
-    let sum = with_slice("add", x, |x| {
-        with_slice("add", y, |y| x.iter().zip(y).map(|(x, y)| x + y).collect::<Vec<f32>>())
-    })??;
-    from_vec(sum, shape)
+    output("add", shape, |sum| {
+        with_slice("add", x, |x| {
+            with_slice("add", y, |y| {
+                sum.iter_mut().zip(x).zip(y).for_each(|((sum, x), y)| *sum = x + y);
+            })
+        })?
+    })
 }
 
 pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {

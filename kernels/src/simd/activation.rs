@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{Op, Simd, exp2};
 use crate::{
     Error, Result,
-    tensor::{from_vec, with_slice},
+    tensor::{output, with_slice},
 };
 
 /// Rows that pay for handing work to another thread.
@@ -20,30 +20,30 @@ pub fn rms_norm<S: Simd>(simd: S, x: &Tensor, weight: &Tensor, eps: f32) -> Resu
     if weight.elem_count() != width {
         return Err(Error::shape("rms_norm", format!("{:?} by {:?}", x.shape(), weight.shape())));
     }
-    let mut out = vec![0f32; num_rows * width];
-    with_slice("rms_norm", x, |x| {
-        with_slice("rms_norm", weight, |weight| {
-            out.par_chunks_exact_mut(width)
-                .zip(x.par_chunks_exact(width))
-                .with_min_len(MIN_ROWS)
-                .for_each(|(out, x)| simd.vectorize(RmsNorm { x, weight, eps, out }));
-        })
-    })??;
-    from_vec(out, (num_rows, width))
+    output("rms_norm", (num_rows, width), |out| {
+        with_slice("rms_norm", x, |x| {
+            with_slice("rms_norm", weight, |weight| {
+                out.par_chunks_exact_mut(width)
+                    .zip(x.par_chunks_exact(width))
+                    .with_min_len(MIN_ROWS)
+                    .for_each(|(out, x)| simd.vectorize(RmsNorm { x, weight, eps, out }));
+            })
+        })?
+    })
 }
 
 /// See [`crate::Backend::silu_mul`].
 pub fn silu_mul<S: Simd>(simd: S, gate_up: &Tensor) -> Result<Tensor> {
     let (num_rows, width) = gate_up.dims2()?;
     let half = width / 2;
-    let mut out = vec![0f32; num_rows * half];
-    with_slice("silu_mul", gate_up, |gate_up| {
-        out.par_chunks_exact_mut(half)
-            .zip(gate_up.par_chunks_exact(width))
-            .with_min_len(MIN_ROWS)
-            .for_each(|(out, x)| simd.vectorize(SiluMul { x, out }));
-    })?;
-    from_vec(out, (num_rows, half))
+    output("silu_mul", (num_rows, half), |out| {
+        with_slice("silu_mul", gate_up, |gate_up| {
+            out.par_chunks_exact_mut(half)
+                .zip(gate_up.par_chunks_exact(width))
+                .with_min_len(MIN_ROWS)
+                .for_each(|(out, x)| simd.vectorize(SiluMul { x, out }));
+        })
+    })
 }
 
 struct RmsNorm<'a> {

@@ -1,5 +1,7 @@
 //! RoPE, rotation and the write of keys and values: [`crate::portable::write_kv`] with vectors.
 
+use std::cell::Cell;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -12,13 +14,18 @@ use crate::{
         segment::{set_attribution, set_offset},
         write_kv::{Role, Roles, check_basis},
     },
-    tensor::{from_vec, with_slice},
+    tensor::{MOST_ROWS_KEPT, output, with_slice},
 };
 
 /// The largest head size that changes basis with vectors.
 const MAX_DIM: usize = 256;
 /// Rows that pay for handing work to another thread.
 const MIN_ROWS: usize = 16;
+
+thread_local!(
+    /// Keys and values on their way to the cache.
+    static TURNED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) }
+);
 
 /// See [`crate::Backend::write_kv`].
 pub fn write_kv<S: Simd>(
@@ -42,22 +49,36 @@ pub fn write_kv<S: Simd>(
     }
     let (roles, basis) = (Roles::new(width / head_dim, plan, layer), plan.basis.as_deref());
     let q_width = width - kv_width;
-    let mut q = vec![0f32; num_rows * q_width];
-    let mut kv = vec![0f32; num_rows * kv_width];
-    with_slice("write_kv", qkv, |qkv| {
-        qkv.par_chunks_exact(width)
-            .zip(q.par_chunks_exact_mut(q_width).zip(kv.par_chunks_exact_mut(kv_width)))
-            .enumerate()
-            .with_min_len(MIN_ROWS)
-            .for_each(|(row, (x, (q, kv)))| {
-                q.copy_from_slice(&x[..q_width]);
-                kv.copy_from_slice(&x[q_width..]);
-                let heads = q.chunks_exact_mut(head_dim).chain(kv.chunks_exact_mut(head_dim));
-                for (head, x) in heads.enumerate() {
-                    simd.vectorize(Turn { row, rope, role: roles.of(head), basis, x });
-                }
-            });
+    let mut kv = TURNED.take();
+    kv.resize(num_rows * kv_width, 0.0);
+    let q = output("write_kv", (num_rows, q_width), |q| {
+        with_slice("write_kv", qkv, |qkv| {
+            qkv.par_chunks_exact(width)
+                .zip(q.par_chunks_exact_mut(q_width).zip(kv.par_chunks_exact_mut(kv_width)))
+                .enumerate()
+                .with_min_len(MIN_ROWS)
+                .for_each(|(row, (x, (q, kv)))| {
+                    q.copy_from_slice(&x[..q_width]);
+                    kv.copy_from_slice(&x[q_width..]);
+                    let heads = q.chunks_exact_mut(head_dim).chain(kv.chunks_exact_mut(head_dim));
+                    for (head, x) in heads.enumerate() {
+                        simd.vectorize(Turn { row, rope, role: roles.of(head), basis, x });
+                    }
+                });
+        })
     })?;
+    store(simd, arena, layer, &kv, plan);
+    if num_rows <= MOST_ROWS_KEPT {
+        TURNED.set(kv);
+    }
+    Ok(q)
+}
+
+/// Writes keys and values, (T, 2G * D) as they are cached, to the plan's slots.
+fn store<S: Simd>(simd: S, arena: &mut Arena, layer: usize, kv: &[f32], plan: &AttentionPlan) {
+    let layout = *arena.layout();
+    let head_dim = layout.head_dim;
+    let kv_width = 2 * plan.num_kv_heads * head_dim;
     let at = layout.arrays(Tier::F16);
     for (row, kv) in kv.chunks_exact(kv_width).enumerate() {
         let (keys, values) = kv.split_at(kv_width / 2);
@@ -75,7 +96,6 @@ pub fn write_kv<S: Simd>(
             set_attribution(&layout, page, Tier::F16, index, 0.0);
         }
     }
-    from_vec(q, (num_rows, q_width))
 }
 
 /// RoPE, and the basis or the rotation of one head of a row.

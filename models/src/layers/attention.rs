@@ -1,6 +1,6 @@
 use anyhow::Result;
 use candle_core::Tensor;
-use keepwell_kernels::{Arena, Linear};
+use keepwell_kernels::{Arena, Attended, Linear};
 
 use super::{Scope, StepContext};
 use crate::{ModelConfig, Probed};
@@ -39,6 +39,7 @@ impl Attention {
         let (backend, plan) = (step.backend, step.plan);
         let qkv = self.qkv.forward(x)?;
         let q = backend.write_kv(arena, layer, &qkv, step.rope, plan)?;
+        step.give_back(qkv);
         if let Some(probe) = step.probe {
             probe(layer, Probed::Queries(&q))?;
         }
@@ -46,7 +47,10 @@ impl Attention {
         if plan.spans.iter().any(|span| span.scoring.is_some()) {
             backend.attribute(arena, layer, &q, &attended, plan)?;
         }
-        Ok(attended.out)
+        let Attended { out, lse } = attended;
+        step.give_back(q);
+        step.give_back(lse);
+        Ok(out)
     }
 
     /// attended (T, H * D), returns (T, C).

@@ -1,10 +1,10 @@
 //! The decoder shared by the Llama and Mistral families.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use keepwell_kernels::{Arena, Backend, Linear};
+use keepwell_kernels::{Arena, Backend, Linear, RopeTable};
 
 use super::{Attention, Mlp, RmsNorm, Scope, StepContext};
 use crate::{Batch, Model, ModelConfig, Probed, rope, weights::Weights};
@@ -21,6 +21,8 @@ pub struct Decoder {
     norm: RmsNorm,
     /// The embedding itself when the two are tied.
     lm_head: Arc<dyn Linear>,
+    /// The last step's rotations, whose memory the next one uses.
+    rope: Mutex<RopeTable>,
 }
 
 struct Layer {
@@ -55,7 +57,8 @@ impl Decoder {
             .map(|layer| Layer::load(&config, weights, &*backend, layer))
             .collect::<Result<_>>()?;
         let norm = RmsNorm::load(&scope, "norm", hidden, config.rms_norm_eps)?;
-        Ok(Self { norm, config, backend, embedding, layers, lm_head })
+        let rope = Mutex::default();
+        Ok(Self { norm, config, backend, embedding, layers, lm_head, rope })
     }
 }
 
@@ -91,32 +94,11 @@ impl Model for Decoder {
 
     fn hidden(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor> {
         check_batch(batch, &self.config)?;
-        let rope = self.config.rope.table(&batch.plan.positions);
-        let Batch { plan, probe, .. } = *batch;
-        let step = StepContext { backend: &*self.backend, rope: &rope, plan, probe };
-        let (first, mut x) = match batch.resumed {
-            Some((first, states)) => (first, states.clone()),
-            None => (0, self.embedding.rows(batch.tokens)?),
-        };
-        for (index, layer) in self.layers.iter().enumerate().skip(first) {
-            if let Some(probe) = probe {
-                probe(index, Probed::States(&x))?;
-            }
-            let normed = layer.attention_norm.forward(step.backend, &x)?;
-            let mut attended = layer.attention.attend(arena, index, &normed, &step)?;
-            if index + 1 == self.layers.len() {
-                if batch.logit_rows.is_empty() {
-                    return no_rows(self.config.hidden_size);
-                }
-                // Past the last attention, rows no longer meet: only the wanted ones go on.
-                x = select_rows(&x, batch.logit_rows)?;
-                attended = select_rows(&attended, batch.logit_rows)?;
-            }
-            x = step.backend.add(&x, &layer.attention.project(&attended)?)?;
-            let normed = layer.mlp_norm.forward(step.backend, &x)?;
-            x = step.backend.add(&x, &layer.mlp.forward(step.backend, &normed)?)?;
-        }
-        self.norm.forward(step.backend, &x)
+        let mut rope = std::mem::take(&mut *lock(&self.rope));
+        self.config.rope.fill(&batch.plan.positions, &mut rope);
+        let hidden = self.run(arena, batch, &rope);
+        *lock(&self.rope) = rope;
+        hidden
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
@@ -135,6 +117,49 @@ impl Model for Decoder {
         };
         heads + layers + self.norm.bytes()
     }
+}
+
+impl Decoder {
+    /// See [`Model::hidden`].
+    fn run(&self, arena: &mut Arena, batch: &Batch, rope: &RopeTable) -> Result<Tensor> {
+        let Batch { plan, probe, .. } = *batch;
+        let is_watched = probe.is_some() || batch.resumed.is_some();
+        let step = StepContext { backend: &*self.backend, rope, plan, probe, is_watched };
+        let (first, mut x) = match batch.resumed {
+            Some((first, states)) => (first, states.clone()),
+            None => (0, self.embedding.rows(batch.tokens)?),
+        };
+        for (index, layer) in self.layers.iter().enumerate().skip(first) {
+            if let Some(probe) = probe {
+                probe(index, Probed::States(&x))?;
+            }
+            let normed = layer.attention_norm.forward(step.backend, &x)?;
+            let mut attended = layer.attention.attend(arena, index, &normed, &step)?;
+            step.give_back(normed);
+            if index + 1 == self.layers.len() {
+                if batch.logit_rows.is_empty() {
+                    return no_rows(self.config.hidden_size);
+                }
+                // Past the last attention, rows no longer meet: only the wanted ones go on.
+                x = select_rows(&x, batch.logit_rows)?;
+                attended = select_rows(&attended, batch.logit_rows)?;
+            }
+            let projected = layer.attention.project(&attended)?;
+            step.give_back(attended);
+            x = step.add(x, projected)?;
+            let normed = layer.mlp_norm.forward(step.backend, &x)?;
+            let gated = layer.mlp.forward(&step, &normed)?;
+            step.give_back(normed);
+            x = step.add(x, gated)?;
+        }
+        let hidden = self.norm.forward(step.backend, &x)?;
+        step.give_back(x);
+        Ok(hidden)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// (0, width). On the host: devices refuse to allocate nothing.

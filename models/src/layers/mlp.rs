@@ -1,8 +1,8 @@
 use anyhow::Result;
 use candle_core::Tensor;
-use keepwell_kernels::{Backend, Linear};
+use keepwell_kernels::Linear;
 
-use super::Scope;
+use super::{Scope, StepContext};
 use crate::ModelConfig;
 
 /// The gated feed-forward network: down(silu(gate(x)) * up(x)).
@@ -24,9 +24,13 @@ impl Mlp {
     }
 
     /// x (T, C), returns (T, C).
-    pub fn forward(&self, backend: &dyn Backend, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, step: &StepContext, x: &Tensor) -> Result<Tensor> {
         let gate_up = self.gate_up.forward(x)?;
-        Ok(self.down.forward(&backend.silu_mul(&gate_up)?)?)
+        let gated = step.backend.silu_mul(&gate_up)?;
+        step.give_back(gate_up);
+        let out = self.down.forward(&gated)?;
+        step.give_back(gated);
+        Ok(out)
     }
 
     pub fn bytes(&self) -> usize {

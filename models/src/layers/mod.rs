@@ -5,7 +5,8 @@ mod decoder;
 mod mlp;
 mod norm;
 
-use keepwell_kernels::{AttentionPlan, Backend, RopeTable};
+use candle_core::Tensor;
+use keepwell_kernels::{AttentionPlan, Backend, RopeTable, give_back};
 
 pub use attention::Attention;
 pub use decoder::Decoder;
@@ -18,6 +19,25 @@ pub struct StepContext<'a> {
     pub rope: &'a RopeTable,
     pub plan: &'a AttentionPlan,
     pub probe: Option<&'a crate::Probe<'a>>,
+    /// Whether somebody else may hold the step's tensors: who began it with states, or the probe.
+    pub is_watched: bool,
+}
+
+impl StepContext<'_> {
+    /// x + y, which the step needs no more.
+    pub fn add(&self, x: Tensor, y: Tensor) -> anyhow::Result<Tensor> {
+        let sum = self.backend.add(&x, &y)?;
+        self.give_back(x);
+        self.give_back(y);
+        Ok(sum)
+    }
+
+    /// What the step needs no more becomes a later result.
+    pub fn give_back(&self, x: Tensor) {
+        if !self.is_watched {
+            give_back(x);
+        }
+    }
 }
 
 /// The weights of one layer, or of the model: a source and a name prefix.

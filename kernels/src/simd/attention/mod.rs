@@ -41,7 +41,7 @@ use crate::simd::{Op, Simd, exp2, rotate_back};
 use crate::{
     Arena, Attended, AttentionPlan, PageRef, Result,
     portable::attention::Heads,
-    tensor::{from_vec, with_slice},
+    tensor::{MOST_ROWS_KEPT, output, with_slice},
 };
 
 /// Queries that share the decoding of a tile.
@@ -52,8 +52,6 @@ const TOKENS_PER_PART: usize = 512;
 const TOKENS_PER_TILED_PART: usize = 4096;
 /// Rows whose parts are merged on another thread.
 const MIN_ROWS: usize = 16;
-/// Rows of a step whose buffers are kept: more sequences than most servers decode at once.
-const MOST_ROWS_KEPT: usize = 64;
 /// (block, KV head)s whose queries are prepared on another thread.
 const MIN_ASKED: usize = 16;
 
@@ -68,10 +66,11 @@ struct Block {
 }
 
 /// One part of the pages of a KV head, for the rows of a block.
-struct Item<'a> {
+struct Item {
     /// Number of (block, KV head).
     asked: usize,
-    pages: Pages<'a>,
+    /// Of the plan's pages.
+    pages: Range<usize>,
 }
 
 /// The queries of a block to one KV head.
@@ -93,42 +92,40 @@ pub fn attention<S: Simd>(
 ) -> Result<Attended> {
     let head_dim = arena.layout().head_dim;
     let heads = Heads::new("attention", q, head_dim, plan)?;
-    let blocks = blocks(layer, &heads, plan);
-    let items = items(layer, &blocks, plan);
     let step = Step { simd, arena, plan, heads: &heads };
-    let mut buffers = Buffers::take();
-    let Buffers { asked, partials } = &mut buffers;
-    asked.resize_with(blocks.len() * plan.num_kv_heads, Asked::default);
-    partials.resize_with(items.len(), Partial::default);
-    with_slice("attention", q, |q| step.ask(q, &blocks, asked))?;
+    let mut buffers = BUFFERS.take();
+    buffers.cut(layer, &heads, plan);
+    let Buffers { blocks, items, owners, asked, partials } = &mut buffers;
+    with_slice("attention", q, |q| step.ask(q, blocks, asked))?;
     let attend = |(item, partial): (&Item, &mut Partial)| {
-        let asked = &asked[item.asked];
-        with_scratch(head_dim, |scratch| step.attend(asked, item.pages, scratch, partial));
+        let (asked, pages) = (&asked[item.asked], Pages::new(&plan.pages, item.pages.clone()));
+        with_scratch(head_dim, |scratch| step.attend(asked, pages, scratch, partial));
     };
     items.par_iter().zip(&mut *partials).with_max_len(1).for_each(attend);
     let width = heads.num_heads * head_dim;
-    let mut out = vec![0f32; heads.num_rows * width];
-    let mut lse = vec![0f32; heads.num_rows * heads.num_heads];
-    let owners = owners(&blocks, heads.num_rows);
-    out.par_chunks_exact_mut(width)
-        .zip(lse.par_chunks_exact_mut(heads.num_heads))
-        .zip(&owners)
-        .enumerate()
-        .with_min_len(MIN_ROWS)
-        .for_each(|(row, ((out, lse), owner))| {
-            let Some(block) = owner.map(|index| &blocks[index]) else { return };
-            step.merge(block, row - block.rows.start, partials, (out, lse));
-        });
-    buffers.give_back(heads.num_rows);
-    Ok(Attended {
-        out: from_vec(out, (heads.num_rows, width))?,
-        lse: from_vec(lse, (heads.num_rows, heads.num_heads))?,
-    })
+    let mut lse = None;
+    let out = output("attention", (heads.num_rows, width), |out| {
+        lse = Some(output("attention", (heads.num_rows, heads.num_heads), |lse| {
+            out.par_chunks_exact_mut(width)
+                .zip(lse.par_chunks_exact_mut(heads.num_heads))
+                .zip(&*owners)
+                .enumerate()
+                .with_min_len(MIN_ROWS)
+                .for_each(|(row, (to, owner))| step.merge(blocks, *owner, row, partials, to));
+            Ok(())
+        })?);
+        Ok(())
+    })?;
+    if heads.num_rows <= MOST_ROWS_KEPT {
+        BUFFERS.set(buffers);
+    }
+    Ok(Attended { out, lse: lse.expect("filled with out") })
 }
 
-fn blocks(layer: usize, heads: &Heads, plan: &AttentionPlan) -> Vec<Block> {
+/// Cuts the rows of each span.
+fn cut_rows(layer: usize, heads: &Heads, plan: &AttentionPlan, blocks: &mut Vec<Block>) {
     let rows_per_block = (QUERIES_PER_ITEM / heads.group).max(1);
-    let mut blocks = Vec::new();
+    blocks.clear();
     for (index, span) in plan.spans.iter().enumerate() {
         for start in span.rows.clone().step_by(rows_per_block) {
             let rows = start..(start + rows_per_block).min(span.rows.end);
@@ -136,66 +133,69 @@ fn blocks(layer: usize, heads: &Heads, plan: &AttentionPlan) -> Vec<Block> {
         }
     }
     let mut first_item = 0;
-    for block in &mut blocks {
+    for block in blocks {
         let is_tiled = block.rows.len() * heads.group > MAX_QUERIES;
         let part = if is_tiled { TOKENS_PER_TILED_PART } else { TOKENS_PER_PART };
         block.parts = (num_tokens(plan.pages(layer, block.span, 0)) / part).max(1);
         block.first_item = first_item;
         first_item += block.parts * plan.num_kv_heads;
     }
-    blocks
 }
 
 fn num_tokens(pages: &[PageRef]) -> usize {
     pages.iter().map(|page| usize::from(page.len)).sum()
 }
 
-/// The items of a block are ordered by KV head, then by part.
-fn items<'a>(layer: usize, blocks: &[Block], plan: &'a AttentionPlan) -> Vec<Item<'a>> {
-    let mut items = Vec::new();
+/// Cuts the pages of each block: its items are ordered by KV head, then by part.
+fn cut_pages(layer: usize, blocks: &[Block], plan: &AttentionPlan, items: &mut Vec<Item>) {
+    items.clear();
     for (index, block) in blocks.iter().enumerate() {
         for kv_head in 0..plan.num_kv_heads {
             let asked = index * plan.num_kv_heads + kv_head;
             let of_head = plan.page_range(layer, block.span, kv_head);
             let cut = |part: usize| of_head.start + of_head.len() * part / block.parts;
-            for part in 0..block.parts {
-                let pages = Pages::new(&plan.pages, cut(part)..cut(part + 1));
-                items.push(Item { asked, pages });
-            }
+            items.extend(
+                (0..block.parts).map(|part| Item { asked, pages: cut(part)..cut(part + 1) }),
+            );
         }
     }
-    items
 }
 
-/// The block of each row.
-fn owners(blocks: &[Block], num_rows: usize) -> Vec<Option<usize>> {
-    let mut owners = vec![None; num_rows];
-    for (index, block) in blocks.iter().enumerate() {
-        owners[block.rows.clone()].fill(Some(index));
+/// To at least `len`: what the next layer asks for again is not freed.
+fn grow<T: Default>(values: &mut Vec<T>, len: usize) {
+    if values.len() < len {
+        values.resize_with(len, T::default);
     }
-    owners
 }
 
-/// What the parts of a step ask and find, in memory that a thread keeps from its last step of few rows:
-/// a long sequence has hundreds of parts in each layer.
+/// How a step is cut, and what its parts ask and find, in memory that a thread keeps from its last step of
+/// few rows: a long sequence has hundreds of parts in each layer.
 #[derive(Default)]
 struct Buffers {
+    blocks: Vec<Block>,
+    items: Vec<Item>,
+    /// The block of each row.
+    owners: Vec<Option<usize>>,
+    /// By (block, KV head), and more.
     asked: Vec<Asked>,
+    /// By item, and more.
     partials: Vec<Partial>,
 }
 
 thread_local!(static BUFFERS: Cell<Buffers> = Cell::default());
 
 impl Buffers {
-    fn take() -> Self {
-        BUFFERS.take()
-    }
-
-    /// For the next step, unless these are large.
-    fn give_back(self, num_rows: usize) {
-        if num_rows <= MOST_ROWS_KEPT {
-            BUFFERS.set(self);
+    fn cut(&mut self, layer: usize, heads: &Heads, plan: &AttentionPlan) {
+        let Self { blocks, items, owners, asked, partials } = self;
+        cut_rows(layer, heads, plan, blocks);
+        cut_pages(layer, blocks, plan, items);
+        owners.clear();
+        owners.resize(heads.num_rows, None);
+        for (index, block) in blocks.iter().enumerate() {
+            owners[block.rows.clone()].fill(Some(index));
         }
+        grow(asked, blocks.len() * plan.num_kv_heads);
+        grow(partials, items.len());
     }
 }
 
@@ -241,6 +241,7 @@ impl<S: Simd> Step<'_, S> {
         let kv_heads = self.plan.num_kv_heads;
         let head_dim = self.arena.layout().head_dim;
         let wide = self.simd.wide().filter(|_| Coded::serves(head_dim));
+        let asked = &mut asked[..blocks.len() * kv_heads];
         asked.par_iter_mut().enumerate().with_min_len(MIN_ASKED).for_each(|(i, asked)| {
             let queries = &mut asked.queries;
             self.fill(queries, q, &blocks[i / kv_heads], i % kv_heads);
@@ -298,15 +299,19 @@ impl<S: Simd> Step<'_, S> {
         }
     }
 
-    /// Joins the parts of one row: out (H * D), lse (H).
+    /// Joins the parts of one row: out (H * D), lse (H). A row of no block sees nothing.
     fn merge(
         &self,
-        block: &Block,
+        blocks: &[Block],
+        owner: Option<usize>,
         row: usize,
         partials: &[Partial],
         (out, lse): (&mut [f32], &mut [f32]),
     ) {
-        let group = self.heads.group;
+        out.fill(0.0);
+        lse.fill(0.0);
+        let Some(block) = owner.map(|index| &blocks[index]) else { return };
+        let (row, group) = (row - block.rows.start, self.heads.group);
         let outs = out.chunks_exact_mut(self.arena.layout().head_dim);
         for (head, (out, lse)) in outs.zip(lse).enumerate() {
             let first = block.first_item + head / group * block.parts;

@@ -1,6 +1,7 @@
 //! One pass through the model for all entries of a step.
 
 use candle_core::Tensor;
+use keepwell_kernels::give_back;
 use keepwell_models::Batch;
 
 use super::Engine;
@@ -43,9 +44,11 @@ impl Engine {
         };
         let pooled = self.pooled_rows(step);
         if !pooled.contains(&true) {
-            let logits = self.model.forward(&mut self.arena, &batch)?.to_vec2::<f32>()?;
+            let logits = self.model.forward(&mut self.arena, &batch)?;
+            let rows = logits.to_vec2::<f32>()?;
+            give_back(logits);
             self.metrics.lap(Stage::Forward);
-            return Ok(logits);
+            return Ok(rows);
         }
         let states = self.model.hidden(&mut self.arena, &batch)?;
         let mut logits = self.logits_of(&states, &pooled)?.into_iter();
