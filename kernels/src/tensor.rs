@@ -34,11 +34,42 @@ pub fn output(
     shape: (usize, usize),
     fill: impl FnOnce(&mut [f32]) -> Result<()>,
 ) -> Result<Tensor> {
-    let Some((whole, corner)) = take_spare(shape) else {
-        let mut data = vec![0f32; shape.0 * shape.1];
-        fill(&mut data)?;
-        return from_vec(data, shape);
-    };
+    if let Some(spare) = take_spare(shape) {
+        return refill(op, spare, fill);
+    }
+    let mut data = vec![0f32; shape.0 * shape.1];
+    fill(&mut data)?;
+    from_vec(data, shape)
+}
+
+/// The same for who reads none of the elements: large results need no zeros first.
+///
+/// # Safety
+/// `fill` gets room for rows * columns elements, and writes them all.
+pub unsafe fn unread_output(
+    op: &'static str,
+    shape: (usize, usize),
+    fill: impl FnOnce(*mut f32),
+) -> Result<Tensor> {
+    if let Some(spare) = take_spare(shape) {
+        return refill(op, spare, |data| {
+            fill(data.as_mut_ptr());
+            Ok(())
+        });
+    }
+    let len = shape.0 * shape.1;
+    let mut data = Vec::with_capacity(len);
+    fill(data.as_mut_ptr());
+    // SAFETY: there is room for so many, and `fill` has written them, as the caller promises.
+    unsafe { data.set_len(len) };
+    from_vec(data, shape)
+}
+
+fn refill(
+    op: &'static str,
+    (whole, corner): (Tensor, Tensor),
+    fill: impl FnOnce(&mut [f32]) -> Result<()>,
+) -> Result<Tensor> {
     let fill = Fill { op, fill: Cell::new(Some(fill)), filled: Cell::new(Ok(())) };
     corner.inplace_op1(&fill)?;
     fill.filled.into_inner()?;
@@ -81,7 +112,7 @@ thread_local!(static SPARE: RefCell<Vec<Spare>> = const { RefCell::new(Vec::new(
 
 /// Takes back a result of this crate that nobody reads any more, who has a clone of it neither: the
 /// thread's next result of its shape is written to its memory. So steps of as many rows as the one before
-/// allocate nothing. What is a view, or lies on a device, is freed.
+/// allocate nothing. What has many rows, is a view, or lies on a device, is freed.
 pub fn give_back(x: Tensor) {
     let Some(memory) = memory(&x) else { return };
     SPARE.with_borrow_mut(|spare| {
@@ -102,12 +133,13 @@ pub fn give_back(x: Tensor) {
     });
 }
 
-/// Where the numbers are of a matrix on the host that is all of its memory.
+/// Where the numbers are of a matrix of few rows on the host that is all of its memory.
 fn memory(x: &Tensor) -> Option<*const f32> {
     let (storage, layout) = x.storage_and_layout();
     let Storage::Cpu(CpuStorage::F32(data)) = &*storage else { return None };
     let is_whole = layout.contiguous_offsets() == Some((0, data.len()));
-    (x.rank() == 2 && is_whole && !data.is_empty()).then_some(data.as_ptr())
+    let has_few = x.rank() == 2 && (1..=MOST_ROWS_KEPT).contains(&x.dims()[0]);
+    (is_whole && has_few && !data.is_empty()).then_some(data.as_ptr())
 }
 
 /// A result of that shape and its corner.
@@ -159,13 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn views_and_what_are_no_floats_are_not_kept() {
+    fn views_large_results_and_what_are_no_floats_are_not_kept() {
         let whole = filled((4, 2), 1.0);
         give_back(whole.narrow(0, 0, 2).unwrap());
         give_back(whole.t().unwrap());
         give_back(whole.flatten_all().unwrap());
         give_back(whole.to_dtype(DType::F16).unwrap());
         give_back(filled((0, 2), 1.0));
+        give_back(filled((MOST_ROWS_KEPT + 1, 2), 1.0));
         assert!(SPARE.with_borrow(Vec::is_empty));
     }
 

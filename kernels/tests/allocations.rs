@@ -8,7 +8,7 @@ use candle_core::{
     quantized::{GgmlDType, QTensor},
 };
 use keepwell_kernels::{
-    Attended, Backend, Linear, RawMatrix, Rope, Slot, Tier, Write, available, give_back,
+    Attended, Backend, Linear, RawMatrix, Rope, Slot, Write, available, give_back,
 };
 
 use counting::per_step;

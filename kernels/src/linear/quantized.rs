@@ -1,6 +1,6 @@
 //! Products with packed weights: how the work is cut, and who may write where.
 
-use std::{cell::Cell, marker::PhantomData, ops::Range};
+use std::{cell::Cell, ops::Range};
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Linear, Result,
-    tensor::{MOST_ROWS_KEPT, output, with_slice},
+    tensor::{MOST_ROWS_KEPT, output, unread_output, with_slice},
 };
 
 /// The two inner loops of a quantized product, for one instruction set.
@@ -53,11 +53,11 @@ impl<K: Kernel, const LINES: usize> Linear for Quantized<K, LINES> {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let num_rows = check_input(x, self.weights.cols)?;
         let mut coded = CODED.take();
-        let y = output(OP, (num_rows, self.weights.rows), |y| {
-            with_slice(OP, x, |x| self.quantize(x, num_rows, &mut coded))?;
-            self.product(&coded, num_rows, y);
-            Ok(())
-        });
+        with_slice(OP, x, |x| self.quantize(x, num_rows, &mut coded))?;
+        let (rows, cols) = (num_rows, self.weights.rows);
+        let multiply = |start| self.product(&coded, Tiles { start, rows, cols });
+        // SAFETY: a product writes all of y and reads none of it.
+        let y = unsafe { unread_output(OP, (rows, cols), multiply) };
         if num_rows <= MOST_ROWS_KEPT {
             CODED.set(coded);
         }
@@ -92,17 +92,16 @@ impl<K: Kernel, const LINES: usize> Quantized<K, LINES> {
             .for_each(|(out, x)| self.kernel.quantize(x, out));
     }
 
-    /// y (M, out)
-    fn product(&self, x: &[Activations], num_rows: usize, y: &mut [f32]) {
-        let tiles = Tiles::new(y, num_rows, self.weights.rows);
-        let grid = Grid::new(num_rows, self.weights.num_panels(), self.weights.cols);
+    /// Writes y (M, out): the tasks of the grid cover every row and panel.
+    fn product(&self, x: &[Activations], y: Tiles) {
+        let grid = Grid::new(y.rows, self.weights.num_panels(), self.weights.cols);
         if grid.num_tasks() <= 1 {
-            self.task(x, grid.whole(), &tiles);
+            self.task(x, grid.whole(), &y);
         } else {
             (0..grid.num_tasks())
                 .into_par_iter()
                 .with_max_len(1)
-                .for_each(|i| self.task(x, grid.task(i), &tiles));
+                .for_each(|i| self.task(x, grid.task(i), &y));
         }
     }
 
@@ -123,22 +122,17 @@ impl<K: Kernel, const LINES: usize> Quantized<K, LINES> {
 }
 
 /// The result of a product, written by several threads.
-struct Tiles<'a> {
+struct Tiles {
+    /// Of room for rows * cols values.
     start: *mut f32,
     rows: usize,
     cols: usize,
-    of: PhantomData<&'a mut [f32]>,
 }
 
 // SAFETY: the only access is `write`, whose callers write disjoint places.
-unsafe impl Sync for Tiles<'_> {}
+unsafe impl Sync for Tiles {}
 
-impl<'a> Tiles<'a> {
-    fn new(y: &'a mut [f32], rows: usize, cols: usize) -> Self {
-        assert!(y.len() == rows * cols);
-        Self { start: y.as_mut_ptr(), rows, cols, of: PhantomData }
-    }
-
+impl Tiles {
     /// Writes what of a tile is inside the result.
     ///
     /// # Safety
