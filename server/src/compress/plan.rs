@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use keepwell_kernels::{Move, PageLayout, Tier, TokenAttribution};
+use keepwell_kernels::{Move, PageLayout, PageRef, Tier, TokenAttribution};
 use rayon::prelude::*;
 
 use super::{Candidate, MAX_TIERS, Policy, Prices, Spans, TokenSignals, assign_at_price, refine};
@@ -194,17 +194,13 @@ fn candidates(
     let mut scores = vec![0f32; positions.len()];
     let seen = TokenSignals { head, seq_len: table.len(), positions, signals };
     goal.policy.score(&seen, &mut scores);
-    let tiers = table.head(head).pages.iter().flat_map(|p| (0..p.len).map(|_| p.tier));
-    let mut candidates: Vec<_> = positions
-        .iter()
-        .zip(scores)
-        .zip(tiers)
-        .map(|((&position, score), tier)| Candidate {
-            score,
-            tier,
-            fixed: protected.tier(position, tier),
-        })
-        .collect();
+    let mut candidates = Vec::with_capacity(positions.len());
+    let mut scored = positions.iter().zip(scores);
+    for PageRef { tier, len, .. } in table.head(head).pages.iter().copied() {
+        candidates.extend(scored.by_ref().take(usize::from(len)).map(|(&position, score)| {
+            Candidate { score, tier, fixed: protected.tier(position, tier) }
+        }));
+    }
     refine_undecided(positions, &mut candidates, goal.prices.head(head).unforeseen);
     candidates
 }

@@ -2,7 +2,7 @@
 
 /// Evidence comes in runs of tokens (the digits of a number, a name): each token gets the largest
 /// score within this distance (SnapKV pools over the same width).
-const POOL_RADIUS: u32 = 2;
+const POOL_RADIUS: usize = 2;
 /// Share of the head's mean mixed into each score: the queries seen are a sample, and a token that
 /// they ignored may matter to the next one (DefensiveKV clamps at the mean).
 const SHRINKAGE: f32 = 0.1;
@@ -44,10 +44,15 @@ fn pool(positions: &[u32], scores: &mut [f32]) {
     for (&position, &score) in positions.iter().zip(scores.iter()) {
         by_position[position as usize] = score;
     }
+    let mut pooled: Vec<f32> = by_position.iter().map(|score| score.max(0.0)).collect();
+    // Distance by distance: loops over all positions that compilers turn into vectors.
+    for distance in 1..=POOL_RADIUS.min(len.saturating_sub(1)) {
+        let raise = |(pooled, score): (&mut f32, &f32)| *pooled = pooled.max(*score);
+        pooled.iter_mut().zip(&by_position[distance..]).for_each(raise);
+        pooled[distance..].iter_mut().zip(&by_position).for_each(raise);
+    }
     for (&position, score) in positions.iter().zip(scores) {
-        let first = position.saturating_sub(POOL_RADIUS) as usize;
-        let end = (position + POOL_RADIUS + 1).min(len as u32) as usize;
-        *score = by_position[first..end].iter().fold(0f32, |m, s| m.max(*s));
+        *score = pooled[position as usize];
     }
 }
 

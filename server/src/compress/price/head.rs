@@ -75,13 +75,12 @@ impl Group {
     fn new(tier: Tier, mut scores: Vec<f32>, choices: Vec<Choice>) -> Self {
         // Of numbers that are not negative the bits are in the same order.
         scores.sort_unstable_by_key(|score| score.to_bits());
-        let add = |sum: &mut f64, score: &f32| {
-            let before = *sum;
-            *sum += f64::from(*score);
-            Some(before)
-        };
-        let mut sums: Vec<f64> = scores.iter().scan(0.0, add).collect();
-        sums.push(scores.iter().map(|s| f64::from(*s)).sum());
+        let (mut sums, mut sum) = (Vec::with_capacity(scores.len() + 1), 0.0);
+        for score in &scores {
+            sums.push(sum);
+            sum += f64::from(*score);
+        }
+        sums.push(sum);
         let hull = Hull::new(choices.iter().copied());
         Self { tier, scores, sums, choices, hull }
     }
