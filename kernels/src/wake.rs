@@ -17,6 +17,12 @@ pub fn answer_soon() -> bool {
     linux::set_slice(SLICE_NS)
 }
 
+/// Other systems have no such wish to grant.
+#[cfg(not(target_os = "linux"))]
+pub fn answer_soon() -> bool {
+    false
+}
+
 /// Runs `work` in the pool, whose other threads look for its parts without falling asleep meanwhile.
 /// Rayon's sleep after some microseconds without work, as a decode step has them in each layer, and waking
 /// one takes as long. They leave their cores to whoever else has something to do; where there are fewer
@@ -47,19 +53,13 @@ fn num_cores() -> usize {
     *NUM_CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZero::get))
 }
 
-/// Also when a panic passes.
+/// Calls its function when it goes out of scope, by a panic too.
 struct OnDrop<F: Fn()>(F);
 
 impl<F: Fn()> Drop for OnDrop<F> {
     fn drop(&mut self) {
         (self.0)();
     }
-}
-
-/// Other systems have no such wish to grant.
-#[cfg(not(target_os = "linux"))]
-pub fn answer_soon() -> bool {
-    false
 }
 
 /// The shortest that Linux gives; that of a thread which asks for nothing is 0.7 ms and more.

@@ -41,7 +41,10 @@ const MIN_TASK_WORK: usize = 1 << 17;
 /// More tasks than threads, so that one delayed thread does not hold up all.
 const TASKS_PER_THREAD: usize = 4;
 
-thread_local!(static CODED: Cell<Vec<Activations>> = const { Cell::new(Vec::new()) });
+thread_local!(
+    /// The codes of x.
+    static CODED: Cell<Vec<Activations>> = const { Cell::new(Vec::new()) }
+);
 
 /// Packed weights and the kernel that multiplies with them.
 pub struct Quantized<K, const LINES: usize> {

@@ -1,6 +1,6 @@
 //! The decoder shared by the Llama and Mistral families.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{cell::Cell, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -12,6 +12,11 @@ use crate::{Batch, Model, ModelConfig, Probed, rope, weights::Weights};
 /// GGUF's own tensor for RoPE scaling: one divisor per frequency.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
+thread_local!(
+    /// The last step's rotations, whose memory the next one uses.
+    static ROPE: Cell<RopeTable> = Cell::default()
+);
+
 /// Pre-norm transformer decoder: attention and a gated MLP in each layer.
 pub struct Decoder {
     config: ModelConfig,
@@ -21,8 +26,6 @@ pub struct Decoder {
     norm: RmsNorm,
     /// The embedding itself when the two are tied.
     lm_head: Arc<dyn Linear>,
-    /// The last step's rotations, whose memory the next one uses.
-    rope: Mutex<RopeTable>,
 }
 
 struct Layer {
@@ -57,8 +60,44 @@ impl Decoder {
             .map(|layer| Layer::load(&config, weights, &*backend, layer))
             .collect::<Result<_>>()?;
         let norm = RmsNorm::load(&scope, "norm", hidden, config.rms_norm_eps)?;
-        let rope = Mutex::default();
-        Ok(Self { norm, config, backend, embedding, layers, lm_head, rope })
+        Ok(Self { norm, config, backend, embedding, layers, lm_head })
+    }
+
+    /// See [`Model::hidden`].
+    fn run(&self, arena: &mut Arena, batch: &Batch, rope: &RopeTable) -> Result<Tensor> {
+        let Batch { plan, probe, .. } = *batch;
+        let is_watched = probe.is_some() || batch.resumed.is_some();
+        let step = StepContext { backend: &*self.backend, rope, plan, probe, is_watched };
+        let (first, mut x) = match batch.resumed {
+            Some((first, states)) => (first, states.clone()),
+            None => (0, self.embedding.rows(batch.tokens)?),
+        };
+        for (index, layer) in self.layers.iter().enumerate().skip(first) {
+            if let Some(probe) = probe {
+                probe(index, Probed::States(&x))?;
+            }
+            let normed = layer.attention_norm.forward(step.backend, &x)?;
+            let mut attended = layer.attention.attend(arena, index, &normed, &step)?;
+            step.give_back(normed);
+            if index + 1 == self.layers.len() {
+                if batch.logit_rows.is_empty() {
+                    return no_rows(self.config.hidden_size);
+                }
+                // Past the last attention, rows no longer meet: only the wanted ones go on.
+                x = select_rows(&x, batch.logit_rows)?;
+                attended = select_rows(&attended, batch.logit_rows)?;
+            }
+            let projected = layer.attention.project(&attended)?;
+            step.give_back(attended);
+            x = step.add(x, projected)?;
+            let normed = layer.mlp_norm.forward(step.backend, &x)?;
+            let fed_forward = layer.mlp.forward(&step, &normed)?;
+            step.give_back(normed);
+            x = step.add(x, fed_forward)?;
+        }
+        let hidden = self.norm.forward(step.backend, &x)?;
+        step.give_back(x);
+        Ok(hidden)
     }
 }
 
@@ -94,10 +133,10 @@ impl Model for Decoder {
 
     fn hidden(&self, arena: &mut Arena, batch: &Batch) -> Result<Tensor> {
         check_batch(batch, &self.config)?;
-        let mut rope = std::mem::take(&mut *lock(&self.rope));
+        let mut rope = ROPE.take();
         self.config.rope.fill(&batch.plan.positions, &mut rope);
         let hidden = self.run(arena, batch, &rope);
-        *lock(&self.rope) = rope;
+        ROPE.set(rope);
         hidden
     }
 
@@ -117,49 +156,6 @@ impl Model for Decoder {
         };
         heads + layers + self.norm.bytes()
     }
-}
-
-impl Decoder {
-    /// See [`Model::hidden`].
-    fn run(&self, arena: &mut Arena, batch: &Batch, rope: &RopeTable) -> Result<Tensor> {
-        let Batch { plan, probe, .. } = *batch;
-        let is_watched = probe.is_some() || batch.resumed.is_some();
-        let step = StepContext { backend: &*self.backend, rope, plan, probe, is_watched };
-        let (first, mut x) = match batch.resumed {
-            Some((first, states)) => (first, states.clone()),
-            None => (0, self.embedding.rows(batch.tokens)?),
-        };
-        for (index, layer) in self.layers.iter().enumerate().skip(first) {
-            if let Some(probe) = probe {
-                probe(index, Probed::States(&x))?;
-            }
-            let normed = layer.attention_norm.forward(step.backend, &x)?;
-            let mut attended = layer.attention.attend(arena, index, &normed, &step)?;
-            step.give_back(normed);
-            if index + 1 == self.layers.len() {
-                if batch.logit_rows.is_empty() {
-                    return no_rows(self.config.hidden_size);
-                }
-                // Past the last attention, rows no longer meet: only the wanted ones go on.
-                x = select_rows(&x, batch.logit_rows)?;
-                attended = select_rows(&attended, batch.logit_rows)?;
-            }
-            let projected = layer.attention.project(&attended)?;
-            step.give_back(attended);
-            x = step.add(x, projected)?;
-            let normed = layer.mlp_norm.forward(step.backend, &x)?;
-            let gated = layer.mlp.forward(&step, &normed)?;
-            step.give_back(normed);
-            x = step.add(x, gated)?;
-        }
-        let hidden = self.norm.forward(step.backend, &x)?;
-        step.give_back(x);
-        Ok(hidden)
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// (0, width). On the host: devices refuse to allocate nothing.
