@@ -41,6 +41,11 @@ pub fn gather(
 
 /// (layer, span, KV head) order.
 fn gather_pages(parts: &Parts, num_layers: usize, plan: &mut AttentionPlan) {
+    let num_heads = num_layers * plan.num_kv_heads;
+    let num_pages =
+        |seq: &Sequence| (0..num_heads).map(|head| seq.table.head(head).pages.len()).sum::<usize>();
+    plan.pages.reserve(parts.iter().map(|(_, seq)| num_pages(seq)).sum());
+    plan.page_starts.reserve(parts.len() * num_heads + 1);
     plan.page_starts.push(0);
     for layer in 0..num_layers {
         for (_, seq) in parts {

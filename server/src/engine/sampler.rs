@@ -223,11 +223,18 @@ fn top(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
     all
 }
 
+/// The first of the largest; NaN is none, and 0 stands for nothing.
 fn argmax(logits: &[f32]) -> u32 {
-    let best = (0u32..).zip(logits).fold((0, f32::NEG_INFINITY), |best, (id, &logit)| {
-        if logit > best.1 { (id, logit) } else { best }
-    });
-    best.0
+    const LANES: usize = 32;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (runs, rest) = logits.as_chunks::<LANES>();
+    // Lane by lane, for that is what compilers make vectors of.
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for run in runs {
+        largest = std::array::from_fn(|i| larger(largest[i], run[i]));
+    }
+    let largest = largest.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| larger(a, *b));
+    logits.iter().position(|logit| *logit == largest).unwrap_or(0) as u32
 }
 
 fn log_sum_exp(logits: &[f32]) -> f32 {
@@ -264,6 +271,12 @@ mod tests {
     fn temperature_zero_takes_the_first_of_the_largest() {
         let mut greedy = sampler(SamplingParams { temperature: 0.0, ..Default::default() });
         assert_eq!(draw(&mut greedy, &mut [1.0, 5.0, f32::NAN, 5.0]).id, 1);
+        for first in [0, 31, 32, 70, 98] {
+            let mut logits = vec![f32::NAN; 99];
+            logits[first..].fill(-2.0);
+            assert_eq!(draw(&mut greedy, &mut logits).id, first as u32);
+        }
+        assert_eq!(draw(&mut greedy, &mut [f32::NAN; 40]).id, 0);
     }
 
     #[test]
