@@ -25,6 +25,7 @@ pub mod portable;
 pub mod rope;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod simd;
+pub mod team;
 mod tensor;
 pub mod wake;
 #[cfg(target_arch = "x86_64")]

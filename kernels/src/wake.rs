@@ -1,13 +1,4 @@
-//! How soon threads get to work: what the system's scheduler is asked for on behalf of those that wait
-//! more than they work, and when those that compute may sleep.
-
-use std::{
-    num::NonZero,
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+//! What the system's scheduler is asked for on behalf of threads that wait more than they work.
 
 /// Asks that the calling thread, when it has something to do, does not wait for the slices of those
 /// that compute. Its share of the processor stays what it was: it gets it in shorter pieces, earlier.
@@ -21,45 +12,6 @@ pub fn answer_soon() -> bool {
 #[cfg(not(target_os = "linux"))]
 pub fn answer_soon() -> bool {
     false
-}
-
-/// Runs `work` in the pool, whose other threads look for its parts without falling asleep meanwhile.
-/// Rayon's sleep after some microseconds without work, as a decode step has them in each layer, and waking
-/// one takes as long. They leave their cores to whoever else has something to do; where there are fewer
-/// cores than threads, they sleep as ever.
-pub fn stay_awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    let is_over = &AtomicBool::new(false);
-    rayon::scope(|scope| {
-        if !(2..=num_cores()).contains(&rayon::current_num_threads()) {
-            return work();
-        }
-        let worker = rayon::current_thread_index();
-        scope.spawn_broadcast(move |_, thread| {
-            // The worker comes by here while it waits for a part that another thread has.
-            while Some(thread.index()) != worker && !is_over.load(Ordering::Acquire) {
-                if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                    std::thread::yield_now();
-                }
-            }
-        });
-        let _end = OnDrop(|| is_over.store(true, Ordering::Release));
-        work()
-    })
-}
-
-/// Cores that this process may use, as they were when it was asked first.
-fn num_cores() -> usize {
-    static NUM_CORES: OnceLock<usize> = OnceLock::new();
-    *NUM_CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZero::get))
-}
-
-/// Calls its function when it goes out of scope, by a panic too.
-struct OnDrop<F: Fn()>(F);
-
-impl<F: Fn()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
 }
 
 /// The shortest that Linux gives; that of a thread which asks for nothing is 0.7 ms and more.
@@ -118,43 +70,5 @@ mod linux {
             };
             std::thread::spawn(set).join().unwrap();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
-
-    use rayon::prelude::*;
-
-    use super::*;
-
-    fn in_pools(check: impl Fn() + Sync) {
-        for num_threads in [1, 2, 5] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
-            pool.install(&check);
-        }
-    }
-
-    #[test]
-    fn what_threads_that_stay_awake_work_on_is_done() {
-        in_pools(|| {
-            for len in 0..200u64 {
-                let sum = stay_awake(|| {
-                    let parts = (0..len as usize).into_par_iter().with_max_len(1);
-                    parts.map(|i| (0..i as u64).into_par_iter().sum::<u64>()).sum::<u64>()
-                });
-                assert_eq!(sum, (0..len).map(|i| i * i.saturating_sub(1) / 2).sum::<u64>());
-            }
-        });
-    }
-
-    #[test]
-    fn a_panic_ends_the_waiting() {
-        in_pools(|| {
-            let panicked = catch_unwind(AssertUnwindSafe(|| stay_awake(|| panic!("on purpose"))));
-            assert!(panicked.is_err());
-        });
-        assert_eq!(stay_awake(|| 7), 7, "from outside of any pool");
     }
 }

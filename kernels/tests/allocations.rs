@@ -8,7 +8,7 @@ use candle_core::{
     quantized::{GgmlDType, QTensor},
 };
 use keepwell_kernels::{
-    Attended, Backend, Linear, RawMatrix, Rope, Slot, Write, available, give_back,
+    Attended, Backend, Linear, RawMatrix, Rope, Slot, Write, available, give_back, team::with_team,
 };
 
 use counting::per_step;
@@ -75,16 +75,18 @@ fn a_decode_step_whose_results_are_given_back_allocates_nothing() {
     let on_host = available().into_iter().filter(|backend| !backend.has_own_memory());
     for backend in on_host.filter(|backend| backend.name() != "portable") {
         pool.install(|| {
-            let (backend, name) = (&*backend, backend.name());
-            for sequences in [&[(600, 1)][..], &[(6000, 1)], &[(600, 1); 32]] {
-                assert_eq!(of_attention(backend, sequences), 0, "{name} over {sequences:?}");
-            }
-            assert_eq!(of_write_kv(backend), 0, "{name}: keys and values");
-            assert_eq!(of_lookup(backend), 0, "{name}: embeddings");
-            assert_eq!(of_elementwise(backend), 0, "{name}: norms, gates and sums");
-            for dtypes in [&[GgmlDType::Q4_1][..], &[GgmlDType::Q8_0, GgmlDType::Q4_0]] {
-                assert_eq!(of_product(backend, dtypes), 0, "{name}: {dtypes:?}");
-            }
+            with_team(|| {
+                let (backend, name) = (&*backend, backend.name());
+                for sequences in [&[(600, 1)][..], &[(6000, 1)], &[(600, 1); 32]] {
+                    assert_eq!(of_attention(backend, sequences), 0, "{name} over {sequences:?}");
+                }
+                assert_eq!(of_write_kv(backend), 0, "{name}: keys and values");
+                assert_eq!(of_lookup(backend), 0, "{name}: embeddings");
+                assert_eq!(of_elementwise(backend), 0, "{name}: norms, gates and sums");
+                for dtypes in [&[GgmlDType::Q4_1][..], &[GgmlDType::Q8_0, GgmlDType::Q4_0]] {
+                    assert_eq!(of_product(backend, dtypes), 0, "{name}: {dtypes:?}");
+                }
+            })
         });
     }
 }

@@ -3,7 +3,9 @@
 mod world;
 
 use candle_core::Tensor;
-use keepwell_kernels::{ActivationBits, Attended, Backend, Tier, available, portable::Portable};
+use keepwell_kernels::{
+    ActivationBits, Attended, Backend, Tier, available, portable::Portable, team::with_team,
+};
 
 use world::{ALL, Case, PLAIN, RAGGED, World};
 
@@ -168,7 +170,7 @@ fn every_backend_attends_alike_with_any_number_of_threads() {
     for backend in backends() {
         let attend = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| world.attend(&*backend))
+            pool.install(|| with_team(|| world.attend(&*backend)))
         };
         let one = attend(1);
         for threads in [2, 3, 64] {

@@ -4,6 +4,7 @@ mod world;
 
 use keepwell_kernels::{
     Attended, Backend, Histogram, PageRef, Scoring, Signal, available, portable::Portable,
+    team::with_team,
 };
 
 use world::{ALL, Case, PLAIN, RAGGED, World, copy_to, on};
@@ -61,7 +62,7 @@ fn attributions_are_the_same_with_any_number_of_threads() {
         for signal in [Signal::Deletion, Signal::AttentionMass, Signal::KeyNorm] {
             let with = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| attributions(&*backend, &case, signal, 1.0))
+                pool.install(|| with_team(|| attributions(&*backend, &case, signal, 1.0)))
             };
             let one = with(1);
             for threads in [2, 3, 64] {

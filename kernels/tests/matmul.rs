@@ -6,7 +6,9 @@ use candle_core::{
     Device, Tensor,
     quantized::{GgmlDType, QTensor},
 };
-use keepwell_kernels::{ActivationBits, Backend, Linear, RawMatrix, available, portable::Portable};
+use keepwell_kernels::{
+    ActivationBits, Backend, Linear, RawMatrix, available, portable::Portable, team::with_team,
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use world::{on, on_host};
@@ -330,7 +332,7 @@ fn products_are_the_same_with_any_number_of_threads() {
             let x = random(99, *num_rows, *cols);
             let with = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| product(&*backend, &*linear, &x))
+                pool.install(|| with_team(|| product(&*backend, &*linear, &x)))
             };
             assert!([2, 64].into_iter().all(|threads| with(threads) == with(1)));
         }

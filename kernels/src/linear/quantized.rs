@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     Linear, Result,
+    team::each_task,
     tensor::{MOST_ROWS_KEPT, output, unread_output, with_slice},
 };
 
@@ -98,14 +99,7 @@ impl<K: Kernel, const LINES: usize> Quantized<K, LINES> {
     /// Writes y (M, out): the tasks of the grid cover every row and panel.
     fn product(&self, x: &[Activations], y: Tiles) {
         let grid = Grid::new(y.rows, self.weights.num_panels(), self.weights.cols);
-        if grid.num_tasks() <= 1 {
-            self.task(x, grid.whole(), &y);
-        } else {
-            (0..grid.num_tasks())
-                .into_par_iter()
-                .with_max_len(1)
-                .for_each(|i| self.task(x, grid.task(i), &y));
-        }
+        each_task(grid.num_tasks(), |i| self.task(x, grid.task(i), &y));
     }
 
     fn task(&self, x: &[Activations], (groups, panels): Task, y: &Tiles) {
@@ -177,10 +171,6 @@ impl Grid {
 
     fn num_tasks(&self) -> usize {
         self.group_parts * self.panel_parts
-    }
-
-    fn whole(&self) -> Task {
-        (0..self.num_groups, 0..self.num_panels)
     }
 
     fn task(&self, index: usize) -> Task {

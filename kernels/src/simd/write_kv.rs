@@ -3,7 +3,6 @@
 use std::cell::Cell;
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use super::{Op, Simd, rotate};
 use crate::{
@@ -12,15 +11,14 @@ use crate::{
     portable::{
         self,
         segment::{set_attribution, set_offset},
-        write_kv::{Role, Roles, check_basis},
+        write_kv::{Role, check_basis},
     },
+    team::each_chunk,
     tensor::{MOST_ROWS_KEPT, output, with_slice},
 };
 
 /// The largest head size that changes basis with vectors.
 const MAX_DIM: usize = 256;
-/// Rows that pay for handing work to another thread.
-const MIN_ROWS: usize = 16;
 
 thread_local!(
     /// Keys and values on their way to the cache.
@@ -39,32 +37,37 @@ pub fn write_kv<S: Simd>(
     let (num_rows, width) = qkv.dims2()?;
     let layout = *arena.layout();
     let head_dim = layout.head_dim;
-    let kv_width = 2 * plan.num_kv_heads * head_dim;
-    if num_rows != plan.num_rows() || width <= kv_width || !width.is_multiple_of(head_dim) {
+    let num_kv_heads = plan.num_kv_heads;
+    let kv_width = 2 * num_kv_heads * head_dim;
+    let are_groups = width > kv_width && width.is_multiple_of(num_kv_heads * head_dim);
+    if num_rows != plan.num_rows() || !are_groups {
         return Err(Error::shape("write_kv", format!("qkv {:?} for {num_rows} rows", qkv.shape())));
     }
     check_basis(plan, layer, head_dim)?;
     if plan.basis.is_some() && (head_dim > MAX_DIM || !head_dim.is_multiple_of(S::LANES)) {
         return portable::write_kv::write_kv(arena, layer, qkv, rope, plan);
     }
-    let (roles, basis) = (Roles::new(width / head_dim, plan, layer), plan.basis.as_deref());
+    let basis = plan.basis.as_deref();
     let q_width = width - kv_width;
     let mut kv = TURNED.take();
     kv.resize(num_rows * kv_width, 0.0);
     let q = output("write_kv", (num_rows, q_width), |q| {
         with_slice("write_kv", qkv, |qkv| {
-            qkv.par_chunks_exact(width)
-                .zip(q.par_chunks_exact_mut(q_width).zip(kv.par_chunks_exact_mut(kv_width)))
-                .enumerate()
-                .with_min_len(MIN_ROWS)
-                .for_each(|(row, (x, (q, kv)))| {
-                    q.copy_from_slice(&x[..q_width]);
-                    kv.copy_from_slice(&x[q_width..]);
-                    let heads = q.chunks_exact_mut(head_dim).chain(kv.chunks_exact_mut(head_dim));
-                    for (head, x) in heads.enumerate() {
-                        simd.vectorize(Turn { row, rope, role: roles.of(head), basis, x });
-                    }
-                });
+            let chunks = [(q, q_width / num_kv_heads), (&mut *kv, 2 * head_dim)];
+            each_chunk(chunks, |i, [q, kv]| {
+                let (row, kv_head) = (i / num_kv_heads, i % num_kv_heads);
+                let x = &qkv[row * width..][..width];
+                q.copy_from_slice(&x[kv_head * q.len()..][..q.len()]);
+                let (keys, values) = x[q_width..].split_at(num_kv_heads * head_dim);
+                let (key, value) = kv.split_at_mut(head_dim);
+                key.copy_from_slice(&keys[kv_head * head_dim..][..head_dim]);
+                value.copy_from_slice(&values[kv_head * head_dim..][..head_dim]);
+                let head = layer * num_kv_heads + kv_head;
+                let queries = q.chunks_exact_mut(head_dim).map(|x| (Role::Query(head), x));
+                for (role, x) in queries.chain([(Role::Key(head), key), (Role::Value, value)]) {
+                    simd.vectorize(Turn { row, rope, role, basis, x });
+                }
+            });
         })
     })?;
     store(simd, arena, layer, &kv, plan);
@@ -74,16 +77,14 @@ pub fn write_kv<S: Simd>(
     Ok(q)
 }
 
-/// Writes keys and values, (T, 2G * D) as they are cached, to the plan's slots.
+/// Writes keys and values, (T, G, 2, D) as they are cached, to the plan's slots.
 fn store<S: Simd>(simd: S, arena: &mut Arena, layer: usize, kv: &[f32], plan: &AttentionPlan) {
     let layout = *arena.layout();
     let head_dim = layout.head_dim;
-    let kv_width = 2 * plan.num_kv_heads * head_dim;
     let at = layout.arrays(Tier::F16);
-    for (row, kv) in kv.chunks_exact(kv_width).enumerate() {
-        let (keys, values) = kv.split_at(kv_width / 2);
-        let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
-        for (kv_head, (key, value)) in heads.enumerate() {
+    for (row, kv) in kv.chunks_exact(2 * plan.num_kv_heads * head_dim).enumerate() {
+        for (kv_head, kv) in kv.chunks_exact(2 * head_dim).enumerate() {
+            let (key, value) = kv.split_at(head_dim);
             let Write { slot, offset } = plan.writes(layer, kv_head)[row];
             let (page, index) = (arena.page_mut(slot.page), usize::from(slot.index));
             for (x, start, len) in

@@ -10,7 +10,7 @@ mod stream;
 use std::{collections::HashMap, ops::ControlFlow, sync::Arc, time::Instant};
 
 use anyhow::Context;
-use keepwell_kernels::{Arena, Backend, PageLayout, wake::stay_awake};
+use keepwell_kernels::{Arena, Backend, PageLayout, team::with_team};
 use keepwell_models::Model;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -181,7 +181,7 @@ impl Engine {
             }
             // Inside the pool: from outside each parallel operation would wake it anew.
             Err(mpsc::error::TryRecvError::Empty) => {
-                stay_awake(|| self.step());
+                with_team(|| self.step());
                 // After a step, so that what waits then waits for a reason.
                 if self.metrics.is_due() {
                     self.publish();

@@ -5,7 +5,6 @@ use std::{f32::consts::LOG2_E, ops::Range};
 
 use candle_core::Tensor;
 use half::bf16;
-use rayon::prelude::*;
 
 use super::{
     Scratch,
@@ -21,6 +20,7 @@ use crate::{
     Arena, Attended, AttentionPlan, PageRef, Result, Scoring, Signal,
     portable::{attention::Heads, segment::to_bf16},
     simd::{Op, Simd, rotate},
+    team::each_chunk,
     tensor::with_slice,
 };
 
@@ -50,14 +50,15 @@ pub fn attribute<S: Simd>(
     if items.is_empty() {
         return Ok(());
     }
-    let signals: Vec<_> = with_slice("attribute", q, |q| {
+    let mut signals = vec![Vec::new(); items.len()];
+    with_slice("attribute", q, |q| {
         with_slice("attribute", &attended.out, |out| {
             with_slice("attribute", &attended.lse, |lse| {
                 let step = Step { simd, arena, plan, heads: &heads, q, out, lse };
-                let items = items.par_iter().with_max_len(1);
                 let head_dim = step.arena.layout().head_dim;
-                let signals = |item| with_scratch(head_dim, |scratch| step.signals(item, scratch));
-                items.map(signals).collect()
+                each_chunk([(&mut signals, 1)], |i, [signals]| {
+                    signals[0] = with_scratch(head_dim, |scratch| step.signals(&items[i], scratch));
+                });
             })
         })
     })???;

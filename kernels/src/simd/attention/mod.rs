@@ -41,6 +41,7 @@ use crate::simd::{Op, Simd, exp2, rotate_back};
 use crate::{
     Arena, Attended, AttentionPlan, PageRef, Result,
     portable::attention::Heads,
+    team::each_chunk,
     tensor::{MOST_ROWS_KEPT, output, with_slice},
 };
 
@@ -50,8 +51,6 @@ const QUERIES_PER_ITEM: usize = 192;
 /// keeps many threads busy. Not chosen by the number of threads: parts decide how sums are rounded.
 const TOKENS_PER_PART: usize = 512;
 const TOKENS_PER_TILED_PART: usize = 4096;
-/// Rows whose parts are merged on another thread.
-const MIN_ROWS: usize = 16;
 /// (block, KV head)s whose queries are prepared on another thread.
 const MIN_ASKED: usize = 16;
 
@@ -97,21 +96,20 @@ pub fn attention<S: Simd>(
     buffers.cut(layer, &heads, plan);
     let Buffers { blocks, items, owners, asked, partials } = &mut buffers;
     with_slice("attention", q, |q| step.ask(q, blocks, asked))?;
-    let attend = |(item, partial): (&Item, &mut Partial)| {
-        let (asked, pages) = (&asked[item.asked], Pages::new(&plan.pages, item.pages.clone()));
-        with_scratch(head_dim, |scratch| step.attend(asked, pages, scratch, partial));
-    };
-    items.par_iter().zip(&mut *partials).with_max_len(1).for_each(attend);
+    each_chunk([(&mut partials[..items.len()], 1)], |i, [partial]| {
+        let Item { asked: index, pages } = &items[i];
+        let (asked, pages) = (&asked[*index], Pages::new(&plan.pages, pages.clone()));
+        with_scratch(head_dim, |scratch| step.attend(asked, pages, scratch, &mut partial[0]));
+    });
     let width = heads.num_heads * head_dim;
     let mut lse = None;
     let out = output("attention", (heads.num_rows, width), |out| {
         lse = Some(output("attention", (heads.num_rows, heads.num_heads), |lse| {
-            out.par_chunks_exact_mut(width)
-                .zip(lse.par_chunks_exact_mut(heads.num_heads))
-                .zip(&*owners)
-                .enumerate()
-                .with_min_len(MIN_ROWS)
-                .for_each(|(row, (to, owner))| step.merge(blocks, *owner, row, partials, to));
+            each_chunk([(out, heads.group * head_dim), (lse, heads.group)], |i, to| {
+                let (row, kv_head) = (i / plan.num_kv_heads, i % plan.num_kv_heads);
+                let owner = owners[row].map(|index| &blocks[index]);
+                step.merge(owner, (row, kv_head), partials, to);
+            });
             Ok(())
         })?);
         Ok(())
@@ -299,24 +297,24 @@ impl<S: Simd> Step<'_, S> {
         }
     }
 
-    /// Joins the parts of one row: out (H * D), lse (H). A row of no block sees nothing.
+    /// Joins the parts of a row's queries to one KV head: out (group * D), lse (group). A row of no block
+    /// sees nothing.
     fn merge(
         &self,
-        blocks: &[Block],
-        owner: Option<usize>,
-        row: usize,
+        block: Option<&Block>,
+        (row, kv_head): (usize, usize),
         partials: &[Partial],
-        (out, lse): (&mut [f32], &mut [f32]),
+        [out, lse]: [&mut [f32]; 2],
     ) {
         out.fill(0.0);
         lse.fill(0.0);
-        let Some(block) = owner.map(|index| &blocks[index]) else { return };
-        let (row, group) = (row - block.rows.start, self.heads.group);
+        let Some(block) = block else { return };
+        let first = block.first_item + kv_head * block.parts;
+        let parts = &partials[first..first + block.parts];
         let outs = out.chunks_exact_mut(self.arena.layout().head_dim);
-        for (head, (out, lse)) in outs.zip(lse).enumerate() {
-            let first = block.first_item + head / group * block.parts;
-            let parts = &partials[first..first + block.parts];
-            let query = row * group + head % group;
+        for (query, (out, lse)) in
+            ((row - block.rows.start) * self.heads.group..).zip(outs.zip(lse))
+        {
             *lse = self.simd.vectorize(Merge { parts, query, out });
         }
     }

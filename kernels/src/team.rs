@@ -1,0 +1,377 @@
+//! Threads that go through the parallel parts of a step together.
+//!
+//! A decode step has some eight parts in each layer, of 5 to 150 microseconds. Rayon's threads fall asleep
+//! between such parts, waking one takes as long as some of them, and each half that one steals from another
+//! costs about a microsecond. A team stays awake while a step lasts. Each of its threads has a share of a
+//! part's tasks, neighbours in memory, which it takes one by one; when it has none left it takes the last
+//! ones of others, so a thread whose core is slow ends up with fewer.
+
+use std::{
+    any::Any,
+    cell::{Cell, UnsafeCell},
+    num::NonZero,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    ptr,
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use rayon::prelude::*;
+
+/// How often a thread looks for a task, in a microsecond or two, before it lets others have its core.
+const LOOKS: usize = 32;
+
+thread_local!(
+    /// The team that this thread leads, unless it is at work on a task.
+    static LED: Cell<*const Team> = const { Cell::new(ptr::null()) }
+);
+
+/// Runs `step` in the pool, whose other threads are its team meanwhile. Where there are fewer cores than
+/// threads there is no team: they would take the cores from one another.
+pub fn with_team<R: Send>(step: impl FnOnce() -> R + Send) -> R {
+    let num_threads = rayon::current_num_threads();
+    if !(2..=num_cores()).contains(&num_threads) {
+        return rayon::scope(|_| step());
+    }
+    let team = &Team::new(num_threads);
+    rayon::scope(|scope| {
+        let leader = rayon::current_thread_index();
+        scope.spawn_broadcast(move |_, thread| {
+            // The leader comes by here while it waits for what rayon gave to another thread.
+            if Some(thread.index()) != leader {
+                team.help(thread.index());
+            }
+        });
+        let before = LED.replace(team);
+        let _end = OnDrop(|| {
+            LED.set(before);
+            team.is_over.store(true, Ordering::Release);
+        });
+        step()
+    })
+}
+
+/// Calls `task` with each of `0..num_tasks`, on all threads, in any order. Returns when all are done; if one
+/// panicked, the panic goes on then.
+pub fn each_task(num_tasks: usize, task: impl Fn(usize) + Sync) {
+    let led = LED.replace(ptr::null());
+    let _end = OnDrop(|| LED.set(led));
+    // SAFETY: a team outlives the step that it is set for.
+    match (unsafe { led.as_ref() }, u16::try_from(num_tasks)) {
+        (_, Ok(0 | 1)) => (0..num_tasks).for_each(task),
+        (Some(team), Ok(num_tasks)) => team.lead(num_tasks, &task),
+        _ => (0..num_tasks).into_par_iter().with_max_len(1).for_each(&task),
+    }
+}
+
+/// Calls `task` with the number of each chunk, and with the chunk of all `values`, as [`each_task`] does. Each of
+/// them comes with the length of its chunks, not 0; what is left at its end belongs to no chunk.
+pub fn each_chunk<const N: usize, T: Send>(
+    values: [(&mut [T], usize); N],
+    task: impl Fn(usize, [&mut [T]; N]) + Sync,
+) {
+    let num_chunks = values.iter().map(|(values, len)| values.len() / len).min().unwrap_or(0);
+    let chunks = values.map(|(values, len)| Chunks { start: values.as_mut_ptr(), len });
+    let chunks = &chunks;
+    each_task(num_chunks, |index| {
+        // SAFETY: each index below the least number of chunks comes once.
+        task(index, std::array::from_fn(|i| unsafe { chunks[i].get(index) }));
+    });
+}
+
+/// A slice that several threads write, each its own chunks.
+struct Chunks<T> {
+    start: *mut T,
+    len: usize,
+}
+
+// SAFETY: the only access is `get`, whose callers get different chunks.
+unsafe impl<T: Send> Sync for Chunks<T> {}
+
+impl<T> Chunks<T> {
+    /// # Safety
+    /// There are more than `index` chunks, and nobody else has this one.
+    #[expect(clippy::mut_from_ref, reason = "callers have different chunks")]
+    unsafe fn get(&self, index: usize) -> &mut [T] {
+        // SAFETY: as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(index * self.len), self.len) }
+    }
+}
+
+type Task<'a> = &'a (dyn Fn(usize) + Sync);
+
+struct Team {
+    /// By thread.
+    shares: Vec<Slot>,
+    /// Number of the latest part.
+    part: AtomicU32,
+    /// What the part's tasks do.
+    task: UnsafeCell<Option<Task<'static>>>,
+    num_done: AtomicU32,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    is_over: AtomicBool,
+}
+
+// SAFETY: the leader writes `task` while nobody has a task; others read it while they have one.
+unsafe impl Sync for Team {}
+
+impl Team {
+    fn new(num_threads: usize) -> Self {
+        Self {
+            shares: (0..num_threads).map(|_| Slot::default()).collect(),
+            part: AtomicU32::new(0),
+            task: UnsafeCell::new(None),
+            num_done: AtomicU32::new(0),
+            panic: Mutex::new(None),
+            is_over: AtomicBool::new(false),
+        }
+    }
+
+    /// Has all tasks done. Only the leader calls this, and not from within a task.
+    fn lead(&self, num_tasks: u16, task: Task) {
+        // SAFETY: no task is left of the last part, and this part's are done before `task` ends.
+        unsafe { *self.task.get() = Some(std::mem::transmute::<Task<'_>, Task<'static>>(task)) };
+        self.num_done.store(0, Ordering::Relaxed);
+        let part = self.part.load(Ordering::Relaxed).wrapping_add(1);
+        let thread = rayon::current_thread_index().unwrap_or(0);
+        let (num_threads, all) = (self.shares.len(), usize::from(num_tasks));
+        let cut = |i: usize| (i * all / num_threads) as u16;
+        for i in 0..num_threads {
+            // The first is the leader's.
+            let slot = &self.shares[(thread + i) % num_threads];
+            slot.put(Share { part, start: cut(i), end: cut(i + 1) });
+        }
+        self.part.store(part, Ordering::Release);
+        while self.work(thread) {}
+        let mut looks = 0;
+        while self.num_done.load(Ordering::Acquire) < u32::from(num_tasks) {
+            pause(&mut looks);
+        }
+        let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Takes tasks, of rayon's too, until the step is over.
+    fn help(&self, thread: usize) {
+        let (mut last, mut looks) = (0, 0);
+        while !self.is_over.load(Ordering::Acquire) {
+            let part = self.part.load(Ordering::Acquire);
+            if part != last {
+                while self.work(thread) {}
+                (last, looks) = (part, 0);
+            }
+            if looks + 1 == LOOKS && rayon::yield_now() == Some(rayon::Yield::Executed) {
+                looks = 0;
+            }
+            pause(&mut looks);
+        }
+    }
+
+    /// Takes a task and does it; false if none is left.
+    fn work(&self, thread: usize) -> bool {
+        let num_threads = self.shares.len();
+        let steal = |i: usize| self.shares[(thread + i) % num_threads].take(Share::last);
+        let own = self.shares[thread].take(Share::first);
+        let Some(index) = own.or_else(|| (1..num_threads).find_map(steal)) else {
+            return false;
+        };
+        // SAFETY: written before the task could be taken, and there until the task is done.
+        let task = unsafe { (*self.task.get()).expect("written before") };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(usize::from(index)))) {
+            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+        }
+        self.num_done.fetch_add(1, Ordering::Release);
+        true
+    }
+}
+
+/// The tasks of a part that a thread has before it. The part's number is with them, so that nobody takes a
+/// task of another part than the one seen.
+#[derive(Clone, Copy, Default)]
+struct Share {
+    part: u32,
+    start: u16,
+    end: u16,
+}
+
+impl Share {
+    /// The first task, and what is left.
+    fn first(self) -> (u16, Self) {
+        (self.start, Self { start: self.start + 1, ..self })
+    }
+
+    /// The last task, and what is left.
+    fn last(self) -> (u16, Self) {
+        (self.end - 1, Self { end: self.end - 1, ..self })
+    }
+
+    fn to_bits(self) -> u64 {
+        u64::from(self.part) << 32 | u64::from(self.start) << 16 | u64::from(self.end)
+    }
+
+    fn from_bits(bits: u64) -> Self {
+        Self { part: (bits >> 32) as u32, start: (bits >> 16) as u16, end: bits as u16 }
+    }
+}
+
+/// A [`Share`], apart from others in the cache.
+#[derive(Default)]
+#[repr(align(128))]
+struct Slot(AtomicU64);
+
+impl Slot {
+    fn put(&self, share: Share) {
+        self.0.store(share.to_bits(), Ordering::Release);
+    }
+
+    /// Takes the task that `cut` cuts off; `None` if none is left.
+    fn take(&self, cut: impl Fn(Share) -> (u16, Share)) -> Option<u16> {
+        let mut seen = self.0.load(Ordering::Relaxed);
+        loop {
+            let share = Share::from_bits(seen);
+            if share.start == share.end {
+                return None;
+            }
+            let (index, rest) = cut(share);
+            let (taken, failed) = (Ordering::Acquire, Ordering::Relaxed);
+            match self.0.compare_exchange_weak(seen, rest.to_bits(), taken, failed) {
+                Ok(_) => return Some(index),
+                Err(now) => seen = now,
+            }
+        }
+    }
+}
+
+/// Once in [`LOOKS`] times others may have the core.
+fn pause(looks: &mut usize) {
+    *looks += 1;
+    if *looks < LOOKS {
+        std::hint::spin_loop();
+    } else {
+        *looks = 0;
+        std::thread::yield_now();
+    }
+}
+
+/// Cores that this process may use, as they were when it was asked first.
+fn num_cores() -> usize {
+    static NUM_CORES: OnceLock<usize> = OnceLock::new();
+    *NUM_CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZero::get))
+}
+
+/// Calls its function when it goes out of scope, by a panic too.
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    /// In pools of which the last has more threads than this machine may have cores, and so no team.
+    fn in_pools(check: impl Fn() + Sync) {
+        for num_threads in [1, 2, num_cores(), 2 * num_cores() + 1] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
+            pool.install(|| with_team(&check));
+        }
+    }
+
+    /// Runs that many tasks and tells how often each was done.
+    fn count(num_tasks: usize, task: impl Fn(usize) + Sync) -> Vec<usize> {
+        let counts: Vec<_> = (0..num_tasks).map(|_| AtomicUsize::new(0)).collect();
+        each_task(num_tasks, |i| {
+            task(i);
+            counts[i].fetch_add(1, Ordering::Relaxed);
+        });
+        counts.into_iter().map(AtomicUsize::into_inner).collect()
+    }
+
+    #[test]
+    fn each_task_is_done_once_before_the_next_part_begins() {
+        in_pools(|| {
+            for num_tasks in (0..300).chain([70_000]) {
+                assert_eq!(count(num_tasks, |_| ()), vec![1; num_tasks]);
+            }
+        });
+        assert_eq!(count(9, |_| ()), [1; 9], "without a team");
+    }
+
+    #[test]
+    fn each_chunk_comes_with_those_of_the_other_slices() {
+        in_pools(|| {
+            let (mut fours, mut twos) = (vec![0; 4 * 101 + 3], vec![0; 2 * 101]);
+            each_chunk([(&mut fours, 4), (&mut twos, 2)], |i, [four, two]| {
+                four.fill(i + 1);
+                two.fill(i + 1);
+            });
+            assert!(fours[..404].iter().enumerate().all(|(at, i)| *i == at / 4 + 1));
+            assert!(twos.iter().enumerate().all(|(at, i)| *i == at / 2 + 1));
+            assert_eq!(fours[404..], [0; 3]);
+        });
+    }
+
+    #[test]
+    fn slow_tasks_leave_the_others_to_other_threads() {
+        in_pools(|| {
+            let num_done = AtomicUsize::new(0);
+            let wait = |i: usize| {
+                // In its own share or another's, each of the others has to be taken by somebody else.
+                while i == 0
+                    && rayon::current_num_threads() > 1
+                    && num_done.load(Ordering::Acquire) < 7
+                {
+                    std::thread::yield_now();
+                }
+                num_done.fetch_add(1, Ordering::Release);
+            };
+            assert_eq!(count(8, wait), [1; 8]);
+        });
+    }
+
+    #[test]
+    fn tasks_may_have_tasks_of_their_own_and_use_rayon() {
+        in_pools(|| {
+            let sum = AtomicUsize::new(0);
+            each_task(20, |i| {
+                each_task(i, |_| {
+                    sum.fetch_add((0..3usize).into_par_iter().sum(), Ordering::Relaxed);
+                });
+            });
+            assert_eq!(sum.into_inner(), 190 * 3);
+        });
+    }
+
+    #[test]
+    fn a_panic_goes_on_when_all_tasks_are_done_and_the_team_lives() {
+        in_pools(|| {
+            for bad in 0..10 {
+                let num_done = AtomicUsize::new(0);
+                let all = || {
+                    each_task(10, |i| {
+                        assert!(i != bad, "on purpose");
+                        num_done.fetch_add(1, Ordering::Relaxed);
+                    });
+                };
+                assert!(catch_unwind(AssertUnwindSafe(all)).is_err());
+                assert_eq!(count(10, |_| ()), [1; 10]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_step_that_panics_ends_its_team() {
+        let panicked = catch_unwind(|| in_pools(|| panic!("on purpose")));
+        assert!(panicked.is_err());
+        assert_eq!(with_team(|| 7), 7, "from outside of any pool");
+    }
+}
