@@ -22,14 +22,19 @@ use rayon::prelude::*;
 
 /// How often a thread looks for a task, in a microsecond or two, before it lets others have its core.
 const LOOKS: usize = 32;
+/// Tasks of a part of many chunks.
+const TASKS_PER_THREAD: usize = 64;
 
 thread_local!(
     /// The team that this thread leads, unless it is at work on a task.
-    static LED: Cell<*const Team> = const { Cell::new(ptr::null()) }
+    static LED: Cell<*const Team> = const { Cell::new(ptr::null()) };
+    /// Whether this thread leads or helps a team. What it finds in rayon meanwhile may be of another one: that
+    /// must not hold it, for each of two leaders would wait for the other's step to end.
+    static IS_BUSY: Cell<bool> = const { Cell::new(false) }
 );
 
-/// Runs `step` in the pool, whose other threads are its team meanwhile. Where there are fewer cores than
-/// threads there is no team: they would take the cores from one another.
+/// Runs `step` in the pool, whose other threads are its team meanwhile, unless they are another's. Where there
+/// are fewer cores than threads there is no team: they would take the cores from one another.
 pub fn with_team<R: Send>(step: impl FnOnce() -> R + Send) -> R {
     let num_threads = rayon::current_num_threads();
     if !(2..=num_cores()).contains(&num_threads) {
@@ -37,24 +42,22 @@ pub fn with_team<R: Send>(step: impl FnOnce() -> R + Send) -> R {
     }
     let team = &Team::new(num_threads);
     rayon::scope(|scope| {
-        let leader = rayon::current_thread_index();
-        scope.spawn_broadcast(move |_, thread| {
-            // The leader comes by here while it waits for what rayon gave to another thread.
-            if Some(thread.index()) != leader {
-                team.help(thread.index());
-            }
-        });
-        let before = LED.replace(team);
+        if IS_BUSY.replace(true) {
+            return step();
+        }
+        scope.spawn_broadcast(move |_, thread| team.help(thread.index()));
+        LED.set(team);
         let _end = OnDrop(|| {
-            LED.set(before);
+            LED.set(ptr::null());
+            IS_BUSY.set(false);
             team.is_over.store(true, Ordering::Release);
         });
         step()
     })
 }
 
-/// Calls `task` with each of `0..num_tasks`, on all threads, in any order. Returns when all are done; if one
-/// panicked, the panic goes on then.
+/// Calls `task` with each of `0..num_tasks`, on all threads, in any order. Returns when all are done; if some
+/// panicked, the panic of one goes on then. Tasks shall not wait for what rayon gives to all threads.
 pub fn each_task(num_tasks: usize, task: impl Fn(usize) + Sync) {
     let led = LED.replace(ptr::null());
     let _end = OnDrop(|| LED.set(led));
@@ -67,17 +70,23 @@ pub fn each_task(num_tasks: usize, task: impl Fn(usize) + Sync) {
 }
 
 /// Calls `task` with the number of each chunk, and with the chunk of all `values`, as [`each_task`] does. Each of
-/// them comes with the length of its chunks, not 0; what is left at its end belongs to no chunk.
+/// them comes with the length of its chunks, not 0; what is left at its end belongs to no chunk. `unled`: chunks
+/// of a task where there is no team, so many that they are worth waking a thread.
 pub fn each_chunk<const N: usize, T: Send>(
     values: [(&mut [T], usize); N],
+    unled: usize,
     task: impl Fn(usize, [&mut [T]; N]) + Sync,
 ) {
     let num_chunks = values.iter().map(|(values, len)| values.len() / len).min().unwrap_or(0);
     let chunks = values.map(|(values, len)| Chunks { start: values.as_mut_ptr(), len });
     let chunks = &chunks;
-    each_task(num_chunks, |index| {
-        // SAFETY: each index below the least number of chunks comes once.
-        task(index, std::array::from_fn(|i| unsafe { chunks[i].get(index) }));
+    let most = TASKS_PER_THREAD * rayon::current_num_threads();
+    let run = if LED.get().is_null() { unled } else { num_chunks.div_ceil(most).max(1) };
+    each_task(num_chunks.div_ceil(run), |first| {
+        for index in (first * run..num_chunks).take(run) {
+            // SAFETY: each index below the least number of chunks comes once.
+            task(index, std::array::from_fn(|i| unsafe { chunks[i].get(index) }));
+        }
     });
 }
 
@@ -144,7 +153,7 @@ impl Team {
             slot.put(Share { part, start: cut(i), end: cut(i + 1) });
         }
         self.part.store(part, Ordering::Release);
-        while self.work(thread) {}
+        self.work(thread);
         let mut looks = 0;
         while self.num_done.load(Ordering::Acquire) < u32::from(num_tasks) {
             pause(&mut looks);
@@ -155,13 +164,18 @@ impl Team {
         }
     }
 
-    /// Takes tasks, of rayon's too, until the step is over.
+    /// Takes tasks, of rayon's too, until the step is over. The leader and those who help others come by here
+    /// too, while they wait for rayon.
     fn help(&self, thread: usize) {
+        if IS_BUSY.replace(true) {
+            return;
+        }
+        let _end = OnDrop(|| IS_BUSY.set(false));
         let (mut last, mut looks) = (0, 0);
         while !self.is_over.load(Ordering::Acquire) {
             let part = self.part.load(Ordering::Acquire);
             if part != last {
-                while self.work(thread) {}
+                self.work(thread);
                 (last, looks) = (part, 0);
             }
             if looks + 1 == LOOKS && rayon::yield_now() == Some(rayon::Yield::Executed) {
@@ -171,21 +185,36 @@ impl Team {
         }
     }
 
-    /// Takes a task and does it; false if none is left.
-    fn work(&self, thread: usize) -> bool {
+    /// Takes tasks and does them until none is left.
+    fn work(&self, thread: usize) {
+        let mut num_done = 0;
+        while let Some(index) = self.take(thread) {
+            // SAFETY: written before the task could be taken, and there until it counts as done.
+            let task = unsafe { (*self.task.get()).expect("written before") };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(usize::from(index)))) {
+                self.keep(panic);
+            }
+            num_done += 1;
+        }
+        if num_done > 0 {
+            self.num_done.fetch_add(num_done, Ordering::Release);
+        }
+    }
+
+    fn take(&self, thread: usize) -> Option<u16> {
         let num_threads = self.shares.len();
         let steal = |i: usize| self.shares[(thread + i) % num_threads].take(Share::last);
         let own = self.shares[thread].take(Share::first);
-        let Some(index) = own.or_else(|| (1..num_threads).find_map(steal)) else {
-            return false;
-        };
-        // SAFETY: written before the task could be taken, and there until the task is done.
-        let task = unsafe { (*self.task.get()).expect("written before") };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(usize::from(index)))) {
-            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+        own.or_else(|| (1..num_threads).find_map(steal))
+    }
+
+    /// Keeps the first panic. Others are not even dropped: that could panic again.
+    fn keep(&self, panic: Box<dyn Any + Send>) {
+        let mut kept = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+        match *kept {
+            None => *kept = Some(panic),
+            Some(_) => std::mem::forget(panic),
         }
-        self.num_done.fetch_add(1, Ordering::Release);
-        true
     }
 }
 
@@ -309,14 +338,14 @@ mod tests {
     #[test]
     fn each_chunk_comes_with_those_of_the_other_slices() {
         in_pools(|| {
-            let (mut fours, mut twos) = (vec![0; 4 * 101 + 3], vec![0; 2 * 101]);
-            each_chunk([(&mut fours, 4), (&mut twos, 2)], |i, [four, two]| {
+            let (mut fours, mut twos) = (vec![0; 4 * 1001 + 3], vec![0; 2 * 1001]);
+            each_chunk([(&mut fours, 4), (&mut twos, 2)], 7, |i, [four, two]| {
                 four.fill(i + 1);
                 two.fill(i + 1);
             });
-            assert!(fours[..404].iter().enumerate().all(|(at, i)| *i == at / 4 + 1));
+            assert!(fours[..4004].iter().enumerate().all(|(at, i)| *i == at / 4 + 1));
             assert!(twos.iter().enumerate().all(|(at, i)| *i == at / 2 + 1));
-            assert_eq!(fours[404..], [0; 3]);
+            assert_eq!(fours[4004..], [0; 3]);
         });
     }
 
@@ -352,6 +381,25 @@ mod tests {
     }
 
     #[test]
+    fn steps_at_the_same_time_do_not_wait_for_each_other() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_cores()).build().unwrap();
+        let step = || {
+            let mut sum = 0;
+            for num_tasks in 0..60 {
+                sum += count(num_tasks, |_| ()).into_par_iter().with_max_len(1).sum::<usize>();
+            }
+            sum
+        };
+        std::thread::scope(|scope| {
+            let engines = [(); 3].map(|()| {
+                scope.spawn(|| (0..40).all(|_| pool.install(|| with_team(step)) == 59 * 60 / 2))
+            });
+            assert!(engines.into_iter().all(|engine| engine.join().unwrap()));
+        });
+        in_pools(|| assert_eq!(with_team(|| count(9, |_| ())), [1; 9]));
+    }
+
+    #[test]
     fn a_panic_goes_on_when_all_tasks_are_done_and_the_team_lives() {
         in_pools(|| {
             for bad in 0..10 {
@@ -370,8 +418,14 @@ mod tests {
 
     #[test]
     fn a_step_that_panics_ends_its_team() {
-        let panicked = catch_unwind(|| in_pools(|| panic!("on purpose")));
-        assert!(panicked.is_err());
+        for num_threads in [1, 2, num_cores()] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
+            let step = || with_team(|| each_task(5, |i| assert!(i != 3, "on purpose")));
+            for _ in 0..3 {
+                assert!(catch_unwind(AssertUnwindSafe(|| pool.install(step))).is_err());
+            }
+            assert_eq!(pool.install(|| with_team(|| count(5, |_| ()))), [1; 5]);
+        }
         assert_eq!(with_team(|| 7), 7, "from outside of any pool");
     }
 }

@@ -21,7 +21,8 @@ pub fn write_kv(
     let head_dim = arena.layout().head_dim;
     let num_kv_heads = plan.num_kv_heads;
     let kv_width = 2 * num_kv_heads * head_dim;
-    if num_rows != plan.num_rows() || width <= kv_width || !width.is_multiple_of(head_dim) {
+    let are_groups = width > kv_width && width.is_multiple_of(num_kv_heads * head_dim);
+    if num_rows != plan.num_rows() || !are_groups {
         return Err(Error::shape("write_kv", format!("qkv {:?} for {num_rows} rows", qkv.shape())));
     }
     check_basis(plan, layer, head_dim)?;

@@ -19,6 +19,8 @@ use crate::{
 
 /// The largest head size that changes basis with vectors.
 const MAX_DIM: usize = 256;
+/// Rows that pay for handing work to another thread, without a team.
+const MIN_ROWS: usize = 16;
 
 thread_local!(
     /// Keys and values on their way to the cache.
@@ -54,7 +56,7 @@ pub fn write_kv<S: Simd>(
     let q = output("write_kv", (num_rows, q_width), |q| {
         with_slice("write_kv", qkv, |qkv| {
             let chunks = [(q, q_width / num_kv_heads), (&mut *kv, 2 * head_dim)];
-            each_chunk(chunks, |i, [q, kv]| {
+            each_chunk(chunks, MIN_ROWS * num_kv_heads, |i, [q, kv]| {
                 let (row, kv_head) = (i / num_kv_heads, i % num_kv_heads);
                 let x = &qkv[row * width..][..width];
                 q.copy_from_slice(&x[kv_head * q.len()..][..q.len()]);

@@ -56,7 +56,7 @@ pub fn attribute<S: Simd>(
             with_slice("attribute", &attended.lse, |lse| {
                 let step = Step { simd, arena, plan, heads: &heads, q, out, lse };
                 let head_dim = step.arena.layout().head_dim;
-                each_chunk([(&mut signals, 1)], |i, [signals]| {
+                each_chunk([(&mut signals, 1)], 1, |i, [signals]| {
                     signals[0] = with_scratch(head_dim, |scratch| step.signals(&items[i], scratch));
                 });
             })

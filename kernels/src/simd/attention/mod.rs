@@ -51,6 +51,8 @@ const QUERIES_PER_ITEM: usize = 192;
 /// keeps many threads busy. Not chosen by the number of threads: parts decide how sums are rounded.
 const TOKENS_PER_PART: usize = 512;
 const TOKENS_PER_TILED_PART: usize = 4096;
+/// Rows whose parts are merged on another thread, without a team.
+const MIN_ROWS: usize = 16;
 /// (block, KV head)s whose queries are prepared on another thread.
 const MIN_ASKED: usize = 16;
 
@@ -96,7 +98,7 @@ pub fn attention<S: Simd>(
     buffers.cut(layer, &heads, plan);
     let Buffers { blocks, items, owners, asked, partials } = &mut buffers;
     with_slice("attention", q, |q| step.ask(q, blocks, asked))?;
-    each_chunk([(&mut partials[..items.len()], 1)], |i, [partial]| {
+    each_chunk([(&mut partials[..items.len()], 1)], 1, |i, [partial]| {
         let Item { asked: index, pages } = &items[i];
         let (asked, pages) = (&asked[*index], Pages::new(&plan.pages, pages.clone()));
         with_scratch(head_dim, |scratch| step.attend(asked, pages, scratch, &mut partial[0]));
@@ -105,7 +107,8 @@ pub fn attention<S: Simd>(
     let mut lse = None;
     let out = output("attention", (heads.num_rows, width), |out| {
         lse = Some(output("attention", (heads.num_rows, heads.num_heads), |lse| {
-            each_chunk([(out, heads.group * head_dim), (lse, heads.group)], |i, to| {
+            let chunks = [(out, heads.group * head_dim), (lse, heads.group)];
+            each_chunk(chunks, MIN_ROWS * plan.num_kv_heads, |i, to| {
                 let (row, kv_head) = (i / plan.num_kv_heads, i % plan.num_kv_heads);
                 let owner = owners[row].map(|index| &blocks[index]);
                 step.merge(owner, (row, kv_head), partials, to);
