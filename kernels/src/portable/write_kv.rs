@@ -89,7 +89,7 @@ pub(crate) enum Role {
 }
 
 /// Who is who in a row of H query heads, G keys and G values.
-pub(crate) struct Roles {
+struct Roles {
     num_heads: usize,
     num_kv_heads: usize,
     /// The first (layer, KV head) of the layer.
