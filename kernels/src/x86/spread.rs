@@ -27,7 +27,7 @@ impl Line {
 pub struct Spread {
     /// Of a coded vector, all its blocks.
     vector_bytes: usize,
-    /// First byte of the block's codes, and their number.
+    /// First byte of the block's codes, and their number, which is 0 where all channels have 0 bits.
     start: usize,
     len: usize,
     /// `None` if codes are signed bytes.
@@ -97,7 +97,7 @@ impl Spread {
     pub fn unpack(&self, codes: &[u8], wanted: Wanted, rows: &mut [Line]) {
         assert!(self.start + self.len <= self.vector_bytes);
         assert!(codes.len() >= rows.len() * self.vector_bytes);
-        let mask = u64::MAX >> (BLOCK - self.len.clamp(1, BLOCK));
+        let mask = first_bytes(self.len);
         let flip = _mm512_set1_epi8(wanted.flip as i8);
         // A run of its own for each case keeps what it needs in registers.
         match &self.look {
@@ -154,6 +154,11 @@ impl Spread {
     }
 }
 
+/// The first `len` bytes of a register of 64.
+fn first_bytes(len: usize) -> u64 {
+    u64::MAX.checked_shr((BLOCK - len) as u32).unwrap_or(0)
+}
+
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn load(line: &Line) -> __m512i {
@@ -185,5 +190,18 @@ pub fn unpack(simd: Avx512, format: Format, dim: usize, codes: &[u8], bytes: &mu
                 to[block * BLOCK..][..BLOCK].copy_from_slice(&row.0);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_whose_channels_have_no_bits_reads_nothing() {
+        let k1 = Format::Levels([4, 2, 1, 1, 0, 0, 0, 0]);
+        let reads = |block: usize| first_bytes(Spread::new(k1, 2 * BLOCK, block).len);
+        assert_eq!([reads(0), reads(1)], [u64::from(u16::MAX), 0]);
+        assert_eq!(first_bytes(BLOCK), u64::MAX);
     }
 }
