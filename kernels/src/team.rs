@@ -16,6 +16,7 @@ use std::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use rayon::prelude::*;
@@ -24,10 +25,13 @@ use rayon::prelude::*;
 const LOOKS: usize = 32;
 /// Tasks of a part of many chunks.
 const TASKS_PER_THREAD: usize = 64;
+/// How long a thread waits for the next part of a step. Rayon may have given it to the team in the middle of
+/// another job, for whose end the step may have to wait: it must go on with that.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 thread_local!(
     /// The team that this thread leads, unless it is at work on a task.
-    static LED: Cell<*const Team> = const { Cell::new(ptr::null()) };
+    static LED: Cell<*const Led<'static>> = const { Cell::new(ptr::null()) };
     /// Whether this thread leads or helps a team. What it finds in rayon meanwhile may be of another one: that
     /// must not hold it, for each of two leaders would wait for the other's step to end.
     static IS_BUSY: Cell<bool> = const { Cell::new(false) }
@@ -36,17 +40,19 @@ thread_local!(
 /// Runs `step` in the pool, whose other threads are its team meanwhile, unless they are another's. Where there
 /// are fewer cores than threads there is no team: they would take the cores from one another.
 pub fn with_team<R: Send>(step: impl FnOnce() -> R + Send) -> R {
+    let Some(leader) = rayon::current_thread_index() else {
+        return rayon::scope(|_| with_team(step));
+    };
     let num_threads = rayon::current_num_threads();
-    if !(2..=num_cores()).contains(&num_threads) {
-        return rayon::scope(|_| step());
+    if !(2..=num_cores()).contains(&num_threads) || IS_BUSY.replace(true) {
+        return step();
     }
-    let team = &Team::new(num_threads);
+    let team = &Team::new(num_threads, leader);
     rayon::scope(|scope| {
-        if IS_BUSY.replace(true) {
-            return step();
-        }
-        scope.spawn_broadcast(move |_, thread| team.help(thread.index()));
-        LED.set(team);
+        let call = &|| team.call(scope);
+        call();
+        let led = Led { team, call };
+        LED.set(ptr::from_ref(&led).cast());
         let _end = OnDrop(|| {
             LED.set(ptr::null());
             IS_BUSY.set(false);
@@ -61,10 +67,10 @@ pub fn with_team<R: Send>(step: impl FnOnce() -> R + Send) -> R {
 pub fn each_task(num_tasks: usize, task: impl Fn(usize) + Sync) {
     let led = LED.replace(ptr::null());
     let _end = OnDrop(|| LED.set(led));
-    // SAFETY: a team outlives the step that it is set for.
+    // SAFETY: what is set outlives the step.
     match (unsafe { led.as_ref() }, u16::try_from(num_tasks)) {
         (_, Ok(0 | 1)) => (0..num_tasks).for_each(task),
-        (Some(team), Ok(num_tasks)) => team.lead(num_tasks, &task),
+        (Some(led), Ok(num_tasks)) => led.lead(num_tasks, &task),
         _ => (0..num_tasks).into_par_iter().with_max_len(1).for_each(&task),
     }
 }
@@ -111,7 +117,32 @@ impl<T> Chunks<T> {
 
 type Task<'a> = &'a (dyn Fn(usize) + Sync);
 
+/// A team as its leader sees it.
+struct Led<'a> {
+    team: &'a Team,
+    /// Calls the threads to it.
+    call: &'a dyn Fn(),
+}
+
+impl Led<'_> {
+    /// Has all tasks done. Not from within a task.
+    fn lead(&self, num_tasks: u16, task: Task) {
+        // Each call is answered by all before the next.
+        if self.team.has_left.load(Ordering::Relaxed)
+            && self.team.num_awaited.load(Ordering::Relaxed) == 0
+        {
+            (self.call)();
+        }
+        self.team.lead(num_tasks, task);
+    }
+}
+
 struct Team {
+    leader: usize,
+    /// Others that were called and have not answered.
+    num_awaited: AtomicU32,
+    /// Whether a thread has lost its patience since they were called.
+    has_left: AtomicBool,
     /// By thread.
     shares: Vec<Slot>,
     /// Number of the latest part.
@@ -127,8 +158,11 @@ struct Team {
 unsafe impl Sync for Team {}
 
 impl Team {
-    fn new(num_threads: usize) -> Self {
+    fn new(num_threads: usize, leader: usize) -> Self {
         Self {
+            leader,
+            num_awaited: AtomicU32::new(0),
+            has_left: AtomicBool::new(false),
             shares: (0..num_threads).map(|_| Slot::default()).collect(),
             part: AtomicU32::new(0),
             task: UnsafeCell::new(None),
@@ -138,22 +172,27 @@ impl Team {
         }
     }
 
-    /// Has all tasks done. Only the leader calls this, and not from within a task.
+    fn call<'scope>(&'scope self, scope: &rayon::Scope<'scope>) {
+        self.has_left.store(false, Ordering::Relaxed);
+        self.num_awaited.store(self.shares.len() as u32 - 1, Ordering::Relaxed);
+        scope.spawn_broadcast(|_, thread| self.help(thread.index()));
+    }
+
+    /// As [`Led::lead`], with those who are there.
     fn lead(&self, num_tasks: u16, task: Task) {
         // SAFETY: no task is left of the last part, and this part's are done before `task` ends.
         unsafe { *self.task.get() = Some(std::mem::transmute::<Task<'_>, Task<'static>>(task)) };
         self.num_done.store(0, Ordering::Relaxed);
         let part = self.part.load(Ordering::Relaxed).wrapping_add(1);
-        let thread = rayon::current_thread_index().unwrap_or(0);
         let (num_threads, all) = (self.shares.len(), usize::from(num_tasks));
         let cut = |i: usize| (i * all / num_threads) as u16;
         for i in 0..num_threads {
             // The first is the leader's.
-            let slot = &self.shares[(thread + i) % num_threads];
+            let slot = &self.shares[(self.leader + i) % num_threads];
             slot.put(Share { part, start: cut(i), end: cut(i + 1) });
         }
         self.part.store(part, Ordering::Release);
-        self.work(thread);
+        self.work(self.leader);
         let mut looks = 0;
         while self.num_done.load(Ordering::Acquire) < u32::from(num_tasks) {
             pause(&mut looks);
@@ -164,22 +203,31 @@ impl Team {
         }
     }
 
-    /// Takes tasks, of rayon's too, until the step is over. Rayon gives this to the leader as well, and to
-    /// those who help others: not to be done twice by one thread.
+    /// Takes tasks, of rayon's too, until the step is over or its next part is long in coming. Rayon gives this
+    /// to the leader as well, and to those who help others.
     fn help(&self, thread: usize) {
+        if thread == self.leader {
+            return;
+        }
+        self.num_awaited.fetch_sub(1, Ordering::Relaxed);
         if IS_BUSY.replace(true) {
             return;
         }
         let _end = OnDrop(|| IS_BUSY.set(false));
-        let (mut last, mut looks) = (0, 0);
+        let (mut last, mut looks, mut since) = (0, 0, Instant::now());
         while !self.is_over.load(Ordering::Acquire) {
             let part = self.part.load(Ordering::Acquire);
             if part != last {
                 self.work(thread);
-                (last, looks) = (part, 0);
+                (last, looks, since) = (part, 0, Instant::now());
             }
-            if looks + 1 == LOOKS && rayon::yield_now() == Some(rayon::Yield::Executed) {
-                looks = 0;
+            if looks + 1 == LOOKS {
+                if since.elapsed() > PATIENCE {
+                    return self.has_left.store(true, Ordering::Relaxed);
+                }
+                if rayon::yield_now() == Some(rayon::Yield::Executed) {
+                    looks = 0;
+                }
             }
             pause(&mut looks);
         }

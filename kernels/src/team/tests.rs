@@ -44,19 +44,41 @@ fn each_chunk_comes_with_those_of_the_other_slices() {
     });
 }
 
+/// A part that ends only where there is a second thread, if there is one.
+fn need_another() {
+    let num_done = AtomicUsize::new(0);
+    let wait = |i: usize| {
+        // In its own share or another's, each of the others has to be taken by somebody else.
+        while i == 0 && rayon::current_num_threads() > 1 && num_done.load(Ordering::Acquire) < 7 {
+            std::thread::yield_now();
+        }
+        num_done.fetch_add(1, Ordering::Release);
+    };
+    assert_eq!(count(8, wait), [1; 8]);
+}
+
 #[test]
 fn slow_tasks_leave_the_others_to_other_threads() {
+    in_pools(need_another);
+}
+
+#[test]
+fn who_helps_does_not_wait_for_ever_for_the_next_part() {
+    let team = Team::new(2, 0);
+    team.num_awaited.store(1, Ordering::Relaxed);
+    team.help(1);
+    assert!(team.has_left.into_inner() && !team.is_over.into_inner());
+    assert_eq!(team.num_awaited.into_inner(), 0);
+}
+
+#[test]
+fn the_next_part_calls_those_back_who_have_left() {
     in_pools(|| {
-        let num_done = AtomicUsize::new(0);
-        let wait = |i: usize| {
-            // In its own share or another's, each of the others has to be taken by somebody else.
-            while i == 0 && rayon::current_num_threads() > 1 && num_done.load(Ordering::Acquire) < 7
-            {
-                std::thread::yield_now();
-            }
-            num_done.fetch_add(1, Ordering::Release);
-        };
-        assert_eq!(count(8, wait), [1; 8]);
+        for _ in 0..3 {
+            need_another();
+            std::thread::sleep(3 * PATIENCE);
+        }
+        need_another();
     });
 }
 

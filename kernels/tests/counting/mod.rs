@@ -26,11 +26,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Allocations of one of many equal steps, once they have run before.
+/// Allocations of one of many equal steps, once they have run before. The least of three counts: on a busy
+/// machine threads are called to their team anew, for which rayon asks for memory.
 pub fn per_step(mut step: impl FnMut()) -> usize {
     const STEPS: usize = 50;
-    (0..STEPS).for_each(|_| step());
-    let before = COUNT.load(Ordering::Relaxed);
-    (0..STEPS).for_each(|_| step());
-    (COUNT.load(Ordering::Relaxed) - before) / STEPS
+    let mut count = || {
+        let before = COUNT.load(Ordering::Relaxed);
+        (0..STEPS).for_each(|_| step());
+        (COUNT.load(Ordering::Relaxed) - before) / STEPS
+    };
+    count();
+    [(); 3].map(|()| count()).into_iter().min().unwrap_or_default()
 }
