@@ -23,6 +23,18 @@ pub fn share() -> bool {
     false
 }
 
+/// Returns to the system what was freed, wherever in the heaps it lies: they would keep it. It walks all that
+/// is free; to be called when much was freed and little will be asked for soon.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn trim() {
+    // SAFETY: it takes the allocator's own locks, and touches only what is free.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other allocators return it by themselves, or never.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn trim() {}
+
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod tests {
     #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use keepwell_kernels::Backend;
+use keepwell_kernels::{Backend, heap};
 use keepwell_models::{LoadOptions, Loaded, fetch::cache_dir};
 use tracing::{info, warn};
 
@@ -25,7 +25,10 @@ const STEPS_A_LINE: u64 = 20;
 /// served all the same, as uncalibrated as without a text.
 pub fn obtain(text: Option<&str>, loaded: &Loaded, backend: &dyn Backend) -> Known {
     let Some(text) = text else { return Known::default() };
-    match load_or_measure(text, loaded, backend) {
+    let obtained = load_or_measure(text, loaded, backend);
+    // Measuring takes more memory than serving.
+    heap::trim();
+    match obtained {
         Ok(known) => {
             info!("{}", describe(&known));
             known

@@ -140,13 +140,17 @@ pub(super) struct Head {
 
 impl Head {
     pub(super) fn new(candidates: &[Candidate], prices: &HeadPrices, layout: &PageLayout) -> Self {
-        let mut fixed = PerTier::default();
-        let mut scores = PerTier::<Vec<f32>>::default();
+        let (mut fixed, mut undecided) = (PerTier::default(), PerTier::<usize>::default());
         for candidate in candidates {
             match candidate.fixed {
                 Some(tier) => fixed[tier] += 1,
-                None => scores[candidate.tier].push(sane(candidate.score)),
+                None => undecided[candidate.tier] += 1,
             }
+        }
+        // All heads are held at once: each list is as long as it has to be.
+        let mut scores = PerTier::new(|tier| Vec::with_capacity(undecided[tier]));
+        for candidate in candidates.iter().filter(|candidate| candidate.fixed.is_none()) {
+            scores[candidate.tier].push(sane(candidate.score));
         }
         let groups = TIERS.iter().map(|info| info.tier).filter_map(|tier| {
             let scores = std::mem::take(&mut scores[tier]);
