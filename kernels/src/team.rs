@@ -2,7 +2,7 @@
 //!
 //! A decode step has some eight parts in each layer, of 5 to 150 microseconds. Rayon's threads fall asleep
 //! between such parts, waking one takes as long as some of them, and each half that one steals from another
-//! costs about a microsecond. A team stays awake while a step lasts. Each of its threads has a share of a
+//! costs about a microsecond. A team stays awake from one part to the next. Each of its threads has a share of a
 //! part's tasks, neighbours in memory, which it takes one by one; when it has none left it takes the last
 //! ones of others, so a thread whose core is slow ends up with fewer.
 
@@ -26,7 +26,8 @@ const LOOKS: usize = 32;
 /// Tasks of a part of many chunks.
 const TASKS_PER_THREAD: usize = 64;
 /// How long a thread waits for the next part of a step. Rayon may have given it to the team in the middle of
-/// another job, for whose end the step may have to wait: it must go on with that.
+/// another job, for whose end the step may have to wait: it must go on with that. Much longer than parts are
+/// apart, and than a busy system keeps a thread from its core; who has left is called back by the next part.
 const PATIENCE: Duration = Duration::from_millis(10);
 
 thread_local!(
@@ -51,6 +52,7 @@ pub fn with_team<R: Send>(step: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|scope| {
         let call = &|| team.call(scope);
         call();
+        // Before what unsets it, and so there for longer.
         let led = Led { team, call };
         LED.set(ptr::from_ref(&led).cast());
         let _end = OnDrop(|| {
@@ -63,7 +65,8 @@ pub fn with_team<R: Send>(step: impl FnOnce() -> R + Send) -> R {
 }
 
 /// Calls `task` with each of `0..num_tasks`, on all threads, in any order. Returns when all are done; if some
-/// panicked, the panic of one goes on then. Tasks shall not wait for what rayon gives to all threads.
+/// panicked, the panic of one goes on then. Tasks shall not wait for what rayon gives to all threads, and use rayon
+/// only where no other step runs in the pool: who leads a part takes none of rayon's jobs meanwhile.
 pub fn each_task(num_tasks: usize, task: impl Fn(usize) + Sync) {
     let led = LED.replace(ptr::null());
     let _end = OnDrop(|| LED.set(led));
@@ -127,7 +130,7 @@ struct Led<'a> {
 impl Led<'_> {
     /// Has all tasks done. Not from within a task.
     fn lead(&self, num_tasks: u16, task: Task) {
-        // Each call is answered by all before the next.
+        // One call at a time: what rayon gives to all threads would pile up where one of them is long away.
         if self.team.has_left.load(Ordering::Relaxed)
             && self.team.num_awaited.load(Ordering::Relaxed) == 0
         {

@@ -49,7 +49,9 @@ fn need_another() {
     let num_done = AtomicUsize::new(0);
     let wait = |i: usize| {
         // In its own share or another's, each of the others has to be taken by somebody else.
+        let start = Instant::now();
         while i == 0 && rayon::current_num_threads() > 1 && num_done.load(Ordering::Acquire) < 7 {
+            assert!(start.elapsed() < Duration::from_secs(20), "nobody else has come");
             std::thread::yield_now();
         }
         num_done.fetch_add(1, Ordering::Release);

@@ -26,7 +26,7 @@ const STEPS_A_LINE: u64 = 20;
 pub fn obtain(text: Option<&str>, loaded: &Loaded, backend: &dyn Backend) -> Known {
     let Some(text) = text else { return Known::default() };
     let obtained = load_or_measure(text, loaded, backend);
-    // Measuring takes more memory than serving.
+    // Measuring, where it had to be done, took more memory than serving will.
     heap::trim();
     match obtained {
         Ok(known) => {
